@@ -1,0 +1,55 @@
+"""Fused, exact kernels for bidirectional distillation of top-K recommenders at catalog scale.
+
+The pipeline, and so the order of this file: factors -> score -> rank -> topk -> sample -> loss. Importing registers the
+operators as torch.ops.bdkernels.*; it compiles nothing and touches no GPU driver.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from .backends import BackendError
+from .factors import Factors
+from .functional import (
+    Draws,
+    Samples,
+    StepLoss,
+    TopK,
+    bd_step_loss,
+    count_above,
+    count_above_block,
+    distill_loss,
+    rank,
+    sample,
+    score,
+    topk,
+)
+from .seen import Seen
+from .weights import Exp, Linear, RankOnly, Tanh, Uniform, Weight
+
+try:
+    __version__ = version("bdkernels")
+except PackageNotFoundError:  # a source tree that was never installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "BackendError",
+    "Draws",
+    "Exp",
+    "Factors",
+    "Linear",
+    "RankOnly",
+    "Samples",
+    "Seen",
+    "StepLoss",
+    "Tanh",
+    "TopK",
+    "Uniform",
+    "Weight",
+    "bd_step_loss",
+    "count_above",
+    "count_above_block",
+    "distill_loss",
+    "rank",
+    "sample",
+    "score",
+    "topk",
+]

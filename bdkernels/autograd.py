@@ -1,0 +1,68 @@
+"""Gradients of the two losses; nothing else here has one."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .ops import LIBRARY
+
+
+def _distill_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    learner, guide, ctx.tau_learner, ctx.tau_guide, mask = inputs
+    ctx.save_for_backward(learner, guide, mask)
+
+
+def _distill_loss_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+    learner, guide, mask = ctx.saved_tensors
+    backward = torch.ops.bdkernels.distill_loss_backward
+    return backward(grad, learner, guide, ctx.tau_learner, ctx.tau_guide, mask), None, None, None, None
+
+
+torch.library.register_autograd(
+    "bdkernels::distill_loss", _distill_loss_backward, setup_context=_distill_loss_setup, lib=LIBRARY
+)
+
+
+class BdStep(torch.autograd.Function):
+    """Loss of `torch.ops.bdkernels.bd_step` with the gradient rows that the same call made."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        user_table: Tensor,
+        item_table: Tensor,
+        item_bias: Tensor | None,
+        ids: tuple[Tensor, Tensor, Tensor, Tensor],
+        guide_scores: Tensor,
+        distill_mask: Tensor | None,
+        options: tuple[str, float, float, float],
+        sparse: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        cf, distill, *rows = torch.ops.bdkernels.bd_step(
+            user_table, item_table, item_bias, *ids, guide_scores, distill_mask, *options
+        )
+        users, positives, negatives, distilled = ids
+        listed = torch.cat([positives[:, None], negatives, distilled.clamp(min=0)], 1).flatten()
+        ctx.save_for_backward(users, listed, *rows)
+        ctx.shapes = user_table.shape, item_table.shape, None if item_bias is None else item_bias.shape
+        ctx.sparse = sparse
+        ctx.mark_non_differentiable(cf, distill)
+        return cf + options[1] * distill, cf, distill
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        users, listed, g_users, g_items, g_bias = ctx.saved_tensors
+        user_shape, item_shape, bias_shape = ctx.shapes
+
+        def rows(index: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+            if ctx.sparse:
+                return torch.sparse_coo_tensor(index[None], values * grad, shape, check_invariants=False)
+            return values.new_zeros(shape).index_add_(0, index, values * grad)
+
+        return (
+            rows(users, g_users, user_shape),
+            rows(listed, g_items.flatten(0, 1), item_shape),
+            None if bias_shape is None else rows(listed, g_bias.flatten(), bias_shape),
+            *(None,) * 5,
+        )

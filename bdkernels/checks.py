@@ -1,0 +1,127 @@
+"""What arguments must be. Shapes, dtypes and devices cost nothing and are checked under fake tensors too; values cost a pass."""
+
+import torch
+from torch import Tensor
+
+from .factors import Factors
+from .seen import Seen
+from .weights import KINDS
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+MAX_ITEMS = 2**31
+
+
+def _is(condition: bool, name: str, expected: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def tensor(name: str, t: Tensor, shape: tuple[int | str, ...], dtypes: tuple[torch.dtype, ...], device: torch.device) -> None:
+    """A letter in `shape` stands for any size, a number for just that."""
+    want = "[" + ", ".join(str(s) for s in shape) + "]"
+    fits = t.dim() == len(shape) and all(isinstance(s, str) or t.shape[i] == s for i, s in enumerate(shape))
+    _is(fits, name, f"shape {want}", list(t.shape))
+    _is(t.dtype in dtypes, name, " or ".join(str(d).removeprefix("torch.") for d in dtypes), t.dtype)
+    _is(t.device == device, name, f"device {device}", t.device)
+
+
+def factors(f: Factors, prefix: str = "") -> None:
+    users, items, bias = f
+    device = users.device
+    tensor(f"{prefix}users", users, ("B", "d"), FLOATS, device)
+    tensor(f"{prefix}items", items, ("N", users.shape[1]), (users.dtype,), device)
+    if bias is not None:
+        tensor(f"{prefix}item_bias", bias, (items.shape[0],), (users.dtype,), device)
+    _is(items.shape[0] < MAX_ITEMS, f"{prefix}items", "fewer than 2^31 rows", items.shape[0])
+
+
+def seen(s: Seen | None, n_rows: int, device: torch.device) -> None:
+    if s is not None:
+        tensor("seen.indptr", s.indptr, (n_rows + 1,), (torch.int64,), device)
+        tensor("seen.indices", s.indices, ("nnz",), (torch.int64,), device)
+
+
+def seen_values(s: Seen | None, limit: int) -> None:
+    """Rows in order, ids in [0, limit), strictly increasing in a row."""
+    if s is None:
+        return
+    nnz = s.indices.shape[0]
+    starts, counts = int(s.indptr[0]), s.counts()
+    _is(starts == 0 and int(s.indptr[-1]) == nnz, "seen.indptr", f"first 0 and last {nnz}", s.indptr[[0, -1]].tolist())
+    _is(not bool((counts < 0).any()), "seen.indptr", "non-decreasing values", "a row that ends before it starts")
+    if nnz == 0:
+        return
+    lo, hi = (int(v) for v in torch.aminmax(s.indices))
+    _is(0 <= lo and hi < limit, "seen.indices", f"ids in [0, {limit})", f"{lo} to {hi}")
+    rows = s.row_of_each()
+    rising = (s.indices[1:] > s.indices[:-1]) | (rows[1:] != rows[:-1])
+    _is(bool(rising.all()), "seen.indices", "strictly increasing ids in each row", "unsorted or repeated ids")
+
+
+def ids_values(name: str, ids: Tensor, limit: int) -> None:
+    if ids.numel():
+        lo, hi = (int(v) for v in torch.aminmax(ids))
+        _is(0 <= lo and hi < limit, name, f"ids in [0, {limit})", f"{lo} to {hi}")
+
+
+def no_nan(name: str, t: Tensor) -> None:
+    _is(not bool(t.isnan().any()), name, "no NaN", "NaN")
+
+
+def integer(name: str, value: int, low: int, high: int | None = None) -> None:
+    fits = value >= low and (high is None or value <= high)
+    _is(fits, name, f"an integer >= {low}" + ("" if high is None else f" and <= {high}"), value)
+
+
+def weight(name: str, kind: str, parameter: float) -> None:
+    _is(kind in ("", *KINDS), name, "a weight kind of " + ", ".join(KINDS), repr(kind))
+    _is(kind not in ("tanh", "exp", "rank_only") or 0 < parameter < float("inf"), name, "a finite number > 0", parameter)
+
+
+def choice(name: str, value: str, valid: tuple[str, ...]) -> None:
+    _is(value in valid, name, " or ".join(repr(v) for v in valid), repr(value))
+
+
+def thresholds(n_rows: int, t: Tensor, tie_ids: Tensor, item_offset: int, device: torch.device) -> None:
+    tensor("thresholds", t, (n_rows, "C"), (torch.float32,), device)
+    tensor("tie_ids", tie_ids, tuple(t.shape), (torch.int64,), device)
+    integer("item_offset", item_offset, 0)
+
+
+def temperatures(tau_learner: float, tau_guide: float) -> None:
+    for name, tau in (("tau_learner", tau_learner), ("tau_guide", tau_guide)):
+        _is(0 < tau < float("inf"), name, "a finite number > 0", tau)
+
+
+def losses(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None) -> None:
+    shape, device = tuple(learner.shape), learner.device
+    tensor("learner_scores", learner, shape, (*FLOATS, torch.float64), device)
+    tensor("guide_scores", guide, shape, (*FLOATS, torch.float64), device)
+    if mask is not None:
+        tensor("mask", mask, shape, (torch.bool,), device)
+    temperatures(tau_learner, tau_guide)
+
+
+def step(
+    user_table: Tensor,
+    item_table: Tensor,
+    item_bias: Tensor | None,
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    distill_ids: Tensor,
+    guide_scores: Tensor,
+    distill_mask: Tensor | None,
+) -> None:
+    device, dtype, n_rows = user_table.device, (user_table.dtype,), users.shape[0]
+    tensor("user_table", user_table, ("U", "d"), (torch.float32, torch.float64), device)
+    tensor("item_table", item_table, ("N", user_table.shape[1]), dtype, device)
+    if item_bias is not None:
+        tensor("item_bias", item_bias, (item_table.shape[0],), dtype, device)
+    tensor("users", users, ("B",), (torch.int64,), device)
+    tensor("positives", positives, (n_rows,), (torch.int64,), device)
+    tensor("negatives", negatives, (n_rows, "M"), (torch.int64,), device)
+    tensor("distill_ids", distill_ids, (n_rows, "k"), (torch.int64,), device)
+    tensor("guide_scores", guide_scores, tuple(distill_ids.shape), dtype, device)
+    if distill_mask is not None:
+        tensor("distill_mask", distill_mask, tuple(distill_ids.shape), (torch.bool,), device)

@@ -1,0 +1,105 @@
+"""The C++ backend: loads its library and gives its stages the signatures of `reference`.
+
+The library lies in bdkernels/lib, built by setup.py from csrc/cpu; importing this module never compiles anything.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .factors import Factors
+from .reference import Steps, WeightCode
+from .seen import Seen
+from .weights import KINDS
+
+LIBRARY = Path(__file__).parent / "lib" / "libbdkernels_cpu.so"
+ISAS = ("portable", "avx2", "avx512")  # the order of isa() in csrc/binding/cpu.cpp
+TILE = 0  # items of a tile, 0 = chosen by the kernel; tests change it, results do not
+
+
+def load() -> str | None:
+    """Load the library. Returns None, or the reason why it cannot be had."""
+    if not LIBRARY.exists():
+        return (
+            "not built: it needs a C++20 compiler and torch at install time; "
+            "`python setup.py build_kernels` in a checkout says what is missing"
+        )
+    try:
+        torch.ops.load_library(LIBRARY)
+        isa()
+    except (OSError, RuntimeError) as error:
+        return f"{LIBRARY.name} does not load: {str(error).splitlines()[0]}"
+    return None
+
+
+def isa() -> str:
+    """The instruction set that the kernels run with: chosen at the first call, or forced by BDKERNELS_ISA."""
+    return ISAS[torch.ops.bdkernels_cpu.isa()]
+
+
+def _factors(f: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    items = f.items if f.items.stride(1) == 1 else f.items.contiguous()
+    bias = items.new_empty(0) if f.item_bias is None else f.item_bias.contiguous()
+    return f.users.float().contiguous(), items, bias
+
+
+def _seen(seen: Seen | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    if seen is None:
+        none = torch.empty(0, dtype=torch.int64, device=like.device)
+        return none, none
+    return seen.indptr.contiguous(), seen.indices.contiguous()
+
+
+def _raise_nan(at: int, n: int, item_offset: int) -> None:
+    if at >= 0:
+        raise ValueError(f"factors: expected finite scores, got NaN for user row {at // n}, item {item_offset + at % n}")
+
+
+def score(f: Factors, ids: Tensor) -> Tensor:
+    return torch.ops.bdkernels_cpu.score(*_factors(f), ids.contiguous())
+
+
+def score_block(f: Factors) -> Tensor:
+    return torch.ops.bdkernels_cpu.score_block(*_factors(f))
+
+
+def count_above(f: Factors, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int) -> Tensor:
+    counts, nan_at = torch.ops.bdkernels_cpu.count_above(
+        *_factors(f), thresholds.contiguous(), tie_ids.contiguous(), *_seen(seen, tie_ids), item_offset, TILE
+    )
+    _raise_nan(nan_at, f.n_items, item_offset)
+    return counts
+
+
+def count_above_block(scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int) -> Tensor:
+    counts, nan_at = torch.ops.bdkernels_cpu.count_above_block(
+        scores.contiguous(), thresholds.contiguous(), tie_ids.contiguous(), *_seen(seen, tie_ids), item_offset, TILE
+    )
+    _raise_nan(nan_at, scores.shape[1], item_offset)
+    return counts
+
+
+def propose(seed: int, step: int, user_ids: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
+    rows = user_ids.contiguous()
+    return torch.ops.bdkernels_cpu.propose(seed, step, rows, start, stop, n_items, *_seen(seen, user_ids))
+
+
+def accept(
+    seed: int,
+    step: int,
+    user_ids: Tensor,
+    start: int,
+    rank_guide: Tensor,
+    rank_learner: Tensor,
+    n: Tensor,
+    weight: WeightCode,
+    to_teacher: bool,
+) -> Tensor:
+    kind, parameter, flipped = weight
+    return torch.ops.bdkernels_cpu.accept(
+        seed, step, user_ids, start, rank_guide, rank_learner, n, KINDS.index(kind), parameter, flipped, to_teacher
+    )
+
+
+STEPS = Steps(score, score_block, count_above, count_above_block, propose, accept)

@@ -1,0 +1,272 @@
+"""The public functions, in the order of the pipeline: score, rank, topk, sample, loss.
+
+Shapes: B users of a batch, N items, C listed items a user, d factors, k draws. Every function raises ValueError that names the
+argument, what was expected and what was found (wrong shape, dtype, device, id out of range, unsorted `seen`, NaN scores), and
+`backends.BackendError` where an explicit backend cannot be honoured. Only the two losses have gradients; the others detach.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import autograd, ops
+from .factors import Factors
+from .seen import Seen
+from .weights import Exp, Tanh, Weight
+
+assert ops.LIBRARY is not None and autograd.BdStep is not None  # importing them registers the operators
+
+
+class TopK(NamedTuple):
+    """The best items of each user, best first.
+
+    Attributes:
+        scores: [B, k] float32, -inf where a user has fewer than k candidates.
+        ids: [B, k] int64, -1 there.
+    """
+
+    scores: Tensor
+    ids: Tensor
+
+
+class Draws(NamedTuple):
+    """Sampled items of one direction, independent draws with replacement.
+
+    Attributes:
+        ids: [B, k] int64, -1 where the mask is False.
+        mask: [B, k] bool; False for users without k draws: nothing unseen, or no item with a positive weight.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+
+class Samples(NamedTuple):
+    """What `sample` draws; a direction that was off is None."""
+
+    to_student: Draws | None
+    to_teacher: Draws | None
+
+
+class StepLoss(NamedTuple):
+    """Scalars of `bd_step_loss`: loss = cf + lambda_ * distill is differentiable, its two parts are for the log."""
+
+    loss: Tensor
+    cf: Tensor
+    distill: Tensor
+
+
+def score(factors: Factors, ids: Tensor, *, backend: str | None = None) -> Tensor:
+    """Scores of listed items.
+
+    One sequential fused multiply-add over d in fp32 that starts at the bias: the same bits as the scores that `rank` counts,
+    in every backend, tile, thread count and instruction set.
+
+    Args:
+        factors: users [B, d], items [N, d], item_bias [N] or None.
+        ids: [B, C] int64 in [0, N).
+        backend: one of `backends.NAMES`; None for BDKERNELS_BACKEND or the best.
+
+    Returns:
+        [B, C] float32.
+    """
+    return torch.ops.bdkernels.score(*_detach(factors), ids, backend=backend or "")
+
+
+def rank(factors: Factors, ids: Tensor, seen: Seen | None = None, *, backend: str | None = None) -> Tensor:
+    """Exact ranks of listed items over the whole catalog, scored and counted in one streaming pass.
+
+        rank(u, j) = 1 + #{unseen i : s(u, i) > s(u, j), or equal and i < j}
+
+    No [B, N] tensor exists at any time: extra memory is O(B * C) and a tile a thread.
+
+    Args:
+        factors: users [B, d], items [N, d], item_bias [N] or None.
+        ids: [B, C] int64 in [0, N); an item that the user has seen gets the rank that it would have.
+        seen: rows of the B users, not candidates; None for nothing seen.
+        backend: see `score`.
+
+    Returns:
+        [B, C] int64, 1 = best.
+    """
+    return torch.ops.bdkernels.rank(*_detach(factors), ids, *_pair(seen), backend=backend or "")
+
+
+def count_above(
+    factors: Factors,
+    thresholds: Tensor,
+    tie_ids: Tensor,
+    seen: Seen | None = None,
+    item_offset: int = 0,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """How many unseen items come before each threshold: the primitive under `rank`, for shards and streams.
+
+    Counts add up over any partition of the items, so rank = 1 + the sum of the counts of all shards.
+
+    Args:
+        factors: users [B, d], items [n, d] (one shard), item_bias [n] or None.
+        thresholds: [B, C] float32; infinities are fine, NaN is an error.
+        tie_ids: [B, C] int64: an item with the same score counts if its id is below this one.
+        seen: rows of the B users with ids of the whole catalog; those outside of the shard are ignored.
+        item_offset: id of the shard's first item.
+        backend: see `score`.
+
+    Returns:
+        [B, C] int64.
+    """
+    return torch.ops.bdkernels.count_above(
+        *_detach(factors), thresholds.detach(), tie_ids, *_pair(seen), item_offset, backend=backend or ""
+    )
+
+
+def count_above_block(
+    scores: Tensor,
+    thresholds: Tensor,
+    tie_ids: Tensor,
+    seen: Seen | None = None,
+    item_offset: int = 0,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """`count_above` on scores [B, n] float32 that the caller computed: for models whose score is no dot product."""
+    return torch.ops.bdkernels.count_above_block(
+        scores.detach(), thresholds.detach(), tie_ids, *_pair(seen), item_offset, backend=backend or ""
+    )
+
+
+def topk(factors: Factors, k: int, seen: Seen | None = None, *, backend: str | None = None) -> TopK:
+    """The k best unseen items of each user over the whole catalog, in the total order of `rank`; no [B, N] tensor.
+
+    Args:
+        factors: users [B, d], items [N, d], item_bias [N] or None.
+        k: from 1 to N.
+        seen: rows of the B users, never recommended; None for nothing seen.
+        backend: see `score`.
+    """
+    return TopK(*torch.ops.bdkernels.topk(*_detach(factors), k, *_pair(seen), backend=backend or ""))
+
+
+def sample(
+    teacher: Factors,
+    student: Factors,
+    k: int,
+    seen: Seen | None = None,
+    *,
+    to_student: Weight | None = Tanh(),  # noqa: B008 (immutable)
+    to_teacher: Weight | None = Exp(),  # noqa: B008
+    seed: int = 0,
+    step: int = 0,
+    user_ids: Tensor | None = None,
+    backend: str | None = None,
+) -> Samples:
+    """Items by the discrepancy of their ranks under the two models: exact draws of Kweon, Kang, Yu (WWW 2021), section 4.
+
+    Draws are independent, with replacement, among unseen items. They depend only on (seed, step, user id, index of the draw):
+    not on k, batch split, tile, thread count or backend. Exact means: the accepted proposals' ranks are counted over the whole
+    catalog, and probabilities differ from the weights' by rounding of float64 alone.
+
+    Args:
+        teacher: users [B, d_t], items [N, d_t], item_bias [N] or None.
+        student: users [B, d_s], items [N, d_s], item_bias [N] or None, of the same users and items.
+        k: draws a user and direction, >= 1.
+        seen: rows of the B users, never drawn; None for nothing seen.
+        to_student: weight of the items that the student learns from the teacher; None turns the direction off.
+        to_teacher: weight of the items that the teacher learns from the student; None turns the direction off.
+        seed: any 64-bit integer.
+        step: in [0, 2^32): training step or refresh, so that each draws anew.
+        user_ids: [B] int64 in [0, 2^32), which user each row is; row numbers unless given. Repeats get equal draws.
+        backend: see `score`.
+    """
+    if user_ids is None:
+        user_ids = torch.arange(teacher.users.shape[0], device=teacher.users.device)
+    n_items = teacher.items.shape[0]
+    weights = [("", 0.0, False) if w is None else (w.kind, w.parameter(n_items), w.flipped) for w in (to_student, to_teacher)]
+    drawn = torch.ops.bdkernels.sample(
+        *_detach(teacher), *_detach(student), *_pair(seen), user_ids, k, seed, step, *weights[0], *weights[1],
+        backend=backend or "",
+    )  # fmt: skip
+    student_draws, teacher_draws = (Draws(ids, ids >= 0) for ids in drawn)
+    return Samples(
+        None if to_student is None else student_draws,
+        None if to_teacher is None else teacher_draws,
+    )
+
+
+def distill_loss(
+    learner_scores: Tensor,
+    guide_scores: Tensor,
+    tau_learner: float = 1.0,
+    tau_guide: float = 1.0,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Distillation loss D: mean over the mask of BCE(sigmoid(learner / tau_learner), sigmoid(guide / tau_guide)).
+
+    Args:
+        learner_scores: any shape, floating; the gradient goes here alone.
+        guide_scores: the same shape and device; a constant to the gradient.
+        tau_learner: temperature of the learner, > 0.
+        tau_guide: temperature of the guide, > 0.
+        mask: bool of the same shape: which entries count; None for all. What is masked out may hold anything.
+
+    Returns:
+        scalar, float32 (float64 for float64 scores); 0 where nothing counts.
+    """
+    return torch.ops.bdkernels.distill_loss(learner_scores, guide_scores.detach(), tau_learner, tau_guide, mask)
+
+
+def bd_step_loss(
+    user_table: Tensor,
+    item_table: Tensor,
+    item_bias: Tensor | None,
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    distill: Draws,
+    guide_scores: Tensor,
+    *,
+    cf: str = "bce",
+    lambda_: float = 1.0,
+    tau_learner: float = 1.0,
+    tau_guide: float = 1.0,
+    sparse: bool = True,
+) -> StepLoss:
+    """One learner's whole training loss, with the gradient of just the rows that it touches.
+
+        loss = CF(positives, negatives) + lambda_ * D(scores of the distilled items, guide_scores)
+
+    CF is the mean of binary cross entropy over the B * (1 + M) scores ("bce"), or of -log sigmoid(positive - negative) over
+    the B * M pairs ("bpr"); D is `distill_loss`.
+
+    Args:
+        user_table: [U, d] float32 or float64 parameter; item_table: [N, d]; item_bias: [N] or None, of the same dtype.
+        users: [B] int64; positives: [B] int64; negatives: [B, M] int64, item ids.
+        distill: ids [B, k] and mask [B, k], from `sample` with the rows of `users`.
+        guide_scores: [B, k], the other model's scores of the distilled items; a constant to the gradient.
+        cf: "bce" or "bpr".
+        lambda_: weight of the distillation.
+        tau_learner, tau_guide: temperatures, > 0.
+        sparse: gradients as sparse rows, as from torch.nn.Embedding(sparse=True), so that a step's cost does not grow with N
+            or U; False for dense gradients, which any optimizer takes.
+    """
+    out = autograd.BdStep.apply(
+        user_table,
+        item_table,
+        item_bias,
+        (users, positives, negatives, distill.ids),
+        guide_scores.detach(),
+        distill.mask,
+        (cf, lambda_, tau_learner, tau_guide),
+        sparse,
+    )
+    return StepLoss(*out)
+
+
+def _detach(f: Factors) -> tuple[Tensor, Tensor, Tensor | None]:
+    return f.users.detach(), f.items.detach(), None if f.item_bias is None else f.item_bias.detach()
+
+
+def _pair(seen: Seen | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    return (None, None) if seen is None else (seen.indptr, seen.indices)

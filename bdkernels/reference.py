@@ -1,0 +1,323 @@
+"""Every stage in plain PyTorch: the definition that all backends are tested against, and the fallback on every device.
+
+It streams the catalog in tiles like the kernels do, and it is exact: a score here has the same bits as in the C++ backend.
+Arguments are checked by `ops`; nothing here checks them again. Shapes: B users, N items, C listed items a user, d factors.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .factors import Factors
+from .seen import Seen
+
+TILE_ELEMENTS = 1 << 18  # users x items of one tile: a few MB of float64 scratch; tests change it, results do not
+_LOW32 = 0xFFFFFFFF
+
+WeightCode = tuple[str, float, bool]  # kind, parameter, flipped; see `weights`
+
+
+class Steps(NamedTuple):
+    """What a backend supplies: the functions of these names in this module, or ones that do the same faster."""
+
+    score: Callable[[Factors, Tensor], Tensor]
+    score_block: Callable[[Factors], Tensor]
+    count_above: Callable[[Factors, Tensor, Tensor, Seen | None, int], Tensor]
+    count_above_block: Callable[[Tensor, Tensor, Tensor, Seen | None, int], Tensor]
+    propose: Callable[[int, int, Tensor, int, int, int, Seen | None], Tensor]
+    accept: Callable[[int, int, Tensor, int, Tensor, Tensor, Tensor, WeightCode, bool], Tensor]
+
+
+# ---- score ----
+
+
+def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a * b + c in float32 with one rounding, as the hardware's fused multiply-add does it, from float64 operations.
+
+    The product of two float32 is exact in float64. Their sum with c is rounded to odd (Boldo and Melquiond, "Emulation of
+    FMA and correctly rounded sums", 2008), so that the second rounding, to float32, is the only one that counts.
+    """
+    p, c64 = a.double() * b.double(), c.double()
+    s = p + c64
+    back = s - c64
+    err = (c64 - (s - back)) + (p - back)  # TwoSum: s + err is the exact sum
+    bits = s.contiguous().view(torch.int64)
+    toward = torch.sign(err * s).nan_to_num_(0.0).to(torch.int64)  # NaN only where s is not finite: leave it
+    return (bits + toward * (1 - (bits & 1))).view(torch.float64).float()
+
+
+def score_block(f: Factors) -> Tensor:
+    """[B, N] float32 scores of one block of items: a sequential fused multiply-add over d that starts at the bias."""
+    users, items = f.users.float(), f.items.float()
+    acc = users.new_zeros(users.shape[0], items.shape[0])
+    if f.item_bias is not None:
+        acc += f.item_bias.float()
+    for k in range(users.shape[1]):
+        acc = fma(users[:, k, None], items[None, :, k], acc)
+    return acc
+
+
+def score(f: Factors, ids: Tensor) -> Tensor:
+    """[B, C] float32 scores of the listed items, the same bits as `score_block` gives them."""
+    users, items = f.users.float(), f.items[ids].float()  # [B, d], [B, C, d]
+    acc = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
+    if f.item_bias is not None:
+        acc += f.item_bias[ids].float()
+    for k in range(users.shape[1]):
+        acc = fma(users[:, k, None], items[:, :, k], acc)
+    return acc
+
+
+# ---- rank ----
+
+
+def order_key(scores: Tensor, ids: Tensor) -> Tensor:
+    """int64 keys whose order is the total order of design.md: higher score first, ties by lower id. Not for NaN."""
+    bits = (scores + 0.0).view(torch.int32).long()  # + 0.0 makes -0.0 equal to 0.0
+    monotone = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (monotone << 32) + (_LOW32 - ids)
+
+
+def order_score(keys: Tensor) -> Tensor:
+    """The float32 scores inside of order keys."""
+    monotone = keys >> 32
+    return torch.where(monotone < 0, monotone ^ 0x7FFFFFFF, monotone).int().view(torch.float32)
+
+
+def tile_size(n_users: int) -> int:
+    """Items in a tile, so that a tile of scores stays near TILE_ELEMENTS."""
+    return max(1, TILE_ELEMENTS // max(1, n_users))
+
+
+def count_above_block(scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int) -> Tensor:
+    """[B, C] int64: how many unseen items of a block of scores [B, n] come before each (threshold, tie id)."""
+    n_rows, n = scores.shape
+    ids = torch.arange(item_offset, item_offset + n, device=scores.device)
+    counts = torch.ones_like(scores, dtype=torch.int64)
+    if seen is not None:
+        inside = (seen.indices >= item_offset) & (seen.indices < item_offset + n)
+        counts[seen.row_of_each()[inside], seen.indices[inside] - item_offset] = 0
+    keys, order = order_key(thresholds, tie_ids).sort(dim=1)
+    bins = torch.searchsorted(keys, order_key(scores, ids))  # thresholds that each item comes before
+    hist = counts.new_zeros(n_rows, keys.shape[1] + 1).scatter_add_(1, bins, counts)
+    above = hist.flip(1).cumsum(1).flip(1)[:, 1:]
+    return torch.empty_like(above).scatter_(1, order, above)
+
+
+def count_above(f: Factors, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int) -> Tensor:
+    """`count_above_block` over the whole item table, tile by tile. Raises ValueError on a NaN score."""
+    total = torch.zeros_like(tie_ids)
+    tile = tile_size(f.users.shape[0])
+    for start in range(0, f.n_items, tile):
+        scores = score_block(slice_items(f, start, start + tile))
+        check_scores(scores, item_offset + start)
+        total += count_above_block(scores, thresholds, tie_ids, seen, item_offset + start)
+    return total
+
+
+def slice_items(f: Factors, start: int, stop: int) -> Factors:
+    """The same users over items start .. stop - 1."""
+    return Factors(f.users, f.items[start:stop], None if f.item_bias is None else f.item_bias[start:stop])
+
+
+def check_scores(scores: Tensor, first_id: int) -> None:
+    """Raise ValueError naming the first user row and item whose score in this block [B, n] is NaN."""
+    bad = scores.isnan()
+    if bad.any():
+        row, column = (int(v) for v in bad.nonzero()[0])
+        raise ValueError(f"factors: expected finite scores, got NaN for user row {row}, item {first_id + column}")
+
+
+# ---- sample ----
+
+PROPOSE, ACCEPT, FALLBACK = 0, 1, 2  # streams of random numbers; the same in csrc/core/philox.h
+
+
+def philox(seed: int, index: Tensor, stream: int, users: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four 32-bit words (in int64) of Philox4x32-10 for each (index, stream, user, step), with the seed as its key.
+
+    Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). `index` and `users` broadcast.
+    """
+    c0, c2 = torch.broadcast_tensors(index, users)
+    c1, c3 = torch.full_like(c0, stream), torch.full_like(c0, step)
+    k0, k1 = seed & _LOW32, (seed >> 32) & _LOW32
+    for _ in range(10):
+        p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wrap in int64; both halves are still right
+        c0, c1, c2, c3 = (p1 >> 32 & _LOW32) ^ c1 ^ k0, p1 & _LOW32, (p0 >> 32 & _LOW32) ^ c3 ^ k1, p0 & _LOW32
+        k0, k1 = (k0 + 0x9E3779B9) & _LOW32, (k1 + 0xBB67AE85) & _LOW32
+    return c0, c1, c2, c3
+
+
+def uniform(hi: Tensor, lo: Tensor) -> Tensor:
+    """float64 in (0, 1), never 0 or 1, from the upper 52 of 64 random bits."""
+    return ((hi << 20 | lo >> 12).double() + 0.5) * 2.0**-52
+
+
+def candidate_counts(n_items: int, n_rows: int, seen: Seen | None, device: torch.device) -> Tensor:
+    """[B] int64: n_u, the items that each user has not seen."""
+    if seen is None:
+        return torch.full((n_rows,), n_items, dtype=torch.int64, device=device)
+    return n_items - seen.counts()
+
+
+def propose(seed: int, step: int, user_ids: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
+    """[B, stop - start] int64: proposals start .. stop - 1 of each user, uniform over the unseen items (-1 if none)."""
+    index = torch.arange(start, stop, device=user_ids.device)
+    hi, lo, _, _ = philox(seed, index, PROPOSE, user_ids[:, None], step)
+    n = candidate_counts(n_items, user_ids.shape[0], seen, user_ids.device)[:, None]
+    nth = (hi * n + (lo * n >> 32)) >> 32  # floor(64 random bits * n / 2^64): off by less than n / 2^64
+    if seen is None:
+        return nth
+    # The nth unseen id is nth + (seen ids that have at most nth unseen ids before them): one search in all rows at once.
+    rows = seen.row_of_each()
+    unseen_before = seen.indices - (torch.arange(rows.shape[0], device=rows.device) - seen.indptr[rows])
+    width = n_items + 1
+    first = torch.arange(user_ids.shape[0], device=user_ids.device)[:, None] * width
+    skipped = torch.searchsorted(rows * width + unseen_before, first + nth, right=True) - seen.indptr[:-1, None]
+    return torch.where(n > 0, nth + skipped, -1)
+
+
+def log_weight(kind: str, parameter: float, delta: Tensor, n: Tensor, rank_guide: Tensor) -> Tensor:
+    """float64 log of the unnormalised weight.
+
+    Args:
+        delta: int64, rank_guide - rank_learner, already negated where the weight is flipped.
+        n: int64, number of candidates of the user.
+        rank_guide: int64, 1 = best.
+    """
+    gap = delta.double() / n
+    if kind == "tanh":
+        return torch.tanh(parameter * gap.clamp(min=0)).log()
+    if kind == "exp":
+        return parameter * gap
+    if kind == "linear":
+        return gap.clamp(min=0).log()
+    if kind == "rank_only":
+        return -rank_guide.double() / parameter
+    return torch.zeros_like(gap)  # uniform
+
+
+def max_log_weight(kind: str, parameter: float, n: Tensor) -> Tensor:
+    """The log-weight at the largest gap there can be among n candidates, and at the guide's best rank."""
+    return log_weight(kind, parameter, n - 1, n, torch.ones_like(n))
+
+
+def accept(
+    seed: int,
+    step: int,
+    user_ids: Tensor,
+    start: int,
+    rank_guide: Tensor,
+    rank_learner: Tensor,
+    n: Tensor,
+    weight: WeightCode,
+    to_teacher: bool,
+) -> Tensor:
+    """[B, C] bool: which of the proposals start .. start + C - 1 are draws from the weight's distribution."""
+    kind, parameter, flipped = weight
+    index = torch.arange(start, start + rank_guide.shape[1], device=user_ids.device)
+    words = philox(seed, index, ACCEPT, user_ids[:, None], step)
+    u = uniform(*words[2:]) if to_teacher else uniform(*words[:2])
+    n = n[:, None]
+    delta = rank_learner - rank_guide if flipped else rank_guide - rank_learner
+    # NaN (no weight anywhere, or no candidate at all) compares false: not accepted.
+    return u.log() < log_weight(kind, parameter, delta, n, rank_guide) - max_log_weight(kind, parameter, n)
+
+
+# ---- loss ----
+
+
+def distill_loss(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None) -> Tensor:
+    """Mean over the mask of BCE(sigmoid(learner / tau_learner), sigmoid(guide / tau_guide)); 0 where the mask is empty."""
+    target = torch.sigmoid(_wide(guide) / tau_guide)
+    terms = F.binary_cross_entropy_with_logits(_wide(learner) / tau_learner, target, reduction="none")
+    return (terms if mask is None else terms.where(mask, 0.0)).sum() / _count(learner, mask)
+
+
+def distill_loss_backward(
+    grad: Tensor, learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None
+) -> Tensor:
+    """Gradient of `distill_loss` for the learner's scores: (sigmoid(learner / tau) - target) / tau / count."""
+    slope = torch.sigmoid(_wide(learner) / tau_learner) - torch.sigmoid(_wide(guide) / tau_guide)
+    slope = slope if mask is None else slope.where(mask, 0.0)
+    return (grad * slope / (tau_learner * _count(learner, mask))).to(learner.dtype)
+
+
+def _wide(scores: Tensor) -> Tensor:
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
+def _count(scores: Tensor, mask: Tensor | None) -> Tensor | int:
+    return max(1, scores.numel()) if mask is None else mask.sum().clamp(min=1)
+
+
+def bd_step(
+    user_table: Tensor,
+    item_table: Tensor,
+    item_bias: Tensor | None,
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    distill_ids: Tensor,
+    guide_scores: Tensor,
+    distill_mask: Tensor | None,
+    cf: str,
+    lambda_: float,
+    tau_learner: float,
+    tau_guide: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """One learner's losses and the gradient of the rows that they touch; see `bdkernels.bd_step_loss`.
+
+    Returns: cf loss [], distillation loss [], and the gradient of cf + lambda_ * distillation for the user rows [B, d], for
+    the item rows [B, 1 + M + k, d] (positive, negatives, distilled) and for their biases [B, 1 + M + k].
+    """
+    listed = torch.cat([positives[:, None], negatives, distill_ids.clamp(min=0)], 1)
+    u, v = user_table[users], item_table[listed]
+    scores = torch.einsum("bd,bcd->bc", u, v)
+    if item_bias is not None:
+        scores = scores + item_bias[listed]
+    m = negatives.shape[1]
+    positive, negative, distilled = scores[:, :1], scores[:, 1 : 1 + m], scores[:, 1 + m :]
+    n_rows = max(1, users.shape[0])
+    if cf == "bce":
+        n_terms = n_rows * (1 + m)
+        cf_loss = (F.softplus(-positive).sum() + F.softplus(negative).sum()) / n_terms
+        slopes = [-torch.sigmoid(-positive) / n_terms, torch.sigmoid(negative) / n_terms]
+    else:  # bpr
+        n_terms = max(1, n_rows * m)
+        cf_loss = F.softplus(negative - positive).sum() / n_terms
+        pull = torch.sigmoid(negative - positive) / n_terms
+        slopes = [-pull.sum(1, keepdim=True), pull]
+    loss = distill_loss(distilled, guide_scores, tau_learner, tau_guide, distill_mask)
+    one = loss.new_full((), lambda_)
+    slopes.append(distill_loss_backward(one, distilled, guide_scores, tau_learner, tau_guide, distill_mask))
+    slope = torch.cat(slopes, 1)
+    return cf_loss, loss, torch.einsum("bc,bcd->bd", slope, v), slope[:, :, None] * u[:, None, :], slope
+
+
+# ---- topk ----
+
+
+def topk(f: Factors, k: int, seen: Seen | None, block: Callable[[Factors], Tensor]) -> tuple[Tensor, Tensor]:
+    """The k best unseen items by the total order, merged tile by tile; `block` scores a tile like `score_block`."""
+    n_rows = f.users.shape[0]
+    worst = torch.iinfo(torch.int64).min
+    best = torch.full((n_rows, k), worst, dtype=torch.int64, device=f.users.device)
+    tile = max(k, tile_size(n_rows))
+    rows = None if seen is None else seen.row_of_each()
+    for start in range(0, f.n_items, tile):
+        scores = block(slice_items(f, start, start + tile))
+        check_scores(scores, start)
+        keys = order_key(scores, torch.arange(start, start + scores.shape[1], device=scores.device))
+        if seen is not None and rows is not None:
+            inside = (seen.indices >= start) & (seen.indices < start + tile)
+            keys[rows[inside], seen.indices[inside] - start] = worst
+        best = torch.cat([best, keys], 1).topk(k, dim=1).values  # keys are all different: ties cannot be split
+    missing = best == worst
+    return order_score(best).masked_fill(missing, -torch.inf), (_LOW32 - (best & _LOW32)).masked_fill(missing, -1)
+
+
+STEPS = Steps(score, score_block, count_above, count_above_block, propose, accept)

@@ -1,0 +1,151 @@
+"""The exact sampler: propose, score, count, accept, in rounds; then the full row for the few users that need it.
+
+The rounds are the same for every backend: a backend supplies the steps (`reference.Steps`). Draw i of a user is its i-th accepted
+proposal in the order of the proposals' counters, so the size of a round, the batch and the number k asked for change nothing.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .factors import Factors
+from .reference import Steps, WeightCode
+from .seen import Seen
+
+# A user who has fewer than MIN_HITS accepted among the first PROBE proposals, or fewer than asked among the first CAP, gets
+# the rest of the draws from the full row, which costs about as much as the CAP. Both rules look at how many proposals were
+# accepted and never at which, and neither looks at k: draws stay exact, and draw i stays draw i whatever k is.
+PROBE, MIN_HITS, CAP = 1024, 16, 4096
+ROUND = 256  # most proposals in one round
+ROWS = 1024  # most users in flight, which bounds the scratch memory
+ROW_ELEMENTS = 1 << 20  # users x items ranked at once by the fallback (one user at least)
+
+
+class Batch(NamedTuple):
+    """Users that are sampled together."""
+
+    teacher: Factors
+    student: Factors
+    seen: Seen | None
+    user_ids: Tensor  # [B] int64
+    candidates: Tensor  # [B] int64, unseen items of each user
+
+    def take(self, rows: Tensor) -> "Batch":
+        """The same for some rows."""
+        return Batch(
+            self.teacher._replace(users=self.teacher.users[rows]),
+            self.student._replace(users=self.student.users[rows]),
+            None if self.seen is None else self.seen.rows(rows),
+            self.user_ids[rows],
+            self.candidates[rows],
+        )
+
+
+class Direction(NamedTuple):
+    """One direction of distillation: who learns, by which weight, and the draws so far."""
+
+    to_teacher: int  # 0 or 1, its place in every pair
+    weight: WeightCode
+    ids: Tensor  # [B, k] int64, -1 where not drawn
+    hits: Tensor  # [B] int64, how many were accepted; may pass k
+    open: Tensor  # [B] bool, which users still take proposals
+
+
+def sample(
+    steps: Steps,
+    teacher: Factors,
+    student: Factors,
+    k: int,
+    seen: Seen | None,
+    weights: tuple[WeightCode, WeightCode],
+    seed: int,
+    step: int,
+    user_ids: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Draw k items a user and direction; returns their ids [B, k] to the student and to the teacher, -1 where none.
+
+    `weights` are those to the student and to the teacher; a direction whose kind is "" is off and has no columns.
+    """
+    n_users, n_items = user_ids.shape[0], teacher.n_items
+    candidates = reference.candidate_counts(n_items, n_users, seen, user_ids.device)
+    everyone = Batch(teacher, student, seen, user_ids, candidates)
+    out = [user_ids.new_full((n_users, k if kind else 0), -1) for kind, _, _ in weights]
+    for rows in torch.arange(n_users, device=user_ids.device).split(ROWS):
+        directions = [
+            Direction(to_teacher, weight, ids[rows], torch.zeros_like(rows), candidates[rows] > 0)
+            for to_teacher, (weight, ids) in enumerate(zip(weights, out, strict=True))
+            if weight[0]
+        ]
+        batch = everyone.take(rows)
+        _accept_in_rounds(steps, batch, directions, k, seed, step)
+        for d in directions:
+            missing = ((d.hits < k) & (batch.candidates > 0)).nonzero().squeeze(1)
+            for some in missing.split(max(1, ROW_ELEMENTS // n_items)) if missing.numel() else ():
+                _draw_from_full_rows(steps, batch.take(some), d, some, seed, step)
+            out[d.to_teacher][rows] = d.ids
+    return out[0], out[1]
+
+
+def _accept_in_rounds(steps: Steps, batch: Batch, directions: list[Direction], k: int, seed: int, step: int) -> None:
+    size = min(ROUND, max(32, 8 * k))
+    start = 0
+    while start < CAP:
+        rows = torch.stack([d.open for d in directions]).any(0).nonzero().squeeze(1)
+        if not rows.numel():
+            return
+        stop = min(start + size, CAP if start >= PROBE else PROBE)
+        b = batch.take(rows)
+        ids = steps.propose(seed, step, b.user_ids, start, stop, b.teacher.n_items, b.seen)
+        rank_t, rank_s = (1 + steps.count_above(f, steps.score(f, ids), ids, b.seen, 0) for f in (b.teacher, b.student))
+        for d in directions:
+            guide, learner = (rank_s, rank_t) if d.to_teacher else (rank_t, rank_s)
+            hit = steps.accept(seed, step, b.user_ids, start, guide, learner, b.candidates, d.weight, bool(d.to_teacher))
+            _place(d, rows, ids, hit & d.open[rows, None])
+            d.open.logical_and_(d.hits < k)
+            if stop == PROBE:
+                d.open.logical_and_(d.hits >= MIN_HITS)
+        start = stop
+
+
+def _place(d: Direction, rows: Tensor, ids: Tensor, hit: Tensor) -> None:
+    """Write the accepted proposals behind those that the users have already, up to k."""
+    position = d.hits[rows, None] + hit.cumsum(1) - 1
+    row, column = (hit & (position < d.ids.shape[1])).nonzero(as_tuple=True)
+    d.ids[rows[row], position[row, column]] = ids[row, column]
+    d.hits[rows] += hit.sum(1)
+
+
+def _draw_from_full_rows(steps: Steps, b: Batch, d: Direction, rows: Tensor, seed: int, step: int) -> None:
+    """Fill the missing draws of these rows from the cumulative weights of all candidates: float64, from log-weights."""
+    kind, parameter, flipped = d.weight
+    guide, learner = (b.student, b.teacher) if d.to_teacher else (b.teacher, b.student)
+    rank_guide = _full_ranks(steps, guide, b.seen)
+    delta = rank_guide - _full_ranks(steps, learner, b.seen)
+    log_w = reference.log_weight(kind, parameter, -delta if flipped else delta, b.candidates[:, None], rank_guide)
+    del delta, rank_guide
+    if b.seen is not None:
+        log_w[b.seen.row_of_each(), b.seen.indices] = -torch.inf
+    top = log_w.amax(1, keepdim=True)
+    cumulative = (log_w - top).exp_().nan_to_num_(0.0).cumsum_(1)  # NaN: no weight anywhere
+    total = cumulative[:, -1:]
+    index = torch.arange(d.ids.shape[1], device=rows.device)
+    words = reference.philox(seed, index, reference.FALLBACK, b.user_ids[:, None], step)
+    u = reference.uniform(*words[2:]) if d.to_teacher else reference.uniform(*words[:2])
+    last = torch.searchsorted(cumulative, total)  # the last item with weight: u * total may round up to total
+    drawn = torch.searchsorted(cumulative, u * total, right=True).minimum(last)
+    drawn = torch.where(total > 0, drawn, -1)
+    d.ids[rows] = torch.where(index < d.hits[rows, None], d.ids[rows], drawn)
+
+
+def _full_ranks(steps: Steps, f: Factors, seen: Seen | None) -> Tensor:
+    """[B, N] int64 ranks of every item; those of seen items come after all candidates."""
+    scores = steps.score_block(f)
+    reference.check_scores(scores, 0)
+    keys = reference.order_key(scores, torch.arange(f.n_items, device=scores.device))
+    if seen is not None:
+        keys[seen.row_of_each(), seen.indices] = torch.iinfo(torch.int64).min
+    order = keys.sort(dim=1, descending=True).indices
+    ranks = torch.arange(1, f.n_items + 1, device=scores.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, ranks)

@@ -1,0 +1,66 @@
+"""The items that a user has already: sparse rows of sorted item ids (CSR), excluded from every ranking."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Seen(NamedTuple):
+    """Training positives, one row for each user of the batch.
+
+    Attributes:
+        indptr: [B + 1] int64; row b is indices[indptr[b] : indptr[b + 1]].
+        indices: [nnz] int64 item ids, strictly increasing in a row.
+    """
+
+    indptr: Tensor
+    indices: Tensor
+
+    @classmethod
+    def from_pairs(cls, users: Tensor, items: Tensor, n_users: int) -> "Seen":
+        """Rows for users 0 .. n_users - 1 from (user, item) pairs in any order; repeated pairs count once.
+
+        Args:
+            users: [n] int64 in [0, n_users).
+            items: [n] int64 in [0, 2^31).
+            n_users: number of rows.
+
+        Raises:
+            ValueError: lengths differ, a user is not in [0, n_users) or an item not in [0, 2^31).
+        """
+        if users.shape != items.shape or users.dim() != 1:
+            raise ValueError(
+                f"users, items: expected two 1-D tensors of one length, got {list(users.shape)} and {list(items.shape)}"
+            )
+        if users.numel() and (int(users.min()) < 0 or int(users.max()) >= n_users):
+            raise ValueError(f"users: expected ids in [0, {n_users}), got {int(users.min())} to {int(users.max())}")
+        if items.numel() and not 0 <= int(items.min()) <= int(items.max()) < 2**31:
+            raise ValueError(f"items: expected ids in [0, 2^31), got {int(items.min())} to {int(items.max())}")
+        width = int(items.max()) + 1 if items.numel() else 1
+        keys = torch.unique(users.long() * width + items.long())  # sorted
+        rows = torch.div(keys, width, rounding_mode="floor")
+        indptr = torch.zeros(n_users + 1, dtype=torch.int64, device=users.device)
+        torch.cumsum(torch.bincount(rows, minlength=n_users), 0, out=indptr[1:])
+        return cls(indptr, keys - rows * width)
+
+    def counts(self) -> Tensor:
+        """[B] int64: how many items each user has."""
+        return self.indptr.diff()
+
+    def rows(self, user_ids: Tensor) -> "Seen":
+        """The rows of these users ([C] int64, repeats allowed), in that order."""
+        counts = self.counts()[user_ids]
+        indptr = torch.zeros(user_ids.shape[0] + 1, dtype=torch.int64, device=self.indptr.device)
+        torch.cumsum(counts, 0, out=indptr[1:])
+        shift = torch.repeat_interleave(self.indptr[user_ids] - indptr[:-1], counts)
+        positions = torch.arange(shift.shape[0], device=self.indptr.device) + shift
+        return Seen(indptr, self.indices[positions])
+
+    def row_of_each(self) -> Tensor:
+        """[nnz] int64: the row that each entry of `indices` belongs to."""
+        return torch.repeat_interleave(torch.arange(self.indptr.shape[0] - 1, device=self.indptr.device), self.counts())
+
+    def to(self, device: torch.device | str) -> "Seen":
+        """The same rows on another device."""
+        return Seen(self.indptr.to(device), self.indices.to(device))

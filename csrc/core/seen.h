@@ -1,0 +1,31 @@
+// Rows of sorted item ids that a user has seen (CSR), and the numbering of the others.
+#pragma once
+#include <cstdint>
+
+namespace bdkernels {
+
+struct Seen {
+  const int64_t* indptr;  // [B + 1], or null: nobody has seen anything
+  const int64_t* indices;
+
+  int64_t begin(int64_t row) const { return indptr ? indptr[row] : 0; }
+  int64_t end(int64_t row) const { return indptr ? indptr[row + 1] : 0; }
+  int64_t count(int64_t row) const { return end(row) - begin(row); }
+
+  // The id of the nth unseen item of a row, n from 0: n + the seen ids with at most n unseen ids before them.
+  int64_t nth_unseen(int64_t row, int64_t n) const {
+    const int64_t first = begin(row);
+    int64_t lo = 0, hi = count(row);
+    while (lo < hi) {
+      const int64_t mid = (lo + hi) / 2;
+      if (indices[first + mid] - mid <= n) {
+        lo = mid + 1;
+      } else {
+        hi = mid;
+      }
+    }
+    return n + lo;
+  }
+};
+
+}  // namespace bdkernels

@@ -1,0 +1,33 @@
+// sample: proposals and their acceptance. The counts between the two are `rank`'s.
+#include "../core/philox.h"
+#include "kernels.h"
+
+namespace bdkernels::cpu {
+
+void propose(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t start, int64_t c, int64_t n_items,
+             const Seen& seen, int64_t row0, int64_t row1, int64_t* out) {
+  for (int64_t row = row0; row < row1; ++row) {
+    const int64_t n = n_items - seen.count(row);
+    for (int64_t j = 0; j < c; ++j) {
+      const Words r = philox(seed, static_cast<uint32_t>(start + j), kPropose, static_cast<uint32_t>(user_ids[row]), step);
+      out[row * c + j] = n > 0 ? seen.nth_unseen(row, below(r.w[0], r.w[1], n)) : -1;
+    }
+  }
+}
+
+void accept(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t start, int64_t c, const int64_t* rank_guide,
+            const int64_t* rank_learner, const int64_t* candidates, const Weight& weight, bool to_teacher, int64_t row0,
+            int64_t row1, bool* out) {
+  const int word = to_teacher ? 2 : 0;
+  for (int64_t row = row0; row < row1; ++row) {
+    const int64_t n = candidates[row];
+    const double log_max = max_log_weight(weight, n);
+    for (int64_t j = 0; j < c; ++j) {
+      const Words r = philox(seed, static_cast<uint32_t>(start + j), kAccept, static_cast<uint32_t>(user_ids[row]), step);
+      const int64_t at = row * c + j;
+      out[at] = accepts(weight, log_max, rank_guide[at], rank_learner[at], n, uniform(r.w[word], r.w[word + 1]));
+    }
+  }
+}
+
+}  // namespace bdkernels::cpu

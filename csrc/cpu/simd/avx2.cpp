@@ -1,0 +1,30 @@
+// Compiled with AVX2 and FMA; called only where the CPU has them.
+#include <immintrin.h>
+
+#include "tile.h"
+
+namespace bdkernels::cpu {
+namespace {
+
+struct Avx2 {
+  using T = __m256;
+  static constexpr const char* name = "avx2";
+  static constexpr int64_t lanes = 8;
+  static constexpr int rows = 6;
+  static T load(const float* p) { return _mm256_loadu_ps(p); }
+  static T set(float x) { return _mm256_set1_ps(x); }
+  static void store(float* p, T x) { _mm256_storeu_ps(p, x); }
+  static T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
+  static int64_t count_gt(T a, T b) { return __builtin_popcount(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ))); }
+  static int64_t count_ge(T a, T b) { return __builtin_popcount(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GE_OQ))); }
+  static bool any_nan(T a) { return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)) != 0; }
+};
+
+}  // namespace
+
+const Simd& avx2_simd() {
+  static const Simd table = Tile<Avx2>::table();
+  return table;
+}
+
+}  // namespace bdkernels::cpu

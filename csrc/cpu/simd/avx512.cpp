@@ -1,0 +1,30 @@
+// Compiled with AVX-512F; called only where the CPU has it.
+#include <immintrin.h>
+
+#include "tile.h"
+
+namespace bdkernels::cpu {
+namespace {
+
+struct Avx512 {
+  using T = __m512;
+  static constexpr const char* name = "avx512";
+  static constexpr int64_t lanes = 16;
+  static constexpr int rows = 8;
+  static T load(const float* p) { return _mm512_loadu_ps(p); }
+  static T set(float x) { return _mm512_set1_ps(x); }
+  static void store(float* p, T x) { _mm512_storeu_ps(p, x); }
+  static T fma(T a, T b, T c) { return _mm512_fmadd_ps(a, b, c); }
+  static int64_t count_gt(T a, T b) { return __builtin_popcount(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ)); }
+  static int64_t count_ge(T a, T b) { return __builtin_popcount(_mm512_cmp_ps_mask(a, b, _CMP_GE_OQ)); }
+  static bool any_nan(T a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
+};
+
+}  // namespace
+
+const Simd& avx512_simd() {
+  static const Simd table = Tile<Avx512>::table();
+  return table;
+}
+
+}  // namespace bdkernels::cpu
