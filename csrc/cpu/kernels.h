@@ -7,6 +7,7 @@
 #include "../core/score.h"
 #include "../core/seen.h"
 #include "../core/weight.h"
+#include "simd/simd.h"
 
 namespace bdkernels::cpu {
 
@@ -40,8 +41,8 @@ class CountAbove {
 
  private:
   void plan(int64_t tile);
-  void count_row(int64_t row, const float* scores, int64_t item0, int64_t n, int32_t* bins);
-  int64_t bin(int64_t row, float score, int64_t id) const;
+  void count_row(int64_t row, const float* scores, int64_t item0, int64_t n, int32_t* scratch);
+  Thresholds of_row(int64_t row) const;
   void found_nan(int64_t row, int64_t item);
 
   Users users_{};
@@ -52,9 +53,11 @@ class CountAbove {
   int64_t b_, n_, c_;
   Seen seen_;
   int64_t item_offset_;
-  int64_t tile_ = 0, chunk_ = 0, user_blocks_ = 0, item_chunks_ = 0;
-  std::vector<float> sorted_;         // [B, C + 1] thresholds from worst to best, then NaN, which nothing equals
+  int64_t tile_ = 0, chunk_ = 0, user_blocks_ = 0, item_chunks_ = 0, bins_ = 0;
+  std::vector<float> sorted_;         // [B, C + 1], and the rest of `Thresholds` for each row
   std::vector<int64_t> sorted_ties_;  // [B, C]
+  std::vector<uint16_t> table_;       // [B, bins]
+  std::vector<float> low_, scale_;    // [B]
   std::vector<int32_t> order_;        // [B, C] where each sorted threshold came from
   std::vector<std::atomic<int64_t>> hist_;  // [B, C + 1] items by the number of thresholds they come before
   std::atomic<int64_t> nan_at_;

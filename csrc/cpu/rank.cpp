@@ -18,6 +18,8 @@ constexpr int64_t kUserBlock = 64;           // users that share a packed tile
 constexpr int64_t kUserGroup = 24;           // users scored at once: a multiple of every instruction set's rows
 constexpr int64_t kPackedFloats = 32 << 10;  // a packed tile: 128 KB, an eighth of a common L2
 constexpr int64_t kChunkTiles = 16;          // tiles of a task
+constexpr int64_t kBinsPerThreshold = 16;    // of the search table: most bins hold one threshold or none
+constexpr int64_t kMaxBins = 4096;           // 8 KB a user, which stays in L1 while one of his tiles is searched
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -61,7 +63,11 @@ void CountAbove::plan(int64_t tile) {
   chunk_ = tile_ * kChunkTiles;
   user_blocks_ = ceil_div(b_, kUserBlock);
   item_chunks_ = ceil_div(n_, chunk_);
+  bins_ = c_ > kFewThresholds ? std::min(kMaxBins, c_ * kBinsPerThreshold) : 1;
   sorted_.resize(b_ * (c_ + 1));
+  table_.resize(b_ * bins_);
+  low_.resize(b_);
+  scale_.resize(b_);
   sorted_ties_.resize(b_ * c_);
   order_.resize(b_ * c_);
 }
@@ -77,23 +83,27 @@ void CountAbove::prepare(int64_t row0, int64_t row1) {
       sorted_[row * (c_ + 1) + j] = t[order[j]];
       sorted_ties_[row * c_ + j] = tie[order[j]];
     }
-    sorted_[row * (c_ + 1) + c_] = std::numeric_limits<float>::quiet_NaN();
+    float* sorted = sorted_.data() + row * (c_ + 1);
+    sorted[c_] = std::numeric_limits<float>::quiet_NaN();
+    if (c_ <= kFewThresholds) continue;
+    const float width = sorted[c_ - 1] - sorted[0], scale = static_cast<float>(bins_) / width;
+    const bool usable = std::isfinite(width) && std::isfinite(scale);  // else every score falls into bin 0
+    low_[row] = usable ? sorted[0] : 0.0f;
+    scale_[row] = usable ? scale : 0.0f;
+    // A table of 16 bits holds up to 65,535; more thresholds are still right, by a lower bound that is too low.
+    const Thresholds mine = of_row(row);
+    uint16_t* table = table_.data() + row * bins_;
+    int64_t below = 0;
+    for (int32_t bin = 0; bin < bins_; ++bin) {
+      while (below < c_ && mine.f(sorted[below]) < bin) ++below;
+      table[bin] = static_cast<uint16_t>(std::min<int64_t>(below, UINT16_MAX));
+    }
   }
 }
 
-int64_t CountAbove::bin(int64_t row, float score, int64_t id) const {
-  const float* t = sorted_.data() + row * (c_ + 1);
-  const int64_t* tie = sorted_ties_.data() + row * c_;
-  const float* base = t;
-  int64_t n = c_;
-  while (n > 1) {
-    const int64_t half = n / 2;
-    base += base[half - 1] < score ? half : 0;
-    n -= half;
-  }
-  int64_t b = base - t + (*base < score);
-  while (t[b] == score && id < tie[b]) ++b;
-  return b;
+Thresholds CountAbove::of_row(int64_t row) const {
+  return {sorted_.data() + row * (c_ + 1), sorted_ties_.data() + row * c_, c_, table_.data() + row * bins_, low_[row],
+          scale_[row], static_cast<int32_t>(bins_)};
 }
 
 void CountAbove::found_nan(int64_t row, int64_t item) {
@@ -105,34 +115,31 @@ void CountAbove::found_nan(int64_t row, int64_t item) {
 
 int64_t CountAbove::nan_at() const { return nan_at_.load(); }
 
-void CountAbove::count_row(int64_t row, const float* scores, int64_t item0, int64_t n, int32_t* bins) {
+void CountAbove::count_row(int64_t row, const float* scores, int64_t item0, int64_t n, int32_t* scratch) {
   std::atomic<int64_t>* hist = hist_.data() + row * (c_ + 1);
+  const Thresholds mine = of_row(row);
+  int64_t nan;
   if (c_ <= kFewThresholds) {
-    int64_t counts[kFewThresholds + 1] = {n};
-    const int64_t nan = simd().count_few(scores, n, sorted_.data() + row * (c_ + 1), sorted_ties_.data() + row * c_, c_,
-                                         item_offset_ + item0, counts + 1);
-    if (nan >= 0) found_nan(row, item0 + nan);
-    for (int64_t j = 0; j <= c_; ++j) hist[j].fetch_add(counts[j] - (j < c_ ? counts[j + 1] : 0), std::memory_order_relaxed);
-    return;
+    int64_t counts[kFewThresholds + 2] = {n};  // falls from n to 0; the histogram is its steps
+    nan = simd().count_few(scores, n, mine, item_offset_ + item0, counts + 1);
+    counts[c_ + 1] = 0;
+    for (int64_t j = 0; j <= c_; ++j) hist[j].fetch_add(counts[j] - counts[j + 1], std::memory_order_relaxed);
+  } else {
+    const int64_t width = c_ + 1;
+    int32_t* bins = scratch + tile_;
+    std::fill_n(bins, 4 * width, 0);
+    nan = simd().count_many(scores, n, mine, item_offset_ + item0, bins, scratch);
+    for (int64_t j = 0; j < width; ++j) {
+      const int64_t sum = int64_t{bins[j]} + bins[width + j] + bins[2 * width + j] + bins[3 * width + j];
+      if (sum) hist[j].fetch_add(sum, std::memory_order_relaxed);
+    }
   }
-  // Four histograms, so that runs of the same bin do not wait for each other.
-  const int64_t width = c_ + 1;
-  std::fill_n(bins, 4 * width, 0);
-  bool nan = false;
-  for (int64_t i = 0; i < n; ++i) {
-    nan |= scores[i] != scores[i];
-    ++bins[(i & 3) * width + bin(row, scores[i], item_offset_ + item0 + i)];
-  }
-  for (int64_t j = 0; j < width; ++j) {
-    const int64_t sum = int64_t{bins[j]} + bins[width + j] + bins[2 * width + j] + bins[3 * width + j];
-    if (sum) hist[j].fetch_add(sum, std::memory_order_relaxed);
-  }
-  if (nan) found_nan(row, item0 + (std::find_if(scores, scores + n, [](float s) { return s != s; }) - scores));
+  if (nan >= 0) found_nan(row, item0 + nan);
 }
 
 void CountAbove::run(int64_t task0, int64_t task1) {
   const Simd& isa = simd();
-  std::vector<int32_t> bins(4 * (c_ + 1));
+  std::vector<int32_t> scratch(tile_ + 4 * (c_ + 1));
   std::vector<float> panels, bias, scores;
   if (!scores_) {
     panels.resize(tile_ * items_.d);
@@ -145,14 +152,14 @@ void CountAbove::run(int64_t task0, int64_t task1) {
     for (int64_t item0 = chunk0; item0 < chunk1; item0 += tile_) {
       const int64_t n = std::min(tile_, chunk1 - item0);
       if (scores_) {
-        for (int64_t row = user0; row < user1; ++row) count_row(row, scores_ + row * n_ + item0, item0, n, bins.data());
+        for (int64_t row = user0; row < user1; ++row) count_row(row, scores_ + row * n_ + item0, item0, n, scratch.data());
         continue;
       }
       isa.pack(items_, item0, n, panels.data(), bias.data());
       for (int64_t group = user0; group < user1; group += kUserGroup) {
         const int64_t rows = std::min(kUserGroup, user1 - group);
         isa.score(users_.data + group * items_.d, rows, panels.data(), bias.data(), n, items_.d, scores.data(), tile_);
-        for (int64_t r = 0; r < rows; ++r) count_row(group + r, scores.data() + r * tile_, item0, n, bins.data());
+        for (int64_t r = 0; r < rows; ++r) count_row(group + r, scores.data() + r * tile_, item0, n, scratch.data());
       }
     }
   }
@@ -177,8 +184,9 @@ void CountAbove::finish(int64_t row0, int64_t row1, int64_t* out) {
         simd().dot(users_.data + row * items_.d, items_, inside.data(), static_cast<int64_t>(inside.size()), scores.data());
       }
     }
+    const Thresholds mine = of_row(row);
     for (size_t e = 0; e < inside.size(); ++e) {
-      if (c_ > 0) hist[bin(row, scores[e], item_offset_ + inside[e])].fetch_sub(1, std::memory_order_relaxed);
+      hist[mine.find(scores[e], item_offset_ + inside[e], 0)].fetch_sub(1, std::memory_order_relaxed);
     }
     int64_t above = 0;
     for (int64_t j = c_ - 1; j >= 0; --j) {

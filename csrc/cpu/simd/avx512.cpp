@@ -15,6 +15,11 @@ struct Avx512 {
   static T set(float x) { return _mm512_set1_ps(x); }
   static void store(float* p, T x) { _mm512_storeu_ps(p, x); }
   static T fma(T a, T b, T c) { return _mm512_fmadd_ps(a, b, c); }
+  static void store_int(int32_t* p, T x) { _mm512_storeu_si512(p, _mm512_cvttps_epi32(x)); }
+  static T sub(T a, T b) { return _mm512_sub_ps(a, b); }
+  static T mul(T a, T b) { return _mm512_mul_ps(a, b); }
+  static T min(T a, T b) { return _mm512_min_ps(a, b); }
+  static T max(T a, T b) { return _mm512_max_ps(a, b); }
   static int64_t count_gt(T a, T b) { return __builtin_popcount(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ)); }
   static int64_t count_ge(T a, T b) { return __builtin_popcount(_mm512_cmp_ps_mask(a, b, _CMP_GE_OQ)); }
   static bool any_nan(T a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }

@@ -11,32 +11,36 @@ struct Portable {
   static constexpr const char* name = "portable";
   static constexpr int64_t lanes = 4;
   static constexpr int rows = 4;
-  static T load(const float* p) { return {{p[0], p[1], p[2], p[3]}}; }
-  static T set(float x) { return {{x, x, x, x}}; }
-  static void store(float* p, const T& v) {
-    for (int i = 0; i < 4; ++i) p[i] = v.x[i];
-  }
-  static T fma(const T& a, const T& b, const T& c) {
+  template <class F>
+  static T map(F f) {
     T out;
-    for (int i = 0; i < 4; ++i) out.x[i] = std::fma(a.x[i], b.x[i], c.x[i]);
+    for (int i = 0; i < lanes; ++i) out.x[i] = f(i);
     return out;
   }
-  static int64_t count_gt(const T& a, const T& b) {
-    int64_t count = 0;
-    for (int i = 0; i < 4; ++i) count += a.x[i] > b.x[i];
-    return count;
+  template <class F>
+  static int64_t count(F f) {
+    int64_t n = 0;
+    for (int i = 0; i < lanes; ++i) n += f(i);
+    return n;
   }
-  static int64_t count_ge(const T& a, const T& b) {
-    int64_t count = 0;
-    for (int i = 0; i < 4; ++i) count += a.x[i] >= b.x[i];
-    return count;
+  static T load(const float* p) { return map([=](int i) { return p[i]; }); }
+  static T set(float x) { return map([=](int) { return x; }); }
+  static void store(float* p, const T& a) {
+    for (int i = 0; i < lanes; ++i) p[i] = a.x[i];
   }
-  static bool any_nan(const T& a) {
-    for (int i = 0; i < 4; ++i) {
-      if (a.x[i] != a.x[i]) return true;
-    }
-    return false;
+  static void store_int(int32_t* p, const T& a) {
+    for (int i = 0; i < lanes; ++i) p[i] = static_cast<int32_t>(a.x[i]);
   }
+  static T fma(const T& a, const T& b, const T& c) {
+    return map([&](int i) { return std::fma(a.x[i], b.x[i], c.x[i]); });
+  }
+  static T sub(const T& a, const T& b) { return map([&](int i) { return a.x[i] - b.x[i]; }); }
+  static T mul(const T& a, const T& b) { return map([&](int i) { return a.x[i] * b.x[i]; }); }
+  static T min(const T& a, const T& b) { return map([&](int i) { return a.x[i] < b.x[i] ? a.x[i] : b.x[i]; }); }
+  static T max(const T& a, const T& b) { return map([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; }); }
+  static int64_t count_gt(const T& a, const T& b) { return count([&](int i) { return a.x[i] > b.x[i]; }); }
+  static int64_t count_ge(const T& a, const T& b) { return count([&](int i) { return a.x[i] >= b.x[i]; }); }
+  static bool any_nan(const T& a) { return count([&](int i) { return a.x[i] != a.x[i]; }) > 0; }
 };
 
 }  // namespace

@@ -9,6 +9,37 @@ namespace bdkernels::cpu {
 // Thresholds up to this many are compared one by one in registers; more are searched.
 inline constexpr int64_t kFewThresholds = 4;
 
+// One user's thresholds, from worst to best: by score, and by falling tie id where scores are equal.
+struct Thresholds {
+  const float* sorted;   // [c + 1], the last one NaN: nothing compares with it
+  const int64_t* ties;   // [c]
+  int64_t c;
+  // Uniform bins over the scores: table[f(s)] is how many thresholds t have f(t) < f(s), where
+  // f(s) = clamp((s - low) * scale, 0, bins - 1) truncated. f is monotone, so all of those are below s: an exact lower bound.
+  const uint16_t* table;
+  float low, scale;
+  int32_t bins;
+
+  int32_t f(float s) const {
+    const float x = (s - low) * scale;
+    return x > 0 ? (x < static_cast<float>(bins - 1) ? static_cast<int32_t>(x) : bins - 1) : 0;
+  }
+
+  // How many thresholds an item with this score and id comes before, given a lower bound.
+  int64_t find(float s, int64_t id, int64_t least) const {
+    int64_t lo = least, hi = c;
+    while (lo < hi) {
+      const int64_t mid = (lo + hi) / 2;
+      if (sorted[mid] < s || (sorted[mid] == s && id < ties[mid])) {
+        lo = mid + 1;
+      } else {
+        hi = mid;
+      }
+    }
+    return lo;
+  }
+};
+
 struct Simd {
   const char* name;
   int64_t lanes;  // items of a panel
@@ -20,9 +51,13 @@ struct Simd {
                 int64_t out_stride);
   // One score: the same bits as `score` gives.
   void (*dot)(const float* user, const Items& items, const int64_t* ids, int64_t n, float* out);
-  // counts[c] += how many of n scores come before threshold c, where item i has id first_id + i. Returns the first NaN or -1.
-  int64_t (*count_few)(const float* scores, int64_t n, const float* thresholds, const int64_t* tie_ids, int64_t c,
-                       int64_t first_id, int64_t* counts);
+  // counts[j] += how many of n scores come before threshold j, where item i has id first_id + i. For few thresholds.
+  // Returns the first NaN among the scores, or -1.
+  int64_t (*count_few)(const float* scores, int64_t n, const Thresholds& t, int64_t first_id, int64_t* counts);
+  // The same as a histogram: ++hist[(i % 4) * (c + 1) + how many thresholds item i comes before]. Four histograms, so that
+  // runs of the same bin do not wait for each other. `scratch` has room for n integers.
+  int64_t (*count_many)(const float* scores, int64_t n, const Thresholds& t, int64_t first_id, int32_t* hist,
+                        int32_t* scratch);
 };
 
 const Simd& portable_simd();

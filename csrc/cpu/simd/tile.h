@@ -1,5 +1,6 @@
 // The inner loops, written once over a vector type V and compiled once for each instruction set.
-// V has: lanes, zero(), load(p), set(x), store(p), fma(a, b, c), and the masks that count_few needs.
+// V has: T, name, lanes, rows (users in registers), load, set, store, store_int (truncated), fma, sub, mul, min, max (the second
+// argument where the first is NaN), count_gt, count_ge, any_nan.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -110,22 +111,48 @@ struct Tile {
     }
   }
 
-  static int64_t count_few(const float* scores, int64_t n, const float* thresholds, const int64_t* tie_ids, int64_t c,
-                           int64_t first_id, int64_t* counts) {
+  static int64_t count_few(const float* scores, int64_t n, const Thresholds& t, int64_t first_id, int64_t* counts) {
     const int64_t whole = n - n % W;
-    for (int64_t j = 0; j < c; ++j) {
-      const int64_t before = tie_ids[j] - first_id;  // items 0 .. before - 1 win a tie
+    for (int64_t j = 0; j < t.c; ++j) {
+      const float threshold = t.sorted[j];
+      const auto wide = V::set(threshold);
+      const int64_t before = t.ties[j] - first_id;  // items 0 .. before - 1 win a tie
       const int64_t ahead = before < 0 ? 0 : before < n ? before : n;
-      const auto t = V::set(thresholds[j]);
       int64_t count = 0;
       int64_t i = 0;
       // Up to the tie id an equal score counts, after it not: two plain loops, and the vector between them by hand.
-      for (; i + W <= ahead; i += W) count += V::count_ge(V::load(scores + i), t);
-      for (; i < n && (i < ahead || i % W); ++i) count += scores[i] > thresholds[j] || (i < ahead && scores[i] == thresholds[j]);
-      for (; i < whole; i += W) count += V::count_gt(V::load(scores + i), t);
-      for (; i < n; ++i) count += scores[i] > thresholds[j];
+      for (; i + W <= ahead; i += W) count += V::count_ge(V::load(scores + i), wide);
+      for (; i < n && (i < ahead || i % W); ++i) count += scores[i] > threshold || (i < ahead && scores[i] == threshold);
+      for (; i < whole; i += W) count += V::count_gt(V::load(scores + i), wide);
+      for (; i < n; ++i) count += scores[i] > threshold;
       counts[j] += count;
     }
+    return any_nan(scores, n);
+  }
+
+  static int64_t count_many(const float* scores, int64_t n, const Thresholds& t, int64_t first_id, int32_t* hist,
+                            int32_t* scratch) {
+    const int64_t whole = n - n % W;
+    const auto low = V::set(t.low), scale = V::set(t.scale), zero = V::set(0.0f);
+    const auto last = V::set(static_cast<float>(t.bins - 1));
+    for (int64_t i = 0; i < whole; i += W) {
+      const auto x = V::mul(V::sub(V::load(scores + i), low), scale);
+      V::store_int(scratch + i, V::min(V::max(x, zero), last));  // max gives 0 for NaN
+    }
+    for (int64_t i = whole; i < n; ++i) scratch[i] = t.f(scores[i]);
+    const int64_t width = t.c + 1;
+    for (int64_t i = 0; i < n; ++i) {
+      const float s = scores[i];
+      int64_t b = t.table[scratch[i]];
+      b += t.sorted[b] < s;
+      if (__builtin_expect(t.sorted[b] <= s, 0)) b = t.find(s, first_id + i, b);  // a second step, or a tie
+      ++hist[(i & 3) * width + b];
+    }
+    return any_nan(scores, n);
+  }
+
+  static int64_t any_nan(const float* scores, int64_t n) {
+    const int64_t whole = n - n % W;
     for (int64_t i = 0; i < whole; i += W) {
       if (V::any_nan(V::load(scores + i))) return first_nan(scores, i, n);
     }
@@ -139,7 +166,7 @@ struct Tile {
     return -1;
   }
 
-  static constexpr Simd table() { return {V::name, W, pack, score, dot, count_few}; }
+  static constexpr Simd table() { return {V::name, W, pack, score, dot, count_few, count_many}; }
 };
 
 }  // namespace bdkernels::cpu

@@ -1,0 +1,111 @@
+"""Files on disk: what was written comes back; damage is named; a crash leaves the old or the new."""
+
+import json
+import os
+
+import pytest
+import torch
+from bidistill import MF, UserError
+from bidistill.checkpoint import load_checkpoint, load_model, model_notes, save_checkpoint, save_model
+from safetensors.torch import save_file
+
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([True, False]), "step": torch.tensor(3.0)}
+
+
+def test_round_trip_and_only_the_newest_is_kept(tmp_path):
+    folder = tmp_path / "run" / "checkpoint"
+    for epoch in range(3):
+        save_checkpoint(folder, TENSORS | {"a": TENSORS["a"] + epoch}, {"epoch": epoch, "score": 0.1 + 0.2})
+    tensors, state = load_checkpoint(folder)
+    assert (state["epoch"], state["score"]) == (2, 0.1 + 0.2)
+    assert torch.equal(tensors["a"], TENSORS["a"] + 2)
+    assert tensors["b"].dtype == torch.bool
+    assert tensors["step"].shape == ()
+    assert len(os.listdir(folder)) == 2
+
+
+def test_transposed_tensors_are_saved_as_they_look(tmp_path):
+    save_checkpoint(tmp_path, {"t": TENSORS["a"].T}, {})
+    assert torch.equal(load_checkpoint(tmp_path)[0]["t"], TENSORS["a"].T)
+
+
+@pytest.mark.parametrize("crash_at", ["save_file", "_sha256", "replacing"])
+def test_a_crash_while_saving_leaves_the_old_one(tmp_path, monkeypatch, crash_at):
+    save_checkpoint(tmp_path, TENSORS, {"epoch": 1})
+
+    def crash(*arguments):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"bidistill.checkpoint.{crash_at}", crash)
+        with pytest.raises(MemoryError):
+            save_checkpoint(tmp_path, {"a": torch.zeros(5)}, {"epoch": 2})
+    tensors, state = load_checkpoint(tmp_path)
+    assert state["epoch"] == 1
+    assert torch.equal(tensors["a"], TENSORS["a"])
+    save_checkpoint(tmp_path, TENSORS, {"epoch": 3})
+    assert len(os.listdir(tmp_path)) == 2  # leftovers of the crash are gone
+
+
+def tensor_file(folder):
+    return next(folder.glob("tensors-*.safetensors"))
+
+
+def test_damage_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no checkpoint at .*state\.json: .*start the run again"):
+        load_checkpoint(tmp_path)
+    save_checkpoint(tmp_path, TENSORS, {})
+    path = tensor_file(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4])
+    with pytest.raises(UserError, match=rf"{path.name} is damaged"):
+        load_checkpoint(tmp_path)
+    path.write_bytes(whole[:-1] + b"\x77")
+    with pytest.raises(UserError, match=rf"{path.name} is damaged"):
+        load_checkpoint(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match=rf"cannot read .*{path.name}.*No such file"):
+        load_checkpoint(tmp_path)
+    state = tmp_path / "state.json"
+    for text in ("", '{"format": "bidis', "[1]"):
+        state.write_text(text)
+        with pytest.raises(UserError, match=r"state\.json"):
+            load_checkpoint(tmp_path)
+    state.write_text(json.dumps({"format": "bidistill checkpoint 0"}))
+    with pytest.raises(UserError, match="not a checkpoint of this version"):
+        load_checkpoint(tmp_path)
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot make the folder .*file"):
+        save_checkpoint(tmp_path / "file" / "checkpoint", TENSORS, {})
+
+
+def test_models_round_trip(tmp_path):
+    model = MF(4, 6, 3, seed=5)
+    save_model(tmp_path / "deep" / "model.safetensors", model, split="abc")
+    again = load_model(tmp_path / "deep" / "model.safetensors")
+    assert again.config() == model.config()
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
+    assert model_notes(tmp_path / "deep" / "model.safetensors") == {"split": "abc"}
+
+
+def test_files_that_are_no_model(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(UserError, match=r"cannot read the model .*model\.safetensors"):
+        load_model(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"cannot read the model .*model\.safetensors"):
+        load_model(path)
+    save_file(TENSORS, path)
+    with pytest.raises(UserError, match=r"model\.safetensors is not a model of bidistill"):
+        load_model(path)
+    save_model(path, MF(4, 6, 3))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(UserError, match=r"cannot read the model .*model\.safetensors"):
+        load_model(path)
+    metadata = {"format": "bidistill model 1", "model": json.dumps(MF(4, 6, 3).config()), "notes": "{}"}
+    save_file({"user_factors.weight": torch.zeros(2, 2)}, path, metadata)
+    with pytest.raises(UserError, match="does not hold the tensors of its model"):
+        load_model(path)

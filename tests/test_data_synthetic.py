@@ -1,0 +1,108 @@
+"""Made-up interactions: the numbers asked for, seeded, long-tailed, and following the factors that are returned."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+from bidistill.data import generate, split
+from bidistill.errors import UserError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+@st.composite
+def sizes(draw: st.DrawFn) -> tuple[int, int, int]:
+    n_users, n_items = draw(st.integers(1, 40)), draw(st.integers(2, 40))
+    return n_users, n_items, draw(st.integers(n_users, n_users * (n_items // 2)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(size=sizes(), dim=st.integers(1, 5), seed=st.integers(0, 5), zipf=st.sampled_from([0, 0.5, 1.0, 3.0]))
+def test_sizes_are_exact(size: tuple[int, int, int], dim: int, seed: int, zipf: float) -> None:
+    n_users, n_items, n_interactions = size
+    data, users, items = generate(*size, dim=dim, seed=seed, zipf=zipf)
+    assert (data.n_users, data.n_items, len(data)) == size
+    assert len(np.unique(data.users * n_items + data.items)) == n_interactions
+    assert np.bincount(data.users, minlength=n_users).min() >= min(3, n_interactions // n_users)
+    assert np.bincount(data.users).max() <= n_items // 2
+    assert data.times is not None
+    assert data.times.tolist() == list(range(n_interactions))
+    assert (users.shape, items.shape) == ((n_users, dim), (n_items, dim))
+    assert users.dtype == items.dtype == np.float32
+    assert np.isfinite(users).all()
+    assert np.isfinite(items).all()
+
+
+def test_a_seed_repeats_and_another_differs() -> None:
+    first, again, other = (generate(200, 100, 2000, seed=seed) for seed in (1, 1, 2))
+    assert first[0].fingerprint() == again[0].fingerprint() != other[0].fingerprint()
+    assert (first[1] == again[1]).all()
+    assert (first[2] == again[2]).all()
+    assert not (first[1] == other[1]).any()
+
+
+def test_choices_follow_popularity_and_taste() -> None:
+    data, users, items = generate(2000, 1000, 40_000, zipf=1.0)
+    described = data.describe()
+    assert described["top_tenth_share"] > 0.4
+    assert described["per_user"]["max"] > 5 * described["per_user"]["median"]
+    assert generate(2000, 1000, 40_000, zipf=0)[0].describe()["top_tenth_share"] < 0.2
+    chosen = np.einsum("nd,nd->n", users[data.users], items[data.items])
+    # The same items with users exchanged have the same popularity, so what is left is taste.
+    exchanged = np.einsum("nd,nd->n", users[np.random.default_rng(0).permutation(data.users)], items[data.items])
+    assert chosen.mean() > exchanged.mean() + 1.0
+    assert (users @ items.T).std() == pytest.approx(3.0, rel=0.1)
+
+
+def test_acceptance_is_the_sigmoid_of_the_score() -> None:
+    data, users, items = generate(4000, 500, 12_000, zipf=0)  # so sparse that repeats hardly matter
+    scores = (users @ items.T).ravel()
+    order = np.argsort(scores)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order)) * 10 // len(order)
+    chosen = np.bincount(place[data.users * 500 + data.items], minlength=10)
+    # A user's few choices are drawn in proportion to the sigmoid of the user's own scores.
+    taste = (1 / (1 + np.exp(-(users @ items.T)))).astype(np.float64)
+    share = taste / taste.sum(1, keepdims=True) * np.bincount(data.users, minlength=4000)[:, None]
+    expected = np.bincount(place, weights=share.ravel(), minlength=10)
+    assert chosen == pytest.approx(expected, rel=0.1, abs=40)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"n_users": 0}, "n_users must be at least 1, got 0"),
+        ({"n_items": -1}, "n_items must be at least 1, got -1"),
+        ({"dim": 0}, "dim must be at least 1, got 0"),
+        ({"n_interactions": 9}, "must lie between 10 (one a user) and 50 (half of the items for each user), got 9"),
+        ({"n_interactions": 51}, "got 51"),
+        ({"n_items": 1}, "got 30"),
+        ({"zipf": -1.0}, "zipf must be 0 (no long tail) or larger, got -1.0"),
+        ({"zipf": float("nan")}, "zipf must be 0"),
+        ({"zipf": float("inf")}, "zipf must be 0"),
+    ],
+)
+def test_mistakes(options: dict[str, Any], expected: str) -> None:
+    sizes = {"n_users": 10, "n_items": 10, "n_interactions": 30}
+    with pytest.raises(UserError) as caught:
+        generate(**(sizes | options))
+    assert expected in str(caught.value)
+
+
+def test_it_can_be_split() -> None:
+    data = generate(100, 50, 600)[0]
+    assert len(np.unique(split(data, "leave_last").test_users)) == 100
+
+
+def test_a_huge_catalog_needs_no_dense_matrix() -> None:
+    start = time.process_time()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    generate(100_000, 500_000, 300_000, dim=4)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
+    assert grown < 500e6  # bytes; users x items would be 50e9 entries
+    assert time.process_time() - start < 15

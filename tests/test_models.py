@@ -1,0 +1,74 @@
+"""Models: score, factors and config agree; what the trainer relies on."""
+
+import pytest
+import torch
+from bidistill import UserError, build_model
+from bidistill.models import MF, Recommender
+
+import bdkernels
+
+
+@pytest.mark.parametrize(("n_users", "n_items", "dim"), [(1, 1, 1), (7, 11, 3), (5, 300, 17)])
+def test_score_is_the_dot_product_that_rank_uses(n_users, n_items, dim):
+    model = MF(n_users, n_items, dim, seed=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    users = torch.arange(n_users)
+    items = torch.randint(n_items, (n_users, 4), generator=torch.Generator().manual_seed(3))
+    scores = model.score(users, items)
+    assert scores.shape == (n_users, 4)
+    p, q = model.user_factors.weight.double(), model.item_factors.weight.double()
+    wanted = (p @ q.T + model.item_bias.weight.double().T).gather(1, items)
+    torch.testing.assert_close(scores.double(), wanted, rtol=1e-5, atol=1e-5)
+    factors = model.factors(users.flip(0))
+    assert not factors.users.requires_grad
+    assert not factors.items.requires_grad
+    torch.testing.assert_close(
+        bdkernels.score(factors, items).double(),
+        wanted[:0].new_tensor(
+            [
+                [(p[u] @ q[i]) + model.item_bias.weight[i, 0].double() for i in row]
+                for u, row in zip(reversed(range(n_users)), items.tolist(), strict=True)
+            ]
+        ),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_gradients_reach_only_the_rows_used():
+    model = MF(6, 9, 4)
+    model.score(torch.tensor([2, 2]), torch.tensor([[1, 3], [3, 8]])).sum().backward()
+    rows = {name: set(p.grad.abs().sum(1).nonzero().flatten().tolist()) for name, p in model.named_parameters()}
+    assert rows == {"user_factors.weight": {2}, "item_factors.weight": {1, 3, 8}, "item_bias.weight": {1, 3, 8}}
+
+
+def test_sparse_gradients_equal_dense_ones():
+    users, items = torch.tensor([0, 4, 4]), torch.tensor([[1, 1], [0, 2], [2, 2]])
+    grads = []
+    for sparse in (False, True):
+        model = MF(5, 3, 2, seed=7, sparse=sparse)
+        model.score(users, items).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+        assert all(grad.is_sparse == sparse for grad in grads[-1])
+    for dense, sparse in zip(*grads, strict=True):
+        torch.testing.assert_close(dense, sparse.to_dense())
+
+
+def test_seed_decides_the_initial_values():
+    first, again, other = (MF(4, 5, 3, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first.user_factors.weight, again.user_factors.weight)
+    assert not torch.equal(first.item_factors.weight, other.item_factors.weight)
+
+
+def test_build_model_takes_what_config_gives():
+    model = MF(4, 5, 3, sparse=True)
+    again = build_model(model.config())
+    assert isinstance(again, Recommender)
+    assert again.config() == model.config()
+    again.load_state_dict(model.state_dict())
+    with pytest.raises(UserError, match=r"no model kind 'nmf': choose one of mf"):
+        build_model({"kind": "nmf"})
+    with pytest.raises(UserError, match="no model kind None"):
+        build_model({})
