@@ -91,7 +91,7 @@ def sample(
 def _accept_in_rounds(steps: Steps, batch: Batch, directions: list[Direction], k: int, seed: int, step: int) -> None:
     size = min(ROUND, max(32, 8 * k))
     start = 0
-    while start < CAP:
+    while directions and start < CAP:
         rows = torch.stack([d.open for d in directions]).any(0).nonzero().squeeze(1)
         if not rows.numel():
             return
@@ -129,7 +129,7 @@ def _draw_from_full_rows(steps: Steps, b: Batch, d: Direction, rows: Tensor, see
         log_w[b.seen.row_of_each(), b.seen.indices] = -torch.inf
     top = log_w.amax(1, keepdim=True)
     cumulative = (log_w - top).exp_().nan_to_num_(0.0).cumsum_(1)  # NaN: no weight anywhere
-    total = cumulative[:, -1:]
+    total = cumulative[:, -1:].contiguous()
     index = torch.arange(d.ids.shape[1], device=rows.device)
     words = reference.philox(seed, index, reference.FALLBACK, b.user_ids[:, None], step)
     u = reference.uniform(*words[2:]) if d.to_teacher else reference.uniform(*words[:2])
