@@ -31,7 +31,9 @@ def torch_folder() -> Path:
         out = subprocess.run([sys.executable, *flags, "-c", code], capture_output=True, text=True, check=False)
         if out.stdout.strip():
             return Path(out.stdout.strip())
-    raise RuntimeError("torch is not installed here yet; install torch, then bdkernels again (--force-reinstall --no-deps)")
+    raise RuntimeError(
+        "torch is not installed here yet; install torch, then bdkernels again (--force-reinstall --no-deps)"
+    )
 
 
 def compiler() -> str:
@@ -50,7 +52,9 @@ def compile_library(out: Path) -> None:
     flags += os.environ.get("BDKERNELS_CXXFLAGS", "").split()
     includes = ["-isystem", str(torch / "include"), "-isystem", str(torch / "include/torch/csrc/api/include")]
     jobs = []
-    for source in sorted([*ROOT.glob("csrc/cpu/*.cpp"), *ROOT.glob("csrc/cpu/simd/*.cpp"), ROOT / "csrc/binding/cpu.cpp"]):
+    for source in sorted(
+        [*ROOT.glob("csrc/cpu/*.cpp"), *ROOT.glob("csrc/cpu/simd/*.cpp"), ROOT / "csrc/binding/cpu.cpp"]
+    ):
         if source.stem in ISA_FLAGS and not X86:
             continue
         target = work / (source.relative_to(ROOT / "csrc").as_posix().replace("/", "_") + ".o")

@@ -16,7 +16,9 @@ def _is(condition: bool, name: str, expected: str, got: object) -> None:
         raise ValueError(f"{name}: expected {expected}, got {got}")
 
 
-def tensor(name: str, t: Tensor, shape: tuple[int | str, ...], dtypes: tuple[torch.dtype, ...], device: torch.device) -> None:
+def tensor(
+    name: str, t: Tensor, shape: tuple[int | str, ...], dtypes: tuple[torch.dtype, ...], device: torch.device
+) -> None:
     """A letter in `shape` stands for any size, a number for just that."""
     want = "[" + ", ".join(str(s) for s in shape) + "]"
     fits = t.dim() == len(shape) and all(isinstance(s, str) or t.shape[i] == s for i, s in enumerate(shape))
@@ -75,7 +77,9 @@ def integer(name: str, value: int, low: int, high: int | None = None) -> None:
 
 def weight(name: str, kind: str, parameter: float) -> None:
     _is(kind in ("", *KINDS), name, "a weight kind of " + ", ".join(KINDS), repr(kind))
-    _is(kind not in ("tanh", "exp", "rank_only") or 0 < parameter < float("inf"), name, "a finite number > 0", parameter)
+    _is(
+        kind not in ("tanh", "exp", "rank_only") or 0 < parameter < float("inf"), name, "a finite number > 0", parameter
+    )
 
 
 def choice(name: str, value: str, valid: tuple[str, ...]) -> None:

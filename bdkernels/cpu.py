@@ -53,7 +53,9 @@ def _seen(seen: Seen | None, like: Tensor) -> tuple[Tensor, Tensor]:
 
 def _raise_nan(at: int, n: int, item_offset: int) -> None:
     if at >= 0:
-        raise ValueError(f"factors: expected finite scores, got NaN for user row {at // n}, item {item_offset + at % n}")
+        raise ValueError(
+            f"factors: expected finite scores, got NaN for user row {at // n}, item {item_offset + at % n}"
+        )
 
 
 def score(f: Factors, ids: Tensor) -> Tensor:
@@ -72,7 +74,9 @@ def count_above(f: Factors, thresholds: Tensor, tie_ids: Tensor, seen: Seen | No
     return counts
 
 
-def count_above_block(scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int) -> Tensor:
+def count_above_block(
+    scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int
+) -> Tensor:
     counts, nan_at = torch.ops.bdkernels_cpu.count_above_block(
         scores.contiguous(), thresholds.contiguous(), tie_ids.contiguous(), *_seen(seen, tie_ids), item_offset, TILE
     )

@@ -10,12 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import autograd, ops
+from . import ops  # noqa: F401 (registers the operators)
+from .autograd import BdStep
 from .factors import Factors
 from .seen import Seen
 from .weights import Exp, Tanh, Weight
-
-assert ops.LIBRARY is not None and autograd.BdStep is not None  # importing them registers the operators
 
 
 class TopK(NamedTuple):
@@ -183,7 +182,9 @@ def sample(
     if user_ids is None:
         user_ids = torch.arange(teacher.users.shape[0], device=teacher.users.device)
     n_items = teacher.items.shape[0]
-    weights = [("", 0.0, False) if w is None else (w.kind, w.parameter(n_items), w.flipped) for w in (to_student, to_teacher)]
+    weights = [
+        ("", 0.0, False) if w is None else (w.kind, w.parameter(n_items), w.flipped) for w in (to_student, to_teacher)
+    ]
     drawn = torch.ops.bdkernels.sample(
         *_detach(teacher), *_detach(student), *_pair(seen), user_ids, k, seed, step, *weights[0], *weights[1],
         backend=backend or "",
@@ -251,7 +252,7 @@ def bd_step_loss(
         sparse: gradients as sparse rows, as from torch.nn.Embedding(sparse=True), so that a step's cost does not grow with N
             or U; False for dense gradients, which any optimizer takes.
     """
-    out = autograd.BdStep.apply(
+    out = BdStep.apply(
         user_table,
         item_table,
         item_bias,

@@ -319,9 +319,7 @@ def _distill_loss_fake(
     return learner.new_empty((), dtype=torch.float64 if learner.dtype == torch.float64 else torch.float32)
 
 
-def _distill_loss(
-    learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None
-) -> Tensor:
+def _distill_loss(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None) -> Tensor:
     checks.losses(learner, guide, tau_learner, tau_guide, mask)
     return reference.distill_loss(learner, guide, tau_learner, tau_guide, mask)
 

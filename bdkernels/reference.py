@@ -92,7 +92,9 @@ def tile_size(n_users: int) -> int:
     return max(1, TILE_ELEMENTS // max(1, n_users))
 
 
-def count_above_block(scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int) -> Tensor:
+def count_above_block(
+    scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int
+) -> Tensor:
     """[B, C] int64: how many unseen items of a block of scores [B, n] come before each (threshold, tie id)."""
     n_rows, n = scores.shape
     ids = torch.arange(item_offset, item_offset + n, device=scores.device)

@@ -101,7 +101,9 @@ def _accept_in_rounds(steps: Steps, batch: Batch, directions: list[Direction], k
         rank_t, rank_s = (1 + steps.count_above(f, steps.score(f, ids), ids, b.seen, 0) for f in (b.teacher, b.student))
         for d in directions:
             guide, learner = (rank_s, rank_t) if d.to_teacher else (rank_t, rank_s)
-            hit = steps.accept(seed, step, b.user_ids, start, guide, learner, b.candidates, d.weight, bool(d.to_teacher))
+            hit = steps.accept(
+                seed, step, b.user_ids, start, guide, learner, b.candidates, d.weight, bool(d.to_teacher)
+            )
             _place(d, rows, ids, hit & d.open[rows, None])
             d.open.logical_and_(d.hits < k)
             if stop == PROBE:
@@ -140,12 +142,15 @@ def _draw_from_full_rows(steps: Steps, b: Batch, d: Direction, rows: Tensor, see
 
 
 def _full_ranks(steps: Steps, f: Factors, seen: Seen | None) -> Tensor:
-    """[B, N] int64 ranks of every item; those of seen items come after all candidates."""
+    """[B, N] int32 ranks of every item; those of seen items come after all candidates. The widest moment of the library:
+    a row takes about 50 bytes an item, which is why rows come one by one where the catalog is large."""
     scores = steps.score_block(f)
     reference.check_scores(scores, 0)
     keys = reference.order_key(scores, torch.arange(f.n_items, device=scores.device))
+    del scores
     if seen is not None:
         keys[seen.row_of_each(), seen.indices] = torch.iinfo(torch.int64).min
     order = keys.sort(dim=1, descending=True).indices
-    ranks = torch.arange(1, f.n_items + 1, device=scores.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, ranks)
+    del keys
+    ranks = torch.arange(1, f.n_items + 1, dtype=torch.int32, device=order.device).expand_as(order)
+    return torch.empty_like(ranks, memory_format=torch.contiguous_format).scatter_(1, order, ranks)

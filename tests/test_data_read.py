@@ -128,6 +128,9 @@ def test_ids_keep_their_identity(tmp_path: Path) -> None:
     assert mixed.user_ids.tolist() == ["10", "7", "x7"]
     assert mixed.item_ids.tolist() == sorted(["é", "東京", "e"])
     assert read(write(path, "user,item\n1.0,2e1\n3.0,1\n")).item_ids.tolist() == [1, 20]
+    merged = read(write(path, "user,item\n1,1\n1.0,2\n1e0,2\n"))
+    assert (merged.user_ids.tolist(), merged.users.tolist(), merged.duplicates) == ([1], [0, 0], 1)
+    assert read(np.array([[0.0, 1], [-0.0, 2]])).user_ids.tolist() == [0]
     assert read(pd.DataFrame({"user": [3.0, 1.0], "item": ["1", "02"]})).user_ids.tolist() == [1, 3]
     assert read(pd.DataFrame({"user": [3.0, 1.0], "item": ["1", "02"]})).item_ids.tolist() == ["02", "1"]
     assert read(np.array([[5, 6], [5, 7]], np.uint8)).user_ids.dtype == np.int64
@@ -303,6 +306,8 @@ def test_mistakes_in_tables() -> None:
     fails(pd.DataFrame({"user": [True, False], "item": [1, 2]}), "is of type bool, which can be no id", "data frame")
     fails(pd.DataFrame({"user": [1, None], "item": [1, 2]}), "column 'user' has no id in data row 2", "data frame")
     fails(pd.DataFrame({"user": [1.5], "item": [1]}), "holds 1.5", "data frame")
+    fails(pd.DataFrame({"user": [2.0**53 + 2], "item": [1]}), "write large ids as integers", "data frame")
+    fails(pd.DataFrame({"user": [1e300], "item": [1]}), "holds 1e+300", "data frame")
     fails(pa.table({"user": pa.array([2**63], pa.uint64()), "item": [1]}), f"holds {2**63}", "table")
     fails(pd.DataFrame({"user": [1], "item": [1], "rating": ["x"]}), "holds 'x'", "data frame", min_rating=1)
     fails(pd.DataFrame({"user": [1], "item": [1], "time": [np.nan]}), "'time' has no time in data row 1", "data frame")

@@ -118,6 +118,11 @@ def test_leave_one_is_uniform() -> None:
     assert ((seen - 100) ** 2 / 100).sum() < 43.8  # chi-square, 19 degrees of freedom, p = 0.001
 
 
+def test_shares_do_not_suffer_from_rounding() -> None:
+    parts = split(interactions([(0, item) for item in range(100)]), "ratio", val=0.29, test=0.57)  # 0.29 * 100 < 29
+    assert [len(parts.part(name)[0]) for name in PARTS] == [14, 29, 57]
+
+
 def test_users_with_few_stay_in_train() -> None:
     data = interactions([(0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2), (2, 3)])
     assert set(split(data, "leave_one").test_users.tolist()) == {1, 2}

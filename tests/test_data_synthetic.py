@@ -94,6 +94,12 @@ def test_mistakes(options: dict[str, Any], expected: str) -> None:
     assert expected in str(caught.value)
 
 
+def test_rows_are_in_a_random_time_order() -> None:
+    data = generate(1000, 500, 20_000)[0]
+    assert abs(np.corrcoef(data.users, np.arange(20_000))[0, 1]) < 0.05
+    assert abs(np.corrcoef(data.items, np.arange(20_000))[0, 1]) < 0.05
+
+
 def test_it_can_be_split() -> None:
     data = generate(100, 50, 600)[0]
     assert len(np.unique(split(data, "leave_last").test_users)) == 100

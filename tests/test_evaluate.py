@@ -29,7 +29,7 @@ def make_split(n_users, n_items, held, seed):
 
 
 def make_model(split, dim=3, seed=0, ties=False):
-    """Small integers as factors: every score is exact in float32 and in float64; with few values there are many ties."""
+    """Integers as factors: every score is exact in float32 and in float64; with few values there are many ties."""
     model = MF(split.n_users, split.n_items, dim)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

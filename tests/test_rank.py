@@ -53,12 +53,16 @@ def test_repeated_ids_and_all_seen(rng, backend):
 
 def test_signed_zeros_tie(backend):
     """-0.0 and 0.0 are one score."""
-    f = bd.Factors(torch.ones(1, 1), torch.tensor([[-0.0], [0.0], [-0.0], [0.0]]), torch.tensor([-0.0, -0.0, -0.0, 0.0]))
+    f = bd.Factors(
+        torch.ones(1, 1), torch.tensor([[-0.0], [0.0], [-0.0], [0.0]]), torch.tensor([-0.0, -0.0, -0.0, 0.0])
+    )
     assert bd.rank(f, torch.arange(4)[None], backend=backend).tolist() == [[1, 2, 3, 4]]
 
 
 def test_infinite_scores(backend):
-    f = bd.Factors(torch.ones(1, 1), torch.tensor([[1.0], [float("inf")], [float("-inf")], [2.0], [float("inf")], [0.0]]))
+    f = bd.Factors(
+        torch.ones(1, 1), torch.tensor([[1.0], [float("inf")], [float("-inf")], [2.0], [float("inf")], [0.0]])
+    )
     assert bd.rank(f, torch.arange(6)[None], backend=backend).tolist() == [[4, 1, 6, 3, 2, 5]]
 
 

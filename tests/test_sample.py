@@ -25,7 +25,9 @@ IDS = [f"{w.kind}-{'under' if w.flipped else 'over'}-{w.parameter(1)}" for w in 
 def models(b: int, n: int, d: int = 5) -> tuple[bd.Factors, bd.Factors]:
     """A teacher and a student that agree in part."""
     users, items = torch.randn(b, d), torch.randn(n, d)
-    student = bd.Factors(users[:, :2] + 0.3 * torch.randn(b, 2), items[:, :2] + 0.3 * torch.randn(n, 2), torch.randn(n) / 2)
+    student = bd.Factors(
+        users[:, :2] + 0.3 * torch.randn(b, 2), items[:, :2] + 0.3 * torch.randn(n, 2), torch.randn(n) / 2
+    )
     return bd.Factors(users, items, torch.randn(n) / 3), student
 
 

@@ -1,7 +1,8 @@
 """sample: the distribution of the draws, by chi-square against exact probabilities; and that planted faults are caught.
 
 Rows of one user's factors under many user ids give independent draws of one distribution. Items are pooled into cells of at least
-CELL expected draws. P_LOW is the chance of a false alarm for a right sampler; seeds are fixed, so a test that passes goes on passing.
+CELL expected draws. P_LOW is the chance of a false alarm for a right sampler; seeds are fixed, so what passes goes on
+passing.
 """
 
 import numpy as np

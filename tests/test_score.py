@@ -29,7 +29,9 @@ def test_fma_rounds_once(rng):
     a[:3], b[:3], c[:3] = np.float32(1 + 2**-12), np.float32(1 + 2**-12), np.float32([0.0, 1e-30, -1e-30])
     a[3:6], b[3:6], c[3:6] = np.float32(1e-30), np.float32(1e-15), np.float32([1e-45, 0.0, -1e-45])  # subnormal results
     out = reference.fma(*(torch.from_numpy(x) for x in (a, b, c))).numpy()
-    want = [rounded(Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))) for x, y, z in zip(a, b, c, strict=True)]
+    want = [
+        rounded(Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))) for x, y, z in zip(a, b, c, strict=True)
+    ]
     np.testing.assert_array_equal(out, np.array(want))
     assert out[1] != out[2]
 

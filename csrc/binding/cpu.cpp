@@ -1,5 +1,5 @@
-// The one file of the CPU backend that knows torch: its stable ABI (>= 2.10), so one binary serves every later torch and Python.
-// bdkernels.ops has checked the arguments; what is checked here is only what memory safety needs.
+// The one file of the CPU backend that knows torch: its stable ABI (>= 2.10), so one binary serves every later torch and
+// Python. bdkernels.ops has checked the arguments; what is checked here is only what memory safety needs.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -45,11 +45,12 @@ bdkernels::Users users_of(const Tensor& users) { return {data<float>(users, Scal
 bdkernels::Items items_of(const Tensor& users, const Tensor& items, const Tensor& bias) {
   STD_TORCH_CHECK(users.dim() == 2 && items.dim() == 2 && users.size(1) == items.size(1), "bdkernels: users, items: shapes");
   STD_TORCH_CHECK(items.stride(1) == 1 || items.size(1) <= 1, "bdkernels: items: columns must not be strided");
-  STD_TORCH_CHECK(bias.numel() == 0 || (bias.numel() == items.size(0) && bias.is_contiguous() &&
-                                        bias.scalar_type() == items.scalar_type()),
+  STD_TORCH_CHECK(bias.numel() == 0 ||
+                      (bias.numel() == items.size(0) && bias.is_contiguous() && bias.scalar_type() == items.scalar_type()),
                   "bdkernels: item_bias: must match items");
-  return {items.const_data_ptr(), bias.numel() ? bias.const_data_ptr() : nullptr, dtype_of(items), items.size(0),
-          items.size(1), items.stride(0)};
+  return {items.const_data_ptr(), bias.numel() ? bias.const_data_ptr() : nullptr,
+          dtype_of(items),        items.size(0),
+          items.size(1),          items.stride(0)};
 }
 
 bdkernels::Seen seen_of(const Tensor& indptr, const Tensor& indices, int64_t rows) {
@@ -88,9 +89,9 @@ std::tuple<Tensor, int64_t> count(cpu::CountAbove& work, const Tensor& like) {
   return {out, work.nan_at()};
 }
 
-std::tuple<Tensor, int64_t> count_above(const Tensor& users, const Tensor& items, const Tensor& bias, const Tensor& thresholds,
-                                        const Tensor& tie_ids, const Tensor& indptr, const Tensor& indices,
-                                        int64_t item_offset, int64_t tile) {
+std::tuple<Tensor, int64_t> count_above(const Tensor& users, const Tensor& items, const Tensor& bias,
+                                        const Tensor& thresholds, const Tensor& tie_ids, const Tensor& indptr,
+                                        const Tensor& indices, int64_t item_offset, int64_t tile) {
   const auto u = users_of(users);
   cpu::CountAbove work(u, items_of(users, items, bias), data<float>(thresholds, ScalarType::Float, "thresholds"),
                        longs(tie_ids, "tie_ids"), tie_ids.size(1), seen_of(indptr, indices, u.n), item_offset, tile);
@@ -129,8 +130,8 @@ Tensor accept(int64_t seed, int64_t step, const Tensor& user_ids, int64_t start,
   Tensor out = torch::stable::new_empty(rank_guide, {rows, c}, ScalarType::Bool);
   bool* o = static_cast<bool*>(out.mutable_data_ptr());
   parallel_for(0, rows, 16, [&](int64_t a, int64_t b) {
-    cpu::accept(static_cast<uint64_t>(seed), static_cast<uint32_t>(step), id, start, c, guide, learner, n, weight, to_teacher,
-                a, b, o);
+    cpu::accept(static_cast<uint64_t>(seed), static_cast<uint32_t>(step), id, start, c, guide, learner, n, weight,
+                to_teacher, a, b, o);
   });
   return out;
 }

@@ -54,11 +54,11 @@ class CountAbove {
   Seen seen_;
   int64_t item_offset_;
   int64_t tile_ = 0, chunk_ = 0, user_blocks_ = 0, item_chunks_ = 0, bins_ = 0;
-  std::vector<float> sorted_;         // [B, C + 1], and the rest of `Thresholds` for each row
-  std::vector<int64_t> sorted_ties_;  // [B, C]
-  std::vector<uint16_t> table_;       // [B, bins]
-  std::vector<float> low_, scale_;    // [B]
-  std::vector<int32_t> order_;        // [B, C] where each sorted threshold came from
+  std::vector<float> sorted_;               // [B, C + 1], and the rest of `Thresholds` for each row
+  std::vector<int64_t> sorted_ties_;        // [B, C]
+  std::vector<uint16_t> table_;             // [B, bins]
+  std::vector<float> low_, scale_;          // [B]
+  std::vector<int32_t> order_;              // [B, C] where each sorted threshold came from
   std::vector<std::atomic<int64_t>> hist_;  // [B, C + 1] items by the number of thresholds they come before
   std::atomic<int64_t> nan_at_;
 };

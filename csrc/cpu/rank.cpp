@@ -1,8 +1,8 @@
 // rank: one streaming pass over the catalog that counts, for each user, the items before each of his thresholds.
 //
 // A task is a block of users times a chunk of items. Tiles of the chunk are packed once and scored for the whole block,
-// a few users at a time, into a buffer that stays in cache; each score then finds its bin among the user's sorted thresholds.
-// Seen items are counted like the others, and taken out again at the end: their scores have the same bits there.
+// a few users at a time, into a buffer that stays in cache; each score then finds its bin among the user's sorted
+// thresholds. Seen items are counted like the others, and taken out again at the end: their scores have the same bits there.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -102,8 +102,13 @@ void CountAbove::prepare(int64_t row0, int64_t row1) {
 }
 
 Thresholds CountAbove::of_row(int64_t row) const {
-  return {sorted_.data() + row * (c_ + 1), sorted_ties_.data() + row * c_, c_, table_.data() + row * bins_, low_[row],
-          scale_[row], static_cast<int32_t>(bins_)};
+  return {sorted_.data() + row * (c_ + 1),
+          sorted_ties_.data() + row * c_,
+          c_,
+          table_.data() + row * bins_,
+          low_[row],
+          scale_[row],
+          static_cast<int32_t>(bins_)};
 }
 
 void CountAbove::found_nan(int64_t row, int64_t item) {

@@ -15,9 +15,7 @@ struct Avx2 {
   static T set(float x) { return _mm256_set1_ps(x); }
   static void store(float* p, T x) { _mm256_storeu_ps(p, x); }
   static T fma(T a, T b, T c) { return _mm256_fmadd_ps(a, b, c); }
-  static void store_int(int32_t* p, T x) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_cvttps_epi32(x));
-  }
+  static void store_int(int32_t* p, T x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_cvttps_epi32(x)); }
   static T sub(T a, T b) { return _mm256_sub_ps(a, b); }
   static T mul(T a, T b) { return _mm256_mul_ps(a, b); }
   static T min(T a, T b) { return _mm256_min_ps(a, b); }

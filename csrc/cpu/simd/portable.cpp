@@ -23,8 +23,12 @@ struct Portable {
     for (int i = 0; i < lanes; ++i) n += f(i);
     return n;
   }
-  static T load(const float* p) { return map([=](int i) { return p[i]; }); }
-  static T set(float x) { return map([=](int) { return x; }); }
+  static T load(const float* p) {
+    return map([=](int i) { return p[i]; });
+  }
+  static T set(float x) {
+    return map([=](int) { return x; });
+  }
   static void store(float* p, const T& a) {
     for (int i = 0; i < lanes; ++i) p[i] = a.x[i];
   }
@@ -34,13 +38,27 @@ struct Portable {
   static T fma(const T& a, const T& b, const T& c) {
     return map([&](int i) { return std::fma(a.x[i], b.x[i], c.x[i]); });
   }
-  static T sub(const T& a, const T& b) { return map([&](int i) { return a.x[i] - b.x[i]; }); }
-  static T mul(const T& a, const T& b) { return map([&](int i) { return a.x[i] * b.x[i]; }); }
-  static T min(const T& a, const T& b) { return map([&](int i) { return a.x[i] < b.x[i] ? a.x[i] : b.x[i]; }); }
-  static T max(const T& a, const T& b) { return map([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; }); }
-  static int64_t count_gt(const T& a, const T& b) { return count([&](int i) { return a.x[i] > b.x[i]; }); }
-  static int64_t count_ge(const T& a, const T& b) { return count([&](int i) { return a.x[i] >= b.x[i]; }); }
-  static bool any_nan(const T& a) { return count([&](int i) { return a.x[i] != a.x[i]; }) > 0; }
+  static T sub(const T& a, const T& b) {
+    return map([&](int i) { return a.x[i] - b.x[i]; });
+  }
+  static T mul(const T& a, const T& b) {
+    return map([&](int i) { return a.x[i] * b.x[i]; });
+  }
+  static T min(const T& a, const T& b) {
+    return map([&](int i) { return a.x[i] < b.x[i] ? a.x[i] : b.x[i]; });
+  }
+  static T max(const T& a, const T& b) {
+    return map([&](int i) { return a.x[i] > b.x[i] ? a.x[i] : b.x[i]; });
+  }
+  static int64_t count_gt(const T& a, const T& b) {
+    return count([&](int i) { return a.x[i] > b.x[i]; });
+  }
+  static int64_t count_ge(const T& a, const T& b) {
+    return count([&](int i) { return a.x[i] >= b.x[i]; });
+  }
+  static bool any_nan(const T& a) {
+    return count([&](int i) { return a.x[i] != a.x[i]; }) > 0;
+  }
 };
 
 }  // namespace

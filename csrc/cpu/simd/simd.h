@@ -11,11 +11,12 @@ inline constexpr int64_t kFewThresholds = 4;
 
 // One user's thresholds, from worst to best: by score, and by falling tie id where scores are equal.
 struct Thresholds {
-  const float* sorted;   // [c + 1], the last one NaN: nothing compares with it
-  const int64_t* ties;   // [c]
+  const float* sorted;  // [c + 1], the last one NaN: nothing compares with it
+  const int64_t* ties;  // [c]
   int64_t c;
   // Uniform bins over the scores: table[f(s)] is how many thresholds t have f(t) < f(s), where
-  // f(s) = clamp((s - low) * scale, 0, bins - 1) truncated. f is monotone, so all of those are below s: an exact lower bound.
+  // f(s) = clamp((s - low) * scale, 0, bins - 1) truncated. f is monotone, so all of those are below s: an exact lower
+  // bound.
   const uint16_t* table;
   float low, scale;
   int32_t bins;

@@ -1,6 +1,6 @@
 // The inner loops, written once over a vector type V and compiled once for each instruction set.
-// V has: T, name, lanes, rows (users in registers), load, set, store, store_int (truncated), fma, sub, mul, min, max (the second
-// argument where the first is NaN), count_gt, count_ge, any_nan.
+// V has: T, name, lanes, rows (users in registers), load, set, store, store_int (truncated), fma, sub, mul, min, max (the
+// second argument where the first is NaN), count_gt, count_ge, any_nan.
 #pragma once
 #include <cmath>
 #include <cstdint>

@@ -1,0 +1,54 @@
+# Two commands matter: `make demo` and `make test`. Both set up .venv by themselves and reuse what the other installed.
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+PIP    := $(PY) -m pip --disable-pip-version-check install -q -c .ci/constraints.txt
+SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench quality clean
+
+help:  ## Show this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo: $(VENV)/.built  ## Train on MovieLens-100K: teacher, student, both directions; table and report in runs/demo
+	$(PY) -m bidistill demo --run-out runs/demo --run-overwrite
+
+test: $(VENV)/.built $(VENV)/.tools-test  ## Run the tests; the end says what this machine left out, and why
+	$(PY) -m pytest -q
+
+lint: $(VENV)/.built $(VENV)/.tools-test $(VENV)/.tools-lint  ## ruff, clang-format, mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(SOURCES)
+	$(PY) -m mypy
+
+format: $(VENV)/.tools-lint  ## Rewrite the sources in the house style
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(SOURCES)
+
+bench: $(VENV)/.built $(VENV)/.tools-test  ## Time the sampler against its peers; writes benchmarks/results/
+	$(PY) -m benchmarks.sample
+
+quality: $(VENV)/.built  ## Distilled against matched control on several seeds: make quality DATA=split.npz
+	$(PY) -m benchmarks.quality $(DATA)
+
+clean:  ## Remove what the build and the runs left (not .venv)
+	rm -rf build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+$(VENV)/.base: pyproject.toml .ci/constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PIP) setuptools torch numpy
+	$(PIP) --no-build-isolation -e '.[train]'
+	touch $@
+
+# The C++ library, built again when its sources change; without a compiler this warns and the reference backend serves.
+$(VENV)/.built: $(VENV)/.base setup.py $(SOURCES)
+	$(PY) setup.py -q build_kernels
+	touch $@
+
+$(VENV)/.tools-%: $(VENV)/.base
+	$(PIP) --no-build-isolation -e '.[train,$*]'
+	touch $@

@@ -1,0 +1,55 @@
+"""Files: written whole or not at all, and NumPy archives read without trust."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from bidistill.errors import UserError
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path in the folder of `path`; it replaces `path` when the block ends well, else it is removed.
+
+    Missing parent folders are made. Raises UserError where the folder or file cannot be written.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        os.close(handle)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place for it") from error
+    temporary = Path(name)
+    try:
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # mkstemp makes it private; a data file should follow the user's umask
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place for it") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_npz(path: str | Path) -> dict[str, np.ndarray]:
+    """All arrays of an .npz file, in memory. Raises UserError for a missing, foreign or damaged file."""
+    if not Path(path).is_file():
+        raise UserError(
+            f"{path}: {'this is a folder' if Path(path).is_dir() else 'there is no such file'}; check the path"
+        )
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: not a NumPy archive, or damaged; write it again with numpy.savez")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except Exception as error:  # a damaged archive fails in a dozen ways: zip, zlib, header syntax, sizes, ...
+        raise UserError(f"{path}: not a readable .npz file ({error}); write it again with numpy.savez") from error

@@ -1,0 +1,195 @@
+"""Which interactions train, which choose settings (val) and which report (test)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bidistill.data.files import load_npz, replacing
+from bidistill.data.ids import pack, unpack
+from bidistill.data.interactions import Interactions, check_pairs, digest
+from bidistill.errors import UserError
+
+METHODS = ("leave_last", "leave_one", "ratio")
+PARTS = ("train", "val", "test")
+KINDS = ("users", "items")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """A data set in three parts that share users, items and ids. All numbers are int64, from 0.
+
+    A user may have any number of held-out items, also none: then they train and are not evaluated.
+    Raises UserError where a number is out of range, `train` is empty, or a held-out user has no training item.
+    """
+
+    n_users: int
+    n_items: int
+    train_users: np.ndarray
+    train_items: np.ndarray
+    val_users: np.ndarray
+    val_items: np.ndarray
+    test_users: np.ndarray
+    test_items: np.ndarray
+    user_ids: np.ndarray
+    item_ids: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, ids, size in (("user", self.user_ids, self.n_users), ("item", self.item_ids, self.n_items)):
+            if len(ids) != size:
+                raise UserError(f"split: {size:,} {name}s but {len(ids):,} {name} ids; give one id for each {name}")
+        for name in PARTS:
+            check_pairs(f"split, part {name}", *self.part(name), self.n_users, self.n_items)
+        if len(self.train_users) == 0:
+            raise UserError("split: part train has no row, so there is nothing to learn from")
+        trained = np.bincount(self.train_users, minlength=self.n_users) > 0
+        for name in PARTS[1:]:
+            users = self.part(name)[0]
+            if not trained[users].all():
+                lost = self.user_ids[users[~trained[users]][0]]
+                raise UserError(
+                    f"split: user {lost} is in part {name} but has no training item; move or remove their rows"
+                )
+
+    @classmethod
+    def of(cls, parts: dict[str, tuple[np.ndarray, np.ndarray]], user_ids: np.ndarray, item_ids: np.ndarray) -> Split:
+        """The split with these (users, items) as "train", "val" and "test"."""
+        numbers = {f"{name}_{kind}": array for name in PARTS for kind, array in zip(KINDS, parts[name], strict=True)}
+        return cls(len(user_ids), len(item_ids), **numbers, user_ids=user_ids, item_ids=item_ids)
+
+    def part(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """(users, items) of "train", "val" or "test"."""
+        if name not in PARTS:
+            raise UserError(f"split: there is no part {name!r}; the parts are {', '.join(PARTS)}")
+        return getattr(self, f"{name}_users"), getattr(self, f"{name}_items")
+
+    def describe(self) -> dict[str, Any]:
+        """Sizes (JSON-ready): rows of each part, users evaluated, held-out rows whose item never occurs in train."""
+        known = np.bincount(self.train_items, minlength=self.n_items) > 0
+        rows: dict[str, Any] = {"users": self.n_users, "items": self.n_items, "train": len(self.train_users)}
+        for name in PARTS[1:]:
+            users, items = self.part(name)
+            rows[name] = len(users)
+            rows[f"{name}_users"] = len(np.unique(users))
+            rows[f"{name}_items_unknown"] = int((~known[items]).sum())
+        return rows
+
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the sha256 of all parts and ids."""
+        return digest(*self._arrays().values())
+
+    def save(self, path: str | Path) -> None:
+        """Write one .npz (no pickle), whole or not at all. Raises UserError where it cannot be written."""
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, **self._arrays())  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
+
+    @classmethod
+    def load(cls, path: str | Path) -> Split:
+        """Read what `save` wrote. Raises UserError that says what is wrong with a missing or damaged file."""
+        names = [f"{part}_{kind}" for part in PARTS for kind in KINDS] + ["user_ids", "item_ids"]
+        arrays = load_npz(path)
+        if missing := [name for name in names if name not in arrays]:
+            raise UserError(f"{path}: no saved split, it lacks the array {missing[0]!r}; make it again with split")
+        try:
+            ids = {name: unpack(arrays[name]) for name in ("user_ids", "item_ids")}
+            parts = {name: arrays[name] for name in names[:-2]}
+            return cls(len(ids["user_ids"]), len(ids["item_ids"]), **parts, **ids)
+        except ValueError as error:
+            raise UserError(f"{path}: damaged split ({error}); make it again with split") from error
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        arrays = {f"{name}_{kind}": getattr(self, f"{name}_{kind}") for name in PARTS for kind in KINDS}
+        return arrays | {"user_ids": pack(self.user_ids), "item_ids": pack(self.item_ids)}
+
+
+def split(
+    interactions: Interactions,
+    method: str = "leave_last",
+    *,
+    val: float | None = None,
+    test: float | None = None,
+    seed: int = 0,
+    min_per_user: int | None = None,
+) -> Split:
+    """Hold out some interactions of each user.
+
+    method: "leave_last": each user's last `test` interactions by time are test, the `val` before them validation (equal
+        times: the later row is later); "leave_one": the same numbers, chosen at random; "ratio": the shares `val` and
+        `test` of each user's interactions, at random, rounded down but at least one.
+    val, test: numbers of interactions (default 1 each), for "ratio" shares below 1 (default 0.1 each). 0 = empty.
+    seed: of the random choices; the same interactions and seed give the same split.
+    min_per_user: users with fewer interactions than this, and users who would be left without a training item, keep
+        everything in train and are not evaluated. They are not removed.
+    Row order is kept in each part. Raises UserError for missing times, numbers out of range, a catalog of one item, or
+    when no user is left to evaluate.
+    """
+    held_val, held_test = _held_out(method, val, test)
+    when = _order(interactions, method, seed)
+    if interactions.n_items == 1:
+        raise UserError(f"the data has only one item ({interactions.item_ids[0]}), so nothing can be ranked; add items")
+    users = interactions.users
+    counts = np.bincount(users, minlength=interactions.n_users)
+    if method == "ratio":
+        n_val, n_test = (_share(counts, share) for share in (held_val, held_test))
+    else:
+        n_val, n_test = (np.full(len(counts), int(number)) for number in (held_val, held_test))
+    evaluated = (counts > n_val + n_test) & (counts >= (min_per_user or 0))
+    if not evaluated.any():
+        needed = max(int((n_val + n_test).min()) + 1, min_per_user or 0)
+        raise UserError(
+            f"split {method!r} leaves no user to evaluate: the most active one has {counts.max():,} interactions,"
+            f" {needed:,} are needed; hold out less, lower min_per_user, or use more data"
+        )
+    from_end = _places_from_end(users, when, counts)
+    n_test, n_val = np.where(evaluated, n_test, 0)[users], np.where(evaluated, n_val, 0)[users]
+    is_test = from_end < n_test
+    is_val = ~is_test & (from_end < n_test + n_val)
+    rows = {"train": ~is_test & ~is_val, "val": is_val, "test": is_test}
+    parts = {name: (users[chosen], interactions.items[chosen]) for name, chosen in rows.items()}
+    return Split.of(parts, interactions.user_ids, interactions.item_ids)
+
+
+def _held_out(method: str, val: float | None, test: float | None) -> tuple[float, float]:
+    """Checked numbers or shares to hold out."""
+    if method not in METHODS:
+        raise UserError(f"split method must be one of {', '.join(METHODS)}, got {method!r}")
+    default = 0.1 if method == "ratio" else 1
+    held = (default if val is None else val, default if test is None else test)
+    for name, value in zip(("val", "test"), held, strict=True):
+        if method == "ratio" and not 0 <= value < 1:
+            raise UserError(f"split 'ratio': {name} must be a share from 0 to below 1, got {value}")
+        if method != "ratio" and not (value >= 0 and float(value).is_integer()):
+            raise UserError(f"split {method!r}: {name} must be a whole number of interactions, 0 or more, got {value}")
+    if method == "ratio" and sum(held) >= 1:
+        raise UserError(f"split 'ratio': val + test must stay below 1 to leave something to train, got {sum(held):g}")
+    if sum(held) == 0:
+        raise UserError(f"split {method!r}: val and test are both 0, so nothing would be held out; set at least one")
+    return held
+
+
+def _order(interactions: Interactions, method: str, seed: int) -> np.ndarray:
+    """What sorts each user's rows [n]: the times, or random numbers."""
+    if method != "leave_last":
+        return np.random.default_rng(seed).random(len(interactions))
+    if interactions.times is None:
+        raise UserError(f"split {method!r} needs times, but the data has none; name the time column or use 'leave_one'")
+    return interactions.times
+
+
+def _share(counts: np.ndarray, share: float) -> np.ndarray:
+    """How many of each user's interactions a share is: rounded down, at least one; none for share 0."""
+    if share == 0:
+        return np.zeros_like(counts)
+    return np.maximum(np.floor(counts * share + 1e-9).astype(counts.dtype), 1)  # 1e-9: 0.29 * 100 is 28.999...
+
+
+def _places_from_end(users: np.ndarray, when: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """For each row its place in its user's rows ordered by `when` (then by row), counted from the end: 0 = last."""
+    order = np.lexsort((when, users))
+    ends = np.repeat(np.cumsum(counts), counts)
+    places = np.empty(len(users), np.int64)
+    places[order] = ends - 1 - np.arange(len(users))
+    return places

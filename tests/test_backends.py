@@ -1,0 +1,115 @@
+"""Which backend runs: explicit choices are honoured or refused with the reason; the report tells what is there and what not."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import bdkernels as bd
+from bdkernels import backends, cpu
+
+CPU = torch.device("cpu")
+
+
+def run(*code: str, **env: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *code], capture_output=True, text=True, check=False, env={**os.environ, **env}
+    )
+
+
+def test_best_is_chosen_and_explained(monkeypatch):
+    monkeypatch.delenv("BDKERNELS_BACKEND", raising=False)
+    assert backends.choose(CPU) == ("cpu" if backends.missing("cpu") is None else "reference")
+    assert backends.choose(torch.device("meta")) == "reference"
+
+
+def test_environment_then_argument(monkeypatch):
+    monkeypatch.setenv("BDKERNELS_BACKEND", "reference")
+    assert backends.choose(CPU) == "reference"
+    if backends.missing("cpu") is None:
+        assert backends.choose(CPU, "cpu") == "cpu"
+
+
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_absent_backends_say_why(monkeypatch, name):
+    if backends.missing(name) is None:
+        pytest.skip(f"backend {name} is here")
+    f = bd.Factors(torch.randn(1, 2), torch.randn(3, 2))
+    with pytest.raises(bd.BackendError, match=f"backend={name}: not in this version"):
+        bd.topk(f, 1, backend=name)
+    monkeypatch.setenv("BDKERNELS_BACKEND", name)
+    with pytest.raises(bd.BackendError, match=f"BDKERNELS_BACKEND={name}: not in this version"):
+        bd.topk(f, 1)
+
+
+def test_unknown_backend():
+    f = bd.Factors(torch.randn(1, 2), torch.randn(3, 2))
+    with pytest.raises(bd.BackendError, match="backend: expected one of reference, cpu, triton, cuda, got 'gpu'"):
+        bd.score(f, torch.zeros(1, 1, dtype=torch.int64), backend="gpu")
+
+
+def test_cpu_backend_refuses_other_devices():
+    if backends.missing("cpu") is not None:
+        pytest.skip(f"backend cpu: {backends.missing('cpu')}")
+    with pytest.raises(bd.BackendError, match="backend=cpu: expected tensors on the CPU, got meta"):
+        backends.choose(torch.device("meta"), "cpu")
+
+
+def test_report():
+    out = run("-m", "bdkernels.env_report")
+    assert out.returncode == 0
+    for word in ("bdkernels", "torch", "reference", "cpu", "triton", "cuda", "threads", "nvcc", "BDKERNELS_BACKEND"):
+        assert word in out.stdout
+
+
+def test_without_the_library_everything_still_works(tmp_path):
+    """The first tier of an installation: no compiler, so no library; the reference serves, the report says why."""
+    code = (
+        "import bdkernels.cpu as c; from pathlib import Path; c.LIBRARY = Path('nowhere.so'); import importlib, bdkernels, torch;"
+        "import bdkernels.backends as b; importlib.reload(b); f = bdkernels.Factors(torch.ones(1, 2), torch.ones(3, 2));"
+        "print(b.missing('cpu')); print(b.choose(torch.device('cpu')))"
+    )
+    out = run("-c", code)
+    assert out.returncode == 0, out.stderr
+    assert "not built" in out.stdout
+    assert out.stdout.strip().endswith("reference")
+
+
+def test_a_broken_library_is_a_reason_not_a_crash(tmp_path):
+    (tmp_path / "lib.so").write_bytes(b"not a library")
+    original, cpu.LIBRARY = cpu.LIBRARY, tmp_path / "lib.so"
+    try:
+        assert "does not load" in cpu.load()
+    finally:
+        cpu.LIBRARY = original
+
+
+@pytest.mark.parametrize("isa", cpu.ISAS)
+def test_every_instruction_set_has_the_same_bits(isa):
+    """Forced by BDKERNELS_ISA in processes of their own, against the reference in this one."""
+    if backends.missing("cpu") is not None:
+        pytest.skip(f"backend cpu: {backends.missing('cpu')}")
+    code = (
+        "import torch, bdkernels as bd; from bdkernels import cpu; torch.manual_seed(3);"
+        "f = bd.Factors(torch.randn(29, 11), torch.randn(1237, 11), torch.randn(1237)); ids = torch.randint(0, 1237, (29, 70));"
+        "g = bd.Factors(torch.randn(29, 3), torch.randn(1237, 3));"
+        "seen = bd.Seen.from_pairs(torch.arange(29), torch.arange(29), 29);"
+        "out = [bd.score(f, ids), bd.rank(f, ids, seen), bd.rank(f, ids[:, :2]), bd.topk(f, 20).ids];"
+        "out.append(bd.sample(f, g, 9).to_student.ids);"
+        "print(cpu.isa(), hash(tuple(b''.join(t.numpy().tobytes() for t in out))))"
+    )
+    out = run("-c", code, BDKERNELS_ISA=isa, PYTHONHASHSEED="0")
+    if "one that this CPU has" in out.stderr + out.stdout:
+        pytest.skip(f"this CPU has no {isa}")
+    want = run("-c", code.replace("cpu.isa()", "'reference'"), BDKERNELS_BACKEND="reference", PYTHONHASHSEED="0")
+    assert out.returncode == want.returncode == 0, out.stderr + want.stderr
+    assert out.stdout.split() == [isa, want.stdout.split()[1]]
+
+
+def test_unknown_instruction_set_is_a_reason():
+    if backends.missing("cpu") is not None:
+        pytest.skip(f"backend cpu: {backends.missing('cpu')}")
+    out = run("-c", "from bdkernels import backends; print(backends.missing('cpu'))", BDKERNELS_ISA="sse9")
+    assert "BDKERNELS_ISA: expected avx512, avx2 or portable" in out.stdout

@@ -1,0 +1,62 @@
+"""No users x items matrix: peak extra memory of rank, sample and topk at 256 users x 1,000,000 items, in a process of its own."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bdkernels import backends
+
+LIMIT_MB = 64
+CHILD = """
+import json, sys, torch
+import bdkernels as bd
+
+def high_water():  # KB
+    return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
+
+torch.set_num_threads(2)
+b, n = 256, 1_000_000
+t = bd.Factors(torch.randn(b, 32), torch.randn(n, 32))
+s = bd.Factors(torch.randn(b, 8), torch.randn(n, 8))
+seen = bd.Seen.from_pairs(torch.arange(b).repeat(20), torch.randint(0, n, (20 * b,)), b)
+ids = torch.randint(0, n, (b, 64))
+small = [f._replace(users=f.users[:2], items=f.items[:5000]) for f in (t, s)]
+one = [f._replace(users=f.users[:1]) for f in (t, s)]
+bd.sample(*small, 32), bd.topk(small[0], 10)  # libraries, thread pools
+run = {
+    "rank": lambda: bd.rank(t, ids, seen),
+    "rank one query": lambda: bd.rank(t, ids[:, :1], seen),
+    "sample": lambda: bd.sample(t, s, 32, seen),
+    "full row": lambda: bd.sample(*one, 32, to_student=bd.Exp(500.0), to_teacher=None),
+    "topk": lambda: bd.topk(t._replace(users=t.users[:64]), 10),
+}[sys.argv[1]]
+open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts again from here
+before = high_water()
+run()
+print(json.dumps((high_water() - before) / 1024))
+"""
+
+
+@pytest.mark.parametrize("what", ["rank", "rank one query", "sample", "full row", "topk"])
+def test_peak_extra_memory(what):
+    if (reason := backends.missing("cpu")) is not None:
+        pytest.skip(f"backend cpu: {reason}")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("memory is read from /proc, which this system does not have")
+    out = subprocess.run([sys.executable, "-c", CHILD, what], capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stderr
+    extra = json.loads(out.stdout)
+    print(f"{what}: {extra:.1f} MB above its inputs; a dense matrix of 256 x 1,000,000 would take 977 MB")
+    assert extra < LIMIT_MB
+
+
+def test_a_dense_matrix_would_be_noticed():
+    """The measurement itself: a child that holds 80 MB more is seen to."""
+    if not sys.platform.startswith("linux"):
+        pytest.skip("memory is read from /proc, which this system does not have")
+    code = CHILD.replace('"rank": lambda: bd.rank(t, ids, seen)', '"rank": lambda: torch.ones(20_000_000)')
+    out = subprocess.run([sys.executable, "-c", code, "rank"], capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stderr
+    assert json.loads(out.stdout) > LIMIT_MB
