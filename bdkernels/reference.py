@@ -171,15 +171,7 @@ def propose(seed: int, step: int, user_ids: Tensor, start: int, stop: int, n_ite
     hi, lo, _, _ = philox(seed, index, PROPOSE, user_ids[:, None], step)
     n = candidate_counts(n_items, user_ids.shape[0], seen, user_ids.device)[:, None]
     nth = (hi * n + (lo * n >> 32)) >> 32  # floor(64 random bits * n / 2^64): off by less than n / 2^64
-    if seen is None:
-        return nth
-    # The nth unseen id is nth + (seen ids that have at most nth unseen ids before them): one search in all rows at once.
-    rows = seen.row_of_each()
-    unseen_before = seen.indices - (torch.arange(rows.shape[0], device=rows.device) - seen.indptr[rows])
-    width = n_items + 1
-    first = torch.arange(user_ids.shape[0], device=user_ids.device)[:, None] * width
-    skipped = torch.searchsorted(rows * width + unseen_before, first + nth, right=True) - seen.indptr[:-1, None]
-    return torch.where(n > 0, nth + skipped, -1)
+    return nth if seen is None else seen.nth_unseen(nth, n_items)
 
 
 def log_weight(kind: str, parameter: float, delta: Tensor, n: Tensor, rank_guide: Tensor) -> Tensor:

@@ -61,6 +61,20 @@ class Seen(NamedTuple):
         """[nnz] int64: the row that each entry of `indices` belongs to."""
         return torch.repeat_interleave(torch.arange(self.indptr.shape[0] - 1, device=self.indptr.device), self.counts())
 
+    def nth_unseen(self, nth: Tensor, n_items: int) -> Tensor:
+        """[B, C] int64: the id of each row's unseen item number nth ([B, C] int64, from 0), or -1 where a row has too few.
+
+        The nth unseen id is nth + (the seen ids with at most nth unseen ids before them), and seen id number p has id - p
+        unseen ids before it: one binary search in all rows at once, each row shifted past the one before.
+        """
+        rows = self.row_of_each()
+        unseen_before = self.indices - (torch.arange(rows.shape[0], device=rows.device) - self.indptr[rows])
+        shift = torch.arange(nth.shape[0], device=rows.device)[:, None] * (n_items + 1)
+        skipped = (
+            torch.searchsorted(rows * (n_items + 1) + unseen_before, shift + nth, right=True) - self.indptr[:-1, None]
+        )
+        return torch.where(nth < n_items - self.counts()[:, None], nth + skipped, -1)
+
     def to(self, device: torch.device | str) -> "Seen":
         """The same rows on another device."""
         return Seen(self.indptr.to(device), self.indices.to(device))
