@@ -62,12 +62,12 @@ def score_block(f: Factors) -> Tensor:
 
 def score(f: Factors, ids: Tensor) -> Tensor:
     """[B, C] float32 scores of the listed items, the same bits as `score_block` gives them."""
-    users, items = f.users.float(), f.items[ids].float()  # [B, d], [B, C, d]
+    users, items = f.users.float().T.contiguous(), f.items[ids].float().movedim(2, 0).contiguous()  # [d, B], [d, B, C]
     acc = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
     if f.item_bias is not None:
         acc += f.item_bias[ids].float()
-    for k in range(users.shape[1]):
-        acc = fma(users[:, k, None], items[:, :, k], acc)
+    for u, v in zip(users, items, strict=True):
+        acc = fma(u[:, None], v, acc)
     return acc
 
 
@@ -96,28 +96,72 @@ def count_above_block(
     scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int
 ) -> Tensor:
     """[B, C] int64: how many unseen items of a block of scores [B, n] come before each (threshold, tie id)."""
-    n_rows, n = scores.shape
-    ids = torch.arange(item_offset, item_offset + n, device=scores.device)
-    counts = torch.ones_like(scores, dtype=torch.int64)
-    if seen is not None:
-        inside = (seen.indices >= item_offset) & (seen.indices < item_offset + n)
-        counts[seen.row_of_each()[inside], seen.indices[inside] - item_offset] = 0
     keys, order = order_key(thresholds, tie_ids).sort(dim=1)
-    bins = torch.searchsorted(keys, order_key(scores, ids))  # thresholds that each item comes before
-    hist = counts.new_zeros(n_rows, keys.shape[1] + 1).scatter_add_(1, bins, counts)
-    above = hist.flip(1).cumsum(1).flip(1)[:, 1:]
-    return torch.empty_like(above).scatter_(1, order, above)
+    ids = torch.arange(item_offset, item_offset + scores.shape[1], device=scores.device)
+    hist = _histogram(torch.searchsorted(keys, order_key(scores, ids)), keys.shape[1], seen, item_offset)
+    return _suffix_counts(hist, order)
 
 
 def count_above(f: Factors, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int) -> Tensor:
     """`count_above_block` over the whole item table, tile by tile. Raises ValueError on a NaN score."""
-    total = torch.zeros_like(tie_ids)
+    keys, order = order_key(thresholds, tie_ids).sort(dim=1)
+    hist = tie_ids.new_zeros(tie_ids.shape[0], tie_ids.shape[1] + 1)
     tile = tile_size(f.users.shape[0])
     for start in range(0, f.n_items, tile):
-        scores = score_block(slice_items(f, start, start + tile))
-        check_scores(scores, item_offset + start)
-        total += count_above_block(scores, thresholds, tie_ids, seen, item_offset + start)
-    return total
+        bins = _bins(slice_items(f, start, start + tile), keys, item_offset + start)
+        hist += _histogram(bins, keys.shape[1], seen, item_offset + start)
+    return _suffix_counts(hist, order)
+
+
+def _bins(f: Factors, keys: Tensor, first_id: int) -> Tensor:
+    """[B, n] int64: how many of the sorted keys [B, C] each item comes before, by its score's exact bits.
+
+    A filter in the way of exact geometric predicates (Shewchuk, 1997): a float64 product and a bound on how far the fp32
+    chain may be from it decide nearly every item; only where a threshold lies within the bound the chain itself is computed.
+    """
+    users, items = f.users.double(), f.items.double()
+    approximate, size = users @ items.T, users.norm(dim=1)[:, None] * items.norm(dim=1)
+    if f.item_bias is not None:
+        approximate += f.item_bias.double()
+        size += f.item_bias.double().abs()
+    steps = users.shape[1] + 2
+    bound = size.mul_(steps * 2.0**-24 * (1 + steps * 2.0**-22)).add_(steps * 2.0**-149)  # of |chain - approximate|
+    sorted_thresholds = order_score(keys).double()
+    bins = torch.searchsorted(sorted_thresholds, approximate - bound)
+    certain = bins == torch.searchsorted(sorted_thresholds, approximate + bound, right=True)
+    certain &= approximate.abs() + bound < 3e38  # no overflow, no NaN
+    unsure = certain.logical_not_().nonzero()
+    ids = torch.arange(first_id, first_id + f.n_items, device=keys.device)
+    if unsure.shape[0] * 2 > bins.numel():
+        scores = score_block(f)
+        check_scores(scores, first_id)
+        return torch.searchsorted(keys, order_key(scores, ids))
+    rows, columns = unsure.unbind(1)
+    pairs = Factors(f.users[rows], f.items, f.item_bias)
+    scores = score(pairs, columns[:, None])
+    check_scores_at(scores[:, 0], rows, ids[columns])
+    found = _search_rows(keys, order_key(scores[:, 0], ids[columns]), rows)
+    return bins.index_put_((rows, columns), found)
+
+
+def _search_rows(keys: Tensor, values: Tensor, rows: Tensor) -> Tensor:
+    """searchsorted of each value in the row of keys [B, C] that `rows` names: C is small, so by comparing with all."""
+    return torch.cat([(keys[r] < v[:, None]).sum(1) for r, v in zip(rows.split(4096), values.split(4096), strict=True)])
+
+
+def _histogram(bins: Tensor, n_keys: int, seen: Seen | None, first_id: int) -> Tensor:
+    """[B, C + 1] int64: how many unseen items of the block fall into each bin [B, n]."""
+    counts = torch.ones_like(bins)
+    if seen is not None:
+        inside = (seen.indices >= first_id) & (seen.indices < first_id + bins.shape[1])
+        counts[seen.row_of_each()[inside], seen.indices[inside] - first_id] = 0
+    return bins.new_zeros(bins.shape[0], n_keys + 1).scatter_add_(1, bins, counts)
+
+
+def _suffix_counts(hist: Tensor, order: Tensor) -> Tensor:
+    """Counts above each key, in the order that the keys had before they were sorted."""
+    above = hist.flip(1).cumsum(1).flip(1)[:, 1:]
+    return torch.empty_like(above).scatter_(1, order, above)
 
 
 def slice_items(f: Factors, start: int, stop: int) -> Factors:
@@ -127,10 +171,15 @@ def slice_items(f: Factors, start: int, stop: int) -> Factors:
 
 def check_scores(scores: Tensor, first_id: int) -> None:
     """Raise ValueError naming the first user row and item whose score in this block [B, n] is NaN."""
-    bad = scores.isnan()
-    if bad.any():
-        row, column = (int(v) for v in bad.nonzero()[0])
-        raise ValueError(f"factors: expected finite scores, got NaN for user row {row}, item {first_id + column}")
+    rows, columns = scores.isnan().nonzero(as_tuple=True)
+    check_scores_at(scores[rows, columns], rows, columns + first_id)
+
+
+def check_scores_at(scores: Tensor, rows: Tensor, ids: Tensor) -> None:
+    """The same for scores [M] of user rows and item ids."""
+    if (bad := scores.isnan().nonzero()).numel():
+        at = int(bad[0])
+        raise ValueError(f"factors: expected finite scores, got NaN for user row {int(rows[at])}, item {int(ids[at])}")
 
 
 # ---- sample ----
