@@ -86,6 +86,11 @@ class Split:
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez(file, **self._arrays())  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
 
+    @staticmethod
+    def is_saved(path: str | Path) -> bool:
+        """Whether the file is one that `save` wrote, rather than some other .npz."""
+        return Path(path).suffix.lower() == ".npz" and "train_users" in load_npz(path)
+
     @classmethod
     def load(cls, path: str | Path) -> Split:
         """Read what `save` wrote. Raises UserError that says what is wrong with a missing or damaged file."""

@@ -1,0 +1,33 @@
+"""bidistill: train a large and a small recommender that improve each other.
+
+from bidistill import Config, Trainer, read, split
+
+parts = split(read("ratings.csv"))
+result = Trainer(Config(), parts).fit()
+print(result.metrics["student"]["test"])
+"""
+
+from bidistill.config import Config
+from bidistill.data import Interactions, Split, generate, given_split, read, split
+from bidistill.errors import UserError
+from bidistill.evaluate import compare, evaluate
+from bidistill.models import MF, Recommender, build_model
+from bidistill.trainer import Result, Trainer
+
+__all__ = [
+    "MF",
+    "Config",
+    "Interactions",
+    "Recommender",
+    "Result",
+    "Split",
+    "Trainer",
+    "UserError",
+    "build_model",
+    "compare",
+    "evaluate",
+    "generate",
+    "given_split",
+    "read",
+    "split",
+]

@@ -1,0 +1,53 @@
+"""The command `bidistill`: one file a subcommand; mistakes end in one sentence, Ctrl-C in a way to go on."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from bidistill.cli import data, demo, evaluate, recommend, report, train
+from bidistill.cli.parser import Parser
+from bidistill.errors import UserError
+from bidistill.run_folder import versions
+
+COMMANDS = (demo, train, evaluate, recommend, report, data)
+
+ABOUT = """Train a large recommender (the teacher) and a small one (the student) that improve each other:
+bidirectional distillation for top-K recommendation from clicks, purchases or ratings."""
+EXAMPLES = """first steps:
+  bidistill demo                                        see it work on MovieLens-100K (a few minutes)
+  bidistill data describe ratings.csv                   what is in a file of your own
+  bidistill train --data-path ratings.csv --control     train on it; the control shows what distillation adds
+  bidistill recommend runs/ratings --users 17 42 -k 10  the student's ten best unseen items for two users
+
+`bidistill COMMAND --help` explains a command."""
+
+
+def build_parser() -> Parser:
+    """The parser of the whole command line."""
+    parser = Parser(prog="bidistill", description=ABOUT, epilog=EXAMPLES)
+    words = ", ".join(f"{name} {version}" for name, version in versions().items())
+    parser.add_argument("--version", action="version", version=f"bidistill of {words}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True, title="commands")
+    for command in COMMANDS:
+        command.add(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 2 for a user's mistake, 130 for Ctrl-C, 141 for a closed pipe."""
+    try:
+        arguments = build_parser().parse_args(argv)
+        arguments.run(arguments)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"bidistill: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"bidistill: {interrupt or 'stopped; nothing was saved'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
+        return 141
+    return 0

@@ -1,0 +1,127 @@
+"""bidistill data: describe, split and make up interactions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bidistill.cli.parser import add_command, add_options, overrides
+from bidistill.config import Config
+from bidistill.data import Interactions, Split, generate, read, write_interactions
+from bidistill.data.split import PARTS
+from bidistill.errors import UserError
+from bidistill.load import load_split
+
+FORMATS = """Files: .csv .tsv .txt .inter .parquet .npz. Columns of user, item, rating and time are found by their usual
+names; flags name others. Prints JSON."""
+
+READING = tuple(f"data.{name}" for name in ("user", "item", "rating", "time", "min_rating", "header", "sep"))
+SPLITTING = tuple(f"data.{name}" for name in ("split", "val", "test", "split_seed", "min_per_user"))
+
+
+def add(subparsers: Any) -> None:
+    """Register the command and its three actions."""
+    about = "Look at a file of interactions, split it, or make one up."
+    parser = subparsers.add_parser("data", help="describe, split or make up interactions", description=about)
+    parser.set_defaults(parser=parser)
+    actions = parser.add_subparsers(metavar="ACTION", required=True, title="actions")
+
+    describing = add_command(
+        actions,
+        "describe",
+        describe,
+        "sizes, density and spread of a file",
+        FORMATS,
+        "  bidistill data describe ratings.csv\n  bidistill data describe ratings.csv --data-min-rating 4",
+    )
+    describing.add_argument("file", metavar="FILE", help="file of interactions")
+
+    splitting = add_command(
+        actions,
+        "split",
+        split,
+        "hold out interactions and save the parts",
+        FORMATS + "\n`bidistill train` splits by itself; a saved split is the same for everyone and every program.",
+        "  bidistill data split ratings.csv --out split.npz\n"
+        "  bidistill data split ratings.csv --out parts --data-split ratio --data-test 0.2",
+    )
+    splitting.add_argument("file", metavar="FILE", help="file of interactions")
+    splitting.add_argument(
+        "--out", required=True, help="an .npz file, or a new folder for train.csv, val.csv and test.csv"
+    )
+    add_options(describing, READING)
+    add_options(splitting, READING + SPLITTING)
+
+    making = add_command(
+        actions,
+        "generate",
+        make,
+        "make up interactions",
+        "Make up interactions with times: a long tail of popularity, and tastes that follow latent vectors. Any size.",
+        "  bidistill data generate --users 1000 --items 500 --interactions 20000 --out made.csv",
+    )
+    for name, words in (("users", "users"), ("items", "items"), ("interactions", "distinct (user, item) pairs")):
+        making.add_argument(f"--{name}", type=int, required=True, metavar="N", help=f"number of {words}")
+    making.add_argument("--out", required=True, metavar="FILE", help="file to write: .csv .tsv .parquet or .npz")
+    making.add_argument("--dim", type=int, default=16, metavar="N", help="length of the latent vectors (default: 16)")
+    making.add_argument("--zipf", type=float, default=1.0, metavar="X", help="0: no long tail (default: 1)")
+    making.add_argument("--seed", type=int, default=0, metavar="N", help="seed (default: 0)")
+
+
+def describe(arguments: argparse.Namespace) -> None:
+    """Print what is in a file."""
+    config = Config().with_overrides(overrides(arguments))
+    columns = {name.removeprefix("data."): config[name] for name in READING}
+    print(json.dumps(read(arguments.file, **columns).describe(), indent=2))
+
+
+def split(arguments: argparse.Namespace) -> None:
+    """Split a file and write the parts, all or none."""
+    out = Path(arguments.out)
+    parts = load_split(Config().with_overrides({"data.path": arguments.file} | overrides(arguments)).data)
+    if out.suffix == ".npz":
+        parts.save(out)
+        flags = f"--data-train-path {out}"
+    else:
+        names = _write_folder(parts, out)
+        flags = " ".join(f"--data-{name}-path {out / name}.csv" for name in names)
+    print(json.dumps(parts.describe(), indent=2))
+    print(f"train on it with: bidistill train {flags}", file=sys.stderr)
+
+
+def make(arguments: argparse.Namespace) -> None:
+    """Make up interactions and write them."""
+    if arguments.seed < 0:
+        raise UserError(f"--seed must be at least 0, found {arguments.seed}")
+    sizes = (arguments.users, arguments.items, arguments.interactions)
+    made, _, _ = generate(*sizes, dim=arguments.dim, seed=arguments.seed, zipf=arguments.zipf)
+    write_interactions(arguments.out, made)
+    print(f"{arguments.out}: {len(made):,} interactions of {made.n_users:,} users with {made.n_items:,} items")
+
+
+def _write_folder(parts: Split, out: Path) -> list[str]:
+    """Write the parts that are not empty into a new folder, whole or not at all, and return their names."""
+    names = [name for name in PARTS if len(parts.part(name)[0])]
+    temporary = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        for name in names:
+            rows = Interactions(*parts.part(name), None, parts.user_ids, parts.item_ids)
+            write_interactions(temporary / f"{name}.csv", rows)
+        temporary.chmod(0o755)
+        os.replace(temporary, out)
+    except OSError as error:
+        raise UserError(
+            f"--out {out} cannot be written ({error.strerror}): give a new folder or an .npz file"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return names

@@ -1,0 +1,63 @@
+"""bidistill evaluate: the metrics of a finished run, at any K and part."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from bidistill.cli.parser import add_command
+from bidistill.errors import UserError
+from bidistill.evaluate import compare, metrics
+from bidistill.report import open_run, table
+
+MODELS = ("teacher", "student")
+
+ABOUT = """Rank every held-out item of a finished run among the full catalog, without the items that its user already has, and
+print HR, NDCG and Recall at each K and MRR (with --json Precision too), and how often the student ranks better."""
+EXAMPLES = """  bidistill evaluate runs/ml
+  bidistill evaluate runs/ml --part val --ks 5 20 100
+  bidistill evaluate runs/ml --json | jq .student"""
+
+
+def add(subparsers: Any) -> None:
+    """Register the command."""
+    parser = add_command(subparsers, "evaluate", run, "metrics of a finished run, at any K", ABOUT, EXAMPLES)
+    parser.add_argument("run_folder", metavar="RUN", help="folder of a finished run")
+    parser.add_argument(
+        "--part", choices=("val", "test"), help="what to evaluate on (default: test, if the run has one)"
+    )
+    parser.add_argument("--ks", nargs="+", metavar="K", help="list lengths (default: those of the run)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Evaluate both models."""
+    finished = open_run(arguments.run_folder)
+    part, n_items = arguments.part or finished.part, finished.split.n_items
+    ks = finished.config.eval.ks if arguments.ks is None else _numbers(arguments.ks)
+    if max(ks) > n_items:
+        raise UserError(f"--ks must lie between 1 and the catalog's {n_items} items, found {max(ks)}")
+    teacher, student = (finished.model(name) for name in MODELS)
+    pair = compare(teacher, student, finished.split, part, batch=finished.config.eval.batch)
+    found = dict(
+        zip(MODELS, (metrics(pair.users, r, ks) for r in (pair.teacher_ranks, pair.student_ranks)), strict=True)
+    )
+    shares = {"student_better": pair.student_better, "teacher_better": pair.teacher_better}
+    if arguments.json:
+        print(json.dumps({"part": part, **found, **shares}, indent=2))
+        return
+    print(f"{finished.path}: {found['teacher']['users']:.0f} users, {n_items:,} items\n")
+    print(table({"in its best epoch": {name: {part: found[name]} for name in MODELS}}, part, ks))
+    print(
+        f"\nThe student ranks {pair.student_better:.1%} of the {len(pair.users):,} held-out interactions better than the"
+        f" teacher, the teacher {pair.teacher_better:.1%} better than the student."
+    )
+
+
+def _numbers(texts: list[str]) -> tuple[int, ...]:
+    """--ks 10 50 or --ks 10,50."""
+    parts = [part for text in texts for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UserError(f"--ks must be whole numbers above 0, such as 10 50, found {' '.join(texts)!r}")
+    return tuple(dict.fromkeys(map(int, parts)))

@@ -1,0 +1,81 @@
+"""argparse with one-sentence errors, and flags made from the options of a Config."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Container, Sequence
+from typing import Any, NoReturn
+
+from bidistill.config import options
+from bidistill.errors import UserError
+
+METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "K,K", bool: "{true,false}"}
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises UserError instead of printing usage; texts keep their line breaks; no abbreviated flags."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(
+            **settings,
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34, width=110),
+        )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
+        """Parse everything. An unknown flag is an error that names the closest one that exists."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].partition("=")[0]
+            close = difflib.get_close_matches(flag, found.parser.flags(), n=1)
+            advice = f"did you mean {close[0]}?" if close else f"see {found.parser.prog} --help"
+            raise UserError(f"{found.parser.prog} does not know {unknown[0]!r}: {advice}")
+        return found
+
+    def flags(self) -> list[str]:
+        """Every flag of this command."""
+        return [flag for action in self._actions for flag in action.option_strings]
+
+    def error(self, message: str) -> NoReturn:
+        """What argparse calls for a wrong command line."""
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def add_command(
+    subparsers: Any, name: str, run: Any, summary: str, about: str, examples: str, usage: str = ""
+) -> Parser:
+    """A subcommand with its help; `run` gets the parsed arguments."""
+    parser: Parser = subparsers.add_parser(
+        name,
+        usage=f"bidistill {name} {usage}" if usage else None,
+        help=summary,
+        description=about,
+        epilog=f"examples:\n{examples}",
+    )
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def add_options(parser: Parser, names: Container[str] | None = None) -> None:
+    """A flag for every option of a Config (or for these "section.option"s), in a group for each section."""
+    groups: dict[str, Any] = {}
+    for each in options():
+        if names is not None and each.name not in names:
+            continue
+        if each.section not in groups:
+            groups[each.section] = parser.add_argument_group(f"[{each.section}] {each.section_help}")
+        text = each.help.replace("%", "%%") + ("" if each.default is None else f" (default: {_plain(each.default)})")
+        metavar = "{" + ",".join(each.choices) + "}" if each.choices else METAVARS[each.type]
+        groups[each.section].add_argument(each.flag, dest=each.name, metavar=metavar, help=text)
+
+
+def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """{"section.option": value} of the flags that were given. Raises UserError for a wrong value."""
+    given = [(each, getattr(arguments, each.name, None)) for each in options()]
+    return {each.name: each.parse(text) for each, text in given if text is not None}
+
+
+def _plain(value: Any) -> str:
+    """A value as a flag takes it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()

@@ -1,0 +1,121 @@
+"""bidistill train: warm-up, joint phase, control, table and report."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bidistill.cli.parser import add_command, add_options, overrides
+from bidistill.config import PRESETS, Config
+from bidistill.data import Split
+from bidistill.errors import UserError
+from bidistill.load import load_split
+from bidistill.report import metrics_by_run, open_run, table, write_report
+from bidistill.trainer import Trainer
+
+ABOUT = """Train a teacher and a student: first each alone (warm-up), then together, each learning from the other the
+items on which their rankings differ (joint phase). Ends with a table of results and RUN/report.html.
+
+Settings come from a preset, then a TOML file, then flags; the last word wins. The run folder keeps all of them in
+config.toml, and training from that file repeats the run exactly. Ctrl-C saves a checkpoint."""
+EXAMPLES = """  bidistill train --data-path ratings.csv --control
+  bidistill train --data-path ml-100k.inter --data-min-rating 4 --run-out runs/ml --distill-lambda-student 1
+  bidistill train --resume runs/ml                           go on after Ctrl-C or a crash
+  bidistill train runs/ml/config.toml --run-out runs/again   the same again, bit for bit"""
+
+USAGE = """[CONFIG.toml] [--preset NAME] [--control] [--overwrite] [--SECTION-OPTION VALUE ...]
+       bidistill train --resume RUN [--control] [--SECTION-OPTION VALUE ...]"""
+
+
+def add(subparsers: Any) -> None:
+    """Register the command."""
+    parser = add_command(subparsers, "train", run, "train a teacher and a student on your data", ABOUT, EXAMPLES, USAGE)
+    parser.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings; what it leaves out: the preset's")
+    parser.add_argument("--preset", choices=list(PRESETS), help="where settings start from (default: default)")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run that the folder may hold")
+    parser.add_argument(
+        "--control",
+        action="store_true",
+        help="also train both models just as long without distillation from the same warm-up, and compare",
+    )
+    add_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Train as the arguments say."""
+    if arguments.resume is not None:
+        resume(arguments)
+        return
+    config = Config.preset(arguments.preset or "default")
+    if arguments.config is not None:
+        config = Config.from_toml(arguments.config, arguments.preset or "default")
+    config = config.with_overrides(overrides(arguments))
+    source = config.data.path or config.data.train_path
+    if config.run.out is None and source is not None:
+        config = config.with_overrides({"run.out": str(Path("runs", Path(source).stem))})
+    train(Trainer(config, load(config), overwrite=arguments.overwrite), control=arguments.control)
+
+
+def load(config: Config) -> Split:
+    """The data, with a line on stdout about their size."""
+    parts = load_split(config.data)
+    sizes = parts.describe()
+    print(
+        f"{config.data.path or config.data.train_path}: {parts.n_users:,} users, {parts.n_items:,} items, "
+        f"{sizes['train']:,} interactions to train, {sizes['val']:,} to validate, {sizes['test']:,} to test"
+    )
+    return parts
+
+
+def resume(arguments: argparse.Namespace) -> None:
+    """Go on with a run, with the changes that flags ask for."""
+    if arguments.config is not None or arguments.preset is not None or arguments.overwrite:
+        raise UserError("--resume takes its settings from the run: leave out CONFIG.toml, --preset and --overwrite")
+    changes = overrides(arguments)
+    if "run.out" in changes:
+        raise UserError("--resume goes on in the run's own folder: leave out --run-out")
+    config = Config.from_toml(Path(arguments.resume, "config.toml")).with_overrides(changes) if changes else None
+    train(Trainer.resume(arguments.resume, config=config), control=arguments.control, resumed=True)
+
+
+def train(trainer: Trainer, *, control: bool, resumed: bool = False) -> None:
+    """Fit, then fit the control if wanted; print the table and write the report."""
+    folder = Path(str(trainer.config.run.out))
+    try:
+        trainer.fit()
+        if control and trainer.config.distill.method != "none":
+            print("control: as many epochs more from the same warm-up, without distillation")
+            control_of(trainer.config, trainer.split, folder, resumed).fit()
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_way_on(folder, control)) from None
+    show(folder)
+
+
+def control_of(config: Config, split: Split, folder: Path, resumed: bool) -> Trainer:
+    """A Trainer of the matched control in RUN/control; in a resumed run it goes on where this control was stopped."""
+    own = folder / "control"
+    config = config.with_overrides({"distill.method": "none", "run.out": str(own)})
+    if resumed and (own / "checkpoint" / "state.json").is_file():
+        changed = config.differences(Config.from_toml(own / "config.toml"))
+        if all(name.startswith("run.") and name != "run.seed" for name in changed):
+            return Trainer.resume(own, config=config, split=split)
+    return Trainer(config, split, warm_start=folder, overwrite=True)
+
+
+def show(folder: Path) -> None:
+    """Print the results of a finished run and write its report."""
+    report = write_report(folder)
+    finished = open_run(folder)
+    print(f"\n{table(metrics_by_run(finished), finished.part, finished.config.eval.ks)}\n")
+    if finished.remark:
+        print(f"note: {finished.remark}\n")
+    print(f"run folder: {folder}\nreport:     {report} (learning curves, and where the student beats the teacher)")
+
+
+def _way_on(folder: Path, control: bool) -> str:
+    """What to say after Ctrl-C."""
+    if not (folder / "checkpoint" / "state.json").is_file():
+        return "stopped before the first checkpoint; start again with the same command and --overwrite"
+    return f"stopped; go on with: bidistill train --resume {folder}{' --control' if control else ''}"

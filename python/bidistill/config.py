@@ -1,0 +1,300 @@
+"""Every setting of a run: nested dataclasses, read from and written to TOML; the help text is in each field."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import json
+import os
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bidistill.data.files import replacing
+from bidistill.errors import UserError
+from bidistill.options import Option, option, options_of
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    path: str | None = option(None, "file of interactions: .csv .tsv .txt .inter .parquet or .npz")
+    user: str | None = option(None, "column of the user id (a name, or a number where there is no header)")
+    item: str | None = option(None, "column of the item id")
+    rating: str | None = option(None, "column of the rating, used with min_rating only")
+    time: str | None = option(None, "column of the time, needed by the split leave_last")
+    min_rating: float | None = option(None, "keep the interactions rated at least this; unset: keep all")
+    header: bool | None = option(None, "whether the first line names the columns; unset: find out")
+    sep: str | None = option(None, "what separates columns; unset: from the file's ending")
+    split: str = option(
+        "leave_last",
+        "what is held out: each user's last two by time, two at random, or shares of them (ratio)",
+        choices=("leave_last", "leave_one", "ratio"),
+    )
+    val: float | None = option(
+        None, "how much of each user validates: a number (unset: 1), or with ratio a share (unset: 0.1)", least=0
+    )
+    test: float | None = option(None, "how much of each user is the test, said likewise", least=0)
+    split_seed: int = option(0, "seed of the random splits", least=0)
+    min_per_user: int | None = option(None, "users with fewer interactions are trained on but not evaluated", least=1)
+    train_path: str | None = option(None, "file of training interactions, if already split (instead of path)")
+    val_path: str | None = option(None, "file of validation interactions, if already split")
+    test_path: str | None = option(None, "file of test interactions, if already split")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    model: str = option("mf", "kind of model: mf = matrix factorisation with item bias", choices=("mf",))
+    dim: int = option(50, "length of a user's or an item's vector", least=1)
+    lr: float = option(0.01, "learning rate", above=0)
+    weight_decay: float = option(0.0, "L2 regularisation, added to the gradient", least=0)
+    optimizer: str = option(
+        "adam",
+        "optimizer; sparse_adam updates only the rows of a batch, for large catalogs",
+        choices=("adam", "adagrad", "sgd", "sparse_adam"),
+    )
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    loss: str = option("bce", "collaborative-filtering loss", choices=("bce", "bpr"))
+    negatives: int = option(4, "unseen items drawn for each training interaction", least=1)
+    batch_size: int = option(2048, "training interactions in a step", least=1)
+    warmup_epochs: int = option(100, "most epochs of each model alone, before distillation", least=0)
+    epochs: int = option(30, "most epochs of the joint phase, where the models learn from each other", least=0)
+    patience: int = option(10, "evaluations without a better validation score before a phase ends; 0: never", least=0)
+    eval_every: int = option(1, "epochs between evaluations", least=1)
+    monitor: str = option("ndcg@50", "validation metric that picks the best epoch, such as ndcg@50 or mrr")
+
+
+@dataclass(frozen=True)
+class WeightConfig:
+    weight: str = option(
+        "tanh",
+        "how the rank gap becomes a sampling weight",
+        choices=("tanh", "exp", "linear", "uniform", "rank_only"),
+    )
+    alpha: float | None = option(None, "sharpness; unset: 252 for tanh, 2.5 for exp", above=0)
+    eps: float | None = option(None, "sharpness for each rank instead of alpha (alpha = eps * items)", above=0)
+    mu: float = option(10.0, "scale of rank_only, in ranks of the guide", above=0)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    method: str = option(
+        "bidirectional",
+        "none trains both models just as long without distillation: the matched control",
+        choices=("bidirectional", "none"),
+    )
+    lambda_teacher: float = option(0.1, "weight of the teacher's distillation loss; 0: that direction is off", least=0)
+    lambda_student: float = option(2.0, "weight of the student's distillation loss; 0: that direction is off", least=0)
+    tau_learner: float = option(1.0, "temperature of the model that learns", above=0)
+    tau_guide: float = option(1.0, "temperature of the model that is followed", above=0)
+    side: str = option(
+        "over", "distil items that the learner ranks higher (over) or lower than its guide", choices=("over", "under")
+    )
+    samples: int = option(1, "items drawn for each training interaction and direction", least=1)
+    refresh: int = option(
+        1, "n: refill each user's pool of draws every n epochs; 0: draw at every step, which takes far longer", least=0
+    )
+    pool: int = option(32, "draws in a user's pool, with refresh > 0", least=1)
+    negatives_from_samples: bool = option(False, "use the drawn items as the negatives of the joint phase too")
+    to_student: WeightConfig = field(
+        default_factory=lambda: WeightConfig(weight="tanh"),
+        metadata={"help": "items on which the student follows the teacher"},
+    )
+    to_teacher: WeightConfig = field(
+        default_factory=lambda: WeightConfig(weight="exp"),
+        metadata={"help": "items on which the teacher follows the student"},
+    )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    ks: tuple[int, ...] = option((10, 50), "list lengths of HR, NDCG, Recall and Precision", least=1)
+    batch: int = option(256, "users ranked at a time", least=1)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    out: str | None = option(None, "folder of the run; unset in Python: write nothing")
+    seed: int = option(0, "seed of initial values, shuffling, negatives and samples", least=0)
+    device: str = option("cpu", "torch device, such as cpu or cuda")
+    threads: int = option(0, "CPU threads; 0: torch's default", least=0)
+    checkpoint_every: int = option(1, "epochs between checkpoints; Ctrl-C saves one too", least=1)
+    progress: bool = option(True, "show progress bars and a line for each evaluation")
+    tensorboard: bool = option(False, "also log for TensorBoard, if it is installed")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings. A wrong value raises UserError naming `section.option`, whichever way the Config was made."""
+
+    data: DataConfig = field(default_factory=DataConfig, metadata={"help": "what to train on"})
+    teacher: ModelConfig = field(
+        default_factory=lambda: ModelConfig(dim=50, lr=0.007), metadata={"help": "the large model"}
+    )
+    student: ModelConfig = field(
+        default_factory=lambda: ModelConfig(dim=5, lr=0.015), metadata={"help": "the small model"}
+    )
+    train: TrainConfig = field(default_factory=TrainConfig, metadata={"help": "how both are trained"})
+    distill: DistillConfig = field(default_factory=DistillConfig, metadata={"help": "what they learn from each other"})
+    eval: EvalConfig = field(default_factory=EvalConfig, metadata={"help": "how they are evaluated"})
+    run: RunConfig = field(default_factory=RunConfig, metadata={"help": "where and how it runs"})
+
+    def __post_init__(self) -> None:
+        for each in options():
+            section = _get(self, each.section)
+            object.__setattr__(section, each.field, each.check(getattr(section, each.field)))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Rules that involve several options."""
+        metrics = [f"{m}@{k}" for k in self.eval.ks for m in ("hr", "ndcg", "recall", "precision")] + ["mrr"]
+        if self.train.monitor not in metrics:
+            raise UserError(f"train.monitor is {self.train.monitor!r}, but eval.ks gives only: {', '.join(metrics)}")
+        for name in ("to_student", "to_teacher"):
+            weight: WeightConfig = getattr(self.distill, name)
+            if weight.alpha is not None and weight.eps is not None:
+                raise UserError(f"distill.{name}.alpha and distill.{name}.eps are both set: keep one of them")
+            for option_name in ("alpha", "eps"):
+                if getattr(weight, option_name) is not None and weight.weight not in ("tanh", "exp"):
+                    full = f"distill.{name}.{option_name}"
+                    raise UserError(f"{full} is set, but the weight {weight.weight!r} has no sharpness: unset it")
+        if self.distill.method != "none" and not (self.distill.lambda_teacher or self.distill.lambda_student):
+            raise UserError("distill.lambda_teacher and lambda_student are both 0: set one, or distill.method to none")
+        if self.distill.negatives_from_samples and not (self.distill.lambda_teacher and self.distill.lambda_student):
+            raise UserError("distill.negatives_from_samples needs distill.lambda_teacher and lambda_student above 0")
+        for name in ("teacher", "student"):
+            model: ModelConfig = getattr(self, name)
+            if model.optimizer == "sparse_adam" and model.weight_decay:
+                raise UserError(f"{name}.weight_decay must be 0 with {name}.optimizer 'sparse_adam'")
+
+    def check_catalog(self, n_items: int) -> None:
+        """Raise UserError where an option asks for more items than the catalog has."""
+        sizes = {"eval.ks": max(self.eval.ks), "distill.samples": self.distill.samples}
+        sizes |= {"train.negatives": self.train.negatives} | (
+            {"distill.pool": self.distill.pool} if self.distill.refresh else {}
+        )
+        for name, size in sizes.items():
+            if size > n_items:
+                raise UserError(f"{name} asks for {size} items, but the catalog has {n_items}: choose a smaller value")
+
+    @classmethod
+    def preset(cls, name: str = "default") -> Config:
+        """One of PRESETS: "default", or "paper" (the published settings)."""
+        if name not in PRESETS:
+            raise UserError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
+        return cls().with_overrides(PRESETS[name])
+
+    @classmethod
+    def from_toml(cls, path: str | os.PathLike[str], preset: str = "default") -> Config:
+        """Read a TOML file; options that it leaves out come from the preset."""
+        base = cls.preset(preset)
+        try:
+            values = _toml().loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read the settings {os.fspath(path)}: {error}") from error
+        try:
+            return base.with_overrides(dict(_flatten(values)))
+        except UserError as error:
+            raise UserError(f"{os.fspath(path)}: {error}") from error
+
+    def to_toml(self, path: str | os.PathLike[str]) -> None:
+        """Write every option with its help text; an option that is unset stands as a comment."""
+        lines, section = ["# Settings of a bidistill run. A line that starts with # is not read."], ""
+        for each in options():
+            if each.section != section:
+                section = each.section
+                lines += ["", f"[{section}]  # {each.section_help}"]
+            value = self[each.name]
+            lines.append(f"# {each.help}" + (f" ({' | '.join(each.choices)})" if each.choices else ""))
+            lines.append(f"# {each.field} =" if value is None else f"{each.field} = {_to_toml(value)}")
+        with replacing(path) as temporary:
+            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def with_overrides(self, values: Mapping[str, Any]) -> Config:
+        """A copy with {"section.option": value} changed."""
+        names = {each.name: each for each in options()}
+        tree: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in names:
+                close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+                raise UserError(f"{name} is not an option: did you mean {close}?")
+            *path, last = name.split(".")
+            node = tree
+            for part in path:
+                node = node.setdefault(part, {})
+            node[last] = value
+        return _replace(self, tree)
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of "section.option"."""
+        return _get(self, name)
+
+    def differences(self, other: Config) -> list[str]:
+        """Names of the options whose values differ."""
+        return [each.name for each in options() if self[each.name] != other[each.name]]
+
+    def values(self) -> dict[str, Any]:
+        """{"section.option": value} for every option; `Config().with_overrides` takes it back, also after JSON."""
+        return {each.name: self[each.name] for each in options()}
+
+    def hash(self) -> str:
+        """16 hex digits that stand for all values."""
+        return hashlib.sha256(json.dumps(self.values(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {
+        "train.negatives": 1,
+        "distill.lambda_teacher": 0.5,
+        "distill.lambda_student": 0.5,
+        "distill.tau_guide": 5.0,
+        "distill.refresh": 10,
+        "distill.negatives_from_samples": True,
+        "distill.to_student.eps": 1e-2,
+        "distill.to_teacher.eps": 1e-4,
+    },
+}
+
+
+def options() -> tuple[Option, ...]:
+    """Every option of a Config, in the order of the sections."""
+    return options_of(Config)
+
+
+def _get(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = getattr(config, part)
+    return config
+
+
+def _replace(section: Any, values: Mapping[str, Any]) -> Any:
+    changes = {
+        name: _replace(getattr(section, name), value) if is_dataclass(getattr(section, name)) else value
+        for name, value in values.items()
+    }
+    return replace(section, **changes)
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def _to_toml(value: Any) -> str:
+    """Numbers, texts, booleans and lists of numbers are written alike in JSON and TOML."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
+
+
+def _toml() -> types.ModuleType:
+    """tomllib, or before Python 3.11 the package of the same functions."""
+    return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")

@@ -1,0 +1,155 @@
+"""Full-catalog evaluation from exact ranks: no top-K list, no table of all scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from bdkernels import Seen, rank
+from bidistill.data import Split
+from bidistill.errors import UserError
+from bidistill.models import Recommender
+
+
+def held_out(split: Split, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Users and items, int64 [n], of the part "val" or "test"."""
+    if part not in ("val", "test"):
+        raise UserError(f"the part to evaluate must be val or test, found {part!r}")
+    return (split.val_users, split.val_items) if part == "val" else (split.test_users, split.test_items)
+
+
+def known(split: Split, part: str, device: torch.device | str = "cpu") -> Seen:
+    """What users are known to have before the part: train for "val", train and val for "test"."""
+    users, items = [split.train_users], [split.train_items]
+    if part == "test":
+        users.append(split.val_users)
+        items.append(split.val_items)
+    pairs = [torch.from_numpy(np.concatenate(ids)).to(device) for ids in (users, items)]
+    return Seen.from_pairs(pairs[0], pairs[1], split.n_users)
+
+
+def ranks(model: Recommender, split: Split, part: str, *, batch: int = 256, seen: Seen | None = None) -> np.ndarray:
+    """Exact rank of each held-out item among all items that its user is not known to have.
+
+    Args:
+        batch: users ranked at a time.
+        seen: `known(split, part)` where the caller has it already.
+
+    Returns:
+        int64 [n], 1 = best, in the order of the part's interactions.
+    """
+    users, items = held_out(split, part)
+    device = next(iter(model.parameters())).device
+    seen = known(split, part, device) if seen is None else seen
+    out = np.empty(len(users), dtype=np.int64)
+    for user_ids, item_ids, rows, columns, positions in _batches(users, items, batch):
+        some = torch.from_numpy(user_ids).to(device)
+        found = rank(model.factors(some), torch.from_numpy(item_ids).to(device), seen.rows(some))
+        out[positions] = found.cpu().numpy()[rows, columns]
+    return out
+
+
+def evaluate(
+    model: Recommender,
+    split: Split,
+    part: str = "val",
+    ks: Sequence[int] = (10, 50),
+    batch: int = 256,
+    *,
+    seen: Seen | None = None,
+) -> dict[str, float]:
+    """Metrics averaged over the users who have held-out items in the part.
+
+    hr@k: whether any held-out item is in the top k. recall@k: the share of them that is. precision@k: hits / k.
+    ndcg@k: gain 1 for each hit, discount log2(1 + rank), over the best that the user's number of held-out items allows.
+    mrr: 1 / rank of the first hit, at any depth. "users" is how many were averaged.
+
+    Raises:
+        UserError: the part is empty, or a k is larger than the catalog.
+    """
+    users, _ = held_out(split, part)
+    if not len(users):
+        raise UserError(f"the split holds out no {part} interactions: nothing to evaluate on; choose another split")
+    if max(ks) > split.n_items or min(ks) < 1:
+        raise UserError(f"ks must lie between 1 and the catalog's {split.n_items} items, found {list(ks)}")
+    return metrics(users, ranks(model, split, part, batch=batch, seen=seen), ks)
+
+
+def metrics(users: np.ndarray, ranks: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
+    """`evaluate` from known ranks: users and ranks int64 [n], one pair for each held-out item."""
+    _, group, sizes = np.unique(users, return_inverse=True, return_counts=True)
+    best = np.full(len(sizes), np.iinfo(np.int64).max)
+    np.minimum.at(best, group, ranks)
+    ideal = np.cumsum(1 / np.log2(np.arange(2, max(max(ks), sizes.max()) + 2)))
+    result: dict[str, float] = {}
+    for k in ks:
+        hit = ranks <= k
+        hits = np.bincount(group, hit, len(sizes))
+        gain = np.bincount(group, hit / np.log2(ranks + 1), len(sizes))
+        result[f"hr@{k}"] = float((hits > 0).mean())
+        result[f"ndcg@{k}"] = float((gain / ideal[np.minimum(sizes, k) - 1]).mean())
+        result[f"recall@{k}"] = float((hits / sizes).mean())
+        result[f"precision@{k}"] = float((hits / k).mean())
+    return result | {"mrr": float((1 / best).mean()), "users": float(len(sizes))}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ranks of the same held-out items under two models.
+
+    Attributes:
+        users, items: int64 [n], the held-out interactions.
+        teacher_ranks, student_ranks: int64 [n], 1 = best.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    teacher_ranks: np.ndarray
+    student_ranks: np.ndarray
+
+    @property
+    def student_better(self) -> float:
+        """Share of the interactions that the student ranks strictly better than the teacher."""
+        return float((self.student_ranks < self.teacher_ranks).mean())
+
+    @property
+    def teacher_better(self) -> float:
+        """Share of the interactions that the teacher ranks strictly better than the student."""
+        return float((self.teacher_ranks < self.student_ranks).mean())
+
+
+def compare(
+    teacher: Recommender, student: Recommender, split: Split, part: str = "test", *, batch: int = 256
+) -> Comparison:
+    """Rank the part's interactions under both models."""
+    users, items = held_out(split, part)
+    if not len(users):
+        raise UserError(f"the split holds out no {part} interactions: nothing to compare on; choose another split")
+    pair = (ranks(model, split, part, batch=batch) for model in (teacher, student))
+    return Comparison(users, items, *pair)
+
+
+def _batches(users: np.ndarray, items: np.ndarray, batch: int) -> Iterator[tuple[Any, ...]]:
+    """Group interactions by user: user ids [B], item ids [B, C], and row, column and position of each interaction.
+
+    Users with equally many held-out items go together, so that little is padding (a repeat of the row's first item).
+    """
+    unique, group, sizes = np.unique(users, return_inverse=True, return_counts=True)
+    by_size = np.argsort(sizes, kind="stable")
+    place = np.empty_like(by_size)
+    place[by_size] = np.arange(len(by_size))
+    order = np.argsort(place[group], kind="stable")  # interactions, user by user
+    starts = np.concatenate([[0], np.cumsum(sizes[by_size])])
+    for first in range(0, len(unique), batch):
+        ids = by_size[first : first + batch]
+        begin, end = starts[first], starts[first + len(ids)]
+        positions = order[begin:end]
+        rows = np.repeat(np.arange(len(ids)), sizes[ids])
+        columns = np.arange(end - begin) - (starts[first : first + len(ids)] - begin)[rows]
+        padded = np.repeat(items[order[starts[first : first + len(ids)]]][:, None], sizes[ids].max(), axis=1)
+        padded[rows, columns] = items[positions]
+        yield unique[ids], padded, rows, columns, positions

@@ -1,0 +1,112 @@
+"""A model in training: its optimizer, its best state so far, and how to save and restore all of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bidistill.config import ModelConfig
+from bidistill.errors import UserError
+from bidistill.models import Recommender, build_model
+
+OPTIMIZERS: dict[str, Any] = {
+    "adam": torch.optim.Adam,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+    "sparse_adam": torch.optim.SparseAdam,
+}
+
+
+class Learner:
+    """A model in training.
+
+    Args:
+        model: any Recommender.
+        config: learning rate, weight decay and optimizer.
+
+    Attributes:
+        best_score, best_epoch: of the phase so far; -inf and 0 before the first evaluation.
+        stale: evaluations since the best one.
+    """
+
+    def __init__(self, model: Recommender, config: ModelConfig) -> None:
+        self.model, self.config = model, config
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a phase: keep the parameters, forget the optimizer's state and the best state."""
+        decay = {"weight_decay": self.config.weight_decay} if self.config.weight_decay else {}
+        self.optimizer = OPTIMIZERS[self.config.optimizer](self.model.parameters(), lr=self.config.lr, **decay)
+        self.best: dict[str, Tensor] = {}
+        self.best_score, self.best_epoch, self.stale = -math.inf, 0, 0
+
+    def step(self, loss: Tensor) -> None:
+        """One step down the gradient of a scalar loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+    def observe(self, score: float, epoch: int) -> None:
+        """Take note of an evaluation; keep the state if it is the best so far."""
+        self.stale += 1
+        if score > self.best_score:
+            self.best_score, self.best_epoch, self.stale = score, epoch, 0
+            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def finite(self) -> bool:
+        """Whether every parameter is a finite number."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+
+    def restore_best(self) -> None:
+        """Put the best state back, if there was an evaluation."""
+        if self.best:
+            self.model.load_state_dict(self.best)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything needed to go on bit for bit: tensors by name, and plain values for JSON."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        scalars: dict[str, Any] = {}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            for name, value in values.items():
+                (tensors if isinstance(value, Tensor) else scalars)[f"optimizer.{index}.{name}"] = value
+        numbers = {"best_epoch": self.best_epoch, "stale": self.stale, "optimizer": scalars}
+        return tensors, numbers | {"best_score": self.best_score if self.best else None}
+
+    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Restore what `state` gave. Raises KeyError or RuntimeError where it belongs to another model."""
+        self.restart()
+        self.model.load_state_dict(below("model.", tensors))
+        self.best = below("best.", tensors)
+        self.best_score = -math.inf if numbers["best_score"] is None else numbers["best_score"]
+        self.best_epoch, self.stale = numbers["best_epoch"], numbers["stale"]
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in below("optimizer.", tensors | numbers["optimizer"]).items():
+            index, _, key = name.partition(".")
+            state.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def new_model(config: ModelConfig, n_users: int, n_items: int, seed: int) -> Recommender:
+    """A fresh model as the options describe it."""
+    sparse = config.optimizer == "sparse_adam"
+    sizes = {"kind": config.model, "n_users": n_users, "n_items": n_items, "dim": config.dim, "sparse": sparse}
+    return build_model(sizes, seed=seed)
+
+
+def find_device(name: str) -> torch.device:
+    """The torch device of this name, or UserError where this machine lacks it."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"run.device {name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from error
+    return device
+
+
+def below(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The values whose names start with the prefix, named without it."""
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}

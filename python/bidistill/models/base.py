@@ -1,0 +1,43 @@
+"""What the trainer needs of a model, and nothing more."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from bdkernels import Factors
+
+
+@runtime_checkable
+class Recommender(Protocol):
+    """A torch.nn.Module that scores items by a dot product plus an item bias, and has these methods."""
+
+    n_users: int
+    n_items: int
+
+    def score(self, users: Tensor, items: Tensor) -> Tensor:
+        """Differentiable scores [B, C] float32 of items [B, C] int64 for users [B] int64."""
+        ...
+
+    def factors(self, users: Tensor) -> Factors:
+        """What rank, topk and sample score with, for users [B] int64: float32, without gradient, equal to `score`."""
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """Plain values that `build_model` makes an equal model from: "kind" and sizes."""
+        ...
+
+    # What every torch.nn.Module has, as far as the trainer uses it.
+    training: bool
+
+    def parameters(self) -> Any: ...
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> Any: ...
+
+    def to(self, device: torch.device | str) -> Any: ...
+
+    def train(self, mode: bool = True) -> Any: ...

@@ -1,0 +1,58 @@
+"""Matrix factorisation with an item bias."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bdkernels import Factors
+
+INITIAL_STD = 0.01  # scores start near 0, where neither BCE nor BPR is saturated
+
+
+class MF(nn.Module):
+    """score(u, i) = <user_factors[u], item_factors[i]> + item_bias[i].
+
+    Args:
+        n_users, n_items: sizes of the tables.
+        dim: length of a user's or an item's vector.
+        seed: of the initial values.
+        sparse: give sparse gradients, whose cost does not grow with the tables; for SparseAdam, Adagrad or SGD.
+    """
+
+    def __init__(self, n_users: int, n_items: int, dim: int, *, seed: int = 0, sparse: bool = False) -> None:
+        super().__init__()
+        self.n_users, self.n_items, self.dim, self.sparse = n_users, n_items, dim, sparse
+        generator = torch.Generator().manual_seed(seed)
+        self.user_factors = nn.Embedding.from_pretrained(
+            torch.randn(n_users, dim, generator=generator) * INITIAL_STD, freeze=False, sparse=sparse
+        )
+        self.item_factors = nn.Embedding.from_pretrained(
+            torch.randn(n_items, dim, generator=generator) * INITIAL_STD, freeze=False, sparse=sparse
+        )
+        self.item_bias = nn.Embedding.from_pretrained(torch.zeros(n_items, 1), freeze=False, sparse=sparse)
+
+    def score(self, users: Tensor, items: Tensor) -> Tensor:
+        """Scores [B, C] float32 of items [B, C] int64 for users [B] int64."""
+        dots = torch.bmm(self.item_factors(items), self.user_factors(users).unsqueeze(2))  # [B, C, 1]
+        return (dots + self.item_bias(items)).squeeze(2)
+
+    def factors(self, users: Tensor) -> Factors:
+        """Rows of these users ([B] int64) and the item table, detached."""
+        return Factors(
+            self.user_factors.weight.detach()[users],
+            self.item_factors.weight.detach(),
+            self.item_bias.weight.detach().squeeze(1),
+        )
+
+    def config(self) -> dict[str, Any]:
+        """What `build_model` makes an equal model from."""
+        return {
+            "kind": "mf",
+            "n_users": self.n_users,
+            "n_items": self.n_items,
+            "dim": self.dim,
+            "sparse": self.sparse,
+        }

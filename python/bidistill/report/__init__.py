@@ -1,0 +1,8 @@
+# LEAD: see READ_ME_FIRST_OWNERSHIP.txt in this folder before editing anything here.
+"""What a run gave: the table of results, and report.html with curves and pictures."""
+
+from bidistill.report.finished import FinishedRun, open_run
+from bidistill.report.page import write_report
+from bidistill.report.results import CONTROL, DISTILLED, SEPARATE, metrics_by_run, table
+
+__all__ = ["CONTROL", "DISTILLED", "SEPARATE", "FinishedRun", "metrics_by_run", "open_run", "table", "write_report"]

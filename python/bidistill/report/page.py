@@ -1,0 +1,127 @@
+"""report.html of a run: one file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from bidistill.config import Config, options
+from bidistill.data import Split
+from bidistill.data.files import replacing
+from bidistill.errors import UserError
+from bidistill.evaluate import Comparison, compare
+from bidistill.report.figures import Curve, learning_curve, rank_density, wins_by_popularity
+from bidistill.report.finished import FinishedRun, open_run
+from bidistill.report.results import CONTROL, MODELS, PARTS, heading, metric_names, metrics_by_run, rows
+from bidistill.report.summary import summary
+
+PHASES = {"warmup_teacher": "warm-up, teacher", "warmup_student": "warm-up, student", "joint": "joint phase"}
+
+
+def write_report(run: str | Path, control: str | Path | None = None) -> Path:
+    """Write report.html into the folder of a finished run.
+
+    Args:
+        run: the run's folder.
+        control: folder of the run without distillation from the same start; unset: RUN/control, if it is one.
+
+    Returns:
+        Path of the report.
+
+    Raises:
+        UserError: a folder is no run, not finished or damaged, the given control does not match, or nothing can be written.
+    """
+    found = open_run(run, control)
+    path = found.path / "report.html"
+    text = render(found)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def render(run: FinishedRun) -> str:
+    """The report as HTML."""
+    after, before = _compare(run), _compare(run, warmup=True)
+    popularity = np.bincount(run.split.train_items, minlength=run.split.n_items)[after.items]
+    ranks = (after.teacher_ranks, after.student_ranks)
+    changed = Config().differences(run.config)
+    environment = Environment(
+        loader=PackageLoader("bidistill.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("template.html").render(
+        title=run.path.resolve().name,
+        summary=summary(run, after),
+        remark=run.remark,
+        part=PARTS[run.part],
+        headings=[heading(name) for name in metric_names(run.config.eval.ks)],
+        rows=rows(metrics_by_run(run), run.part, run.config.eval.ks),
+        monitor=heading(run.config.train.monitor),
+        curves=[Markup(learning_curve(model, lines, run.config.train.monitor)) for model, lines in curves(run).items()],
+        ranks=Markup(rank_density(*ranks)),
+        popularity=Markup(wins_by_popularity(popularity, *ranks)),
+        after=after,
+        before=before,
+        data=list(_describe(run.split)),
+        times=list(_times(run)),
+        versions=run.versions,
+        settings=[(each.name, run.config[each.name], each.help, each.name in changed) for each in options()],
+    )
+
+
+def curves(run: FinishedRun) -> dict[str, list[Curve]]:
+    """For each model the monitored metric by epoch. The joint phase goes on from the warm-up's best epoch."""
+    panels = {}
+    for model in MODELS:
+        column = f"{model}/{run.config.train.monitor}"
+        warmup = _curve("warm-up", run.history, f"warmup_{model}", column, 0)
+        start = warmup.epochs[int(np.argmax(warmup.values))] if warmup.values else 0
+        own = "control" if run.config.distill.method == "none" else "distilled"
+        joint = _curve(own, run.history, "joint", column, start)
+        if not joint.values:
+            raise UserError(f"{run.path / 'metrics.csv'} has no values of {column}: train the run again")
+        lines = [warmup, joint]
+        if run.control is not None:
+            lines.insert(1, _curve("control", run.control.history, "joint", column, start))
+        panels[model] = [line for line in lines if line.values]
+    return panels
+
+
+def _curve(style: str, history: list[dict[str, Any]], phase: str, column: str, start: float) -> Curve:
+    found = [row for row in history if row["phase"] == phase and column in row]
+    return Curve(style, [start + row["epoch"] for row in found], [row[column] for row in found])
+
+
+def _compare(run: FinishedRun, *, warmup: bool = False) -> Comparison:
+    teacher, student = (run.model(name, warmup=warmup) for name in MODELS)
+    return compare(teacher, student, run.split, run.part, batch=run.config.eval.batch)
+
+
+def _describe(split: Split) -> Iterator[tuple[str, str]]:
+    """What the data are, as names and texts."""
+    sizes = split.describe()
+    yield "users, items", f"{split.n_users:,}, {split.n_items:,}"
+    yield (
+        "training interactions",
+        f"{sizes['train']:,} ({sizes['train'] / split.n_users / split.n_items:.2%} of all pairs)",
+    )
+    for kind, ids, n in (("user", split.train_users, split.n_users), ("item", split.train_items, split.n_items)):
+        low, median, high = np.quantile(np.bincount(ids, minlength=n), [0.1, 0.5, 0.9])
+        yield f"training interactions of one {kind}", f"median {median:,.0f}; 80% have {low:,.0f} to {high:,.0f}"
+    for part, words in PARTS.items():
+        held, users, unknown = (sizes[part + suffix] for suffix in ("", "_users", "_items_unknown"))
+        yield f"held out, {words}", f"{held:,} of {users:,} users; {unknown:,} of items without training interactions"
+    yield "fingerprint of the split", split.fingerprint()
+
+
+def _times(run: FinishedRun) -> Iterator[tuple[str, int, float]]:
+    """Name, epochs and seconds of each phase that took part."""
+    for source, suffix in ((run, ""), (run.control, f" ({CONTROL})")):
+        for phase, words in PHASES.items():
+            found = [row for row in source.history if row["phase"] == phase] if source is not None else []
+            if found:
+                yield words + suffix, int(found[-1]["epoch"]), sum(row["seconds"] for row in found)

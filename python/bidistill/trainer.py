@@ -1,0 +1,297 @@
+"""The training loop: each model alone, then both together. It knows models only as `Recommender`s.
+
+Everything random in a step comes from (seed, phase, step) alone, so a run has no generator state to save: it goes on
+bit for bit from any step, and a control run meets the same batches and negatives as the distilled one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bidistill.callbacks import Callback, Row, standard_callbacks
+from bidistill.config import Config, ModelConfig
+from bidistill.data import Split
+from bidistill.errors import UserError
+from bidistill.evaluate import evaluate, known
+from bidistill.interrupt import Interrupt
+from bidistill.learner import Learner, below, find_device, new_model
+from bidistill.models import Recommender
+from bidistill.objective import Objective
+from bidistill.run_folder import Metrics, RunFolder
+from bidistill.seeds import seed_of
+
+LEARN_IN = {"warmup_teacher": ("teacher",), "warmup_student": ("student",), "joint": ("teacher", "student")}
+PHASES = tuple(LEARN_IN)
+
+
+@dataclass
+class Place:
+    """Where a run stands: `epoch` epochs of the phase are finished, and `step` steps of the next one."""
+
+    phase: str = "warmup_teacher"
+    epoch: int = 0
+    step: int = 0
+    started: bool = False  # the phase's starting state has been evaluated
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gives.
+
+    Attributes:
+        teacher, student: in their best state of the joint phase, by the monitored validation metric.
+        history: one row an epoch; see `Callback`.
+        metrics: {"teacher": {"val": {...}, "test": {...}}, "student": ...}, as `evaluate` gives them.
+        warmup: the same for the best states of the warm-up, where the joint phase began.
+    """
+
+    teacher: Recommender
+    student: Recommender
+    history: list[Row]
+    metrics: Metrics
+    warmup: Metrics
+
+
+class Trainer:
+    """Trains a teacher and a student.
+
+    Args:
+        config: all settings.
+        split: what to train and evaluate on.
+        callbacks: watchers besides the ones that `config.run` asks for.
+        warm_start: the folder of another run, whose warm-up this run takes over instead of making its own.
+        overwrite: replace the run that the folder `config.run.out` may hold.
+
+    Raises:
+        UserError: settings that do not fit the data, or a warm-up of other models or data.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        split: Split,
+        *,
+        callbacks: Sequence[Callback] = (),
+        warm_start: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        config.check_catalog(split.n_items)
+        if not len(split.val_users):
+            raise UserError("the split holds out no val interactions, which pick the best epoch: choose another split")
+        self.config, self.split, self.overwrite = config, split, overwrite
+        self.fingerprint = split.fingerprint()
+        self.device = find_device(config.run.device)
+        if config.run.threads:
+            torch.set_num_threads(config.run.threads)
+        self.folder = RunFolder(config.run.out) if config.run.out else None
+        self.learners = {name: self._learner(name) for name in ("teacher", "student")}
+        self.users = torch.from_numpy(split.train_users).to(self.device)
+        self.items = torch.from_numpy(split.train_items).to(self.device)
+        self.seen = known(split, "val", self.device)
+        self.objective = Objective(config, {name: each.model for name, each in self.learners.items()}, self.seen)
+        self.place = Place()
+        self.history: list[Row] = []
+        self.warmup: Metrics = {}
+        self.sums: dict[str, float | Tensor] = {}  # of the losses in the steps of the running epoch
+        self.callbacks = [*standard_callbacks(config.run), *callbacks]
+        if warm_start is not None:
+            for name, learner in self.learners.items():
+                RunFolder(warm_start).load_warmup(name, learner.model, self.fingerprint)
+            self.place = Place("joint")
+
+    @classmethod
+    def resume(
+        cls,
+        folder: str | Path,
+        *,
+        config: Config | None = None,
+        split: Split | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> Trainer:
+        """A Trainer that goes on where the run in this folder stands: its `fit()` gives what an undisturbed run gives.
+
+        Args:
+            config: settings, where not the run's: `run` (not its seed), `data` and a larger `train.epochs` may differ.
+            split: the run's split, if it is at hand; else it is read from the folder.
+
+        Raises:
+            UserError: no checkpoint, a damaged file, or another split or other settings than the run's.
+        """
+        config, split, tensors, state = RunFolder(folder).open(config, split)
+        trainer = cls(config, split, callbacks=callbacks)
+        trainer._load(tensors, state)
+        return trainer
+
+    def fit(self) -> Result:
+        """Run what is left of the warm-up and the joint phase. Ctrl-C finishes the step and saves a checkpoint.
+
+        Raises:
+            UserError: the folder holds another run or cannot be written (before training), or the training diverged.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        if self.folder is not None and self.place.started:
+            self.folder.write_config(self.config)
+        elif self.folder is not None:
+            self.folder.create(self.config, self.split, self.overwrite)
+        if self.place == Place("joint"):  # a warm start
+            for name in self.learners:
+                self._end_warmup(name)
+        with Interrupt() as interrupt, torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            try:
+                for phase in PHASES[PHASES.index(self.place.phase) :]:
+                    self._run_phase(phase, interrupt)
+                metrics = {name: self._final_metrics(name) for name in self.learners}
+            except ValueError:
+                self._check_finite()  # the operators refuse scores that are not numbers; say why they are not
+                raise
+            finally:
+                self._tell("on_end")
+        models = {name: learner.model for name, learner in self.learners.items()}
+        if self.folder is not None:
+            self.folder.finish(models, self.fingerprint, metrics, self.warmup)
+        return Result(models["teacher"], models["student"], self.history, metrics, self.warmup)
+
+    def _run_phase(self, phase: str, interrupt: Interrupt) -> None:
+        """Start or continue a phase until its last epoch, or until no model gets better; restore the best states."""
+        names, train = LEARN_IN[phase], self.config.train
+        epochs = train.epochs if phase == "joint" else train.warmup_epochs
+        steps = math.ceil(len(self.users) / train.batch_size)
+        if self.place.phase != phase:
+            self.place = Place(phase)
+        self._tell("on_phase", phase, epochs, steps)
+        if not self.place.started:
+            self.place.started = True
+            for name in names:
+                self.learners[name].restart()
+            self._end_epoch(time.perf_counter())
+        while self.place.epoch < epochs and not self._stalled(names):
+            began = time.perf_counter()
+            self._run_epoch(steps, interrupt)
+            self.place.epoch, self.place.step = self.place.epoch + 1, 0
+            self._end_epoch(began, evaluated=self.place.epoch % train.eval_every == 0 or self.place.epoch == epochs)
+        if self.place.epoch % self.config.run.checkpoint_every:
+            self.save()
+        for name in names:
+            self.learners[name].restore_best()
+            if phase != "joint":
+                self._end_warmup(name)
+
+    def _run_epoch(self, steps: int, interrupt: Interrupt) -> None:
+        """The steps of an epoch that are not done yet."""
+        place = self.place
+        if place.phase == "joint" and place.step == 0 and self.objective.distiller is not None:
+            self.objective.distiller.begin_epoch(place.epoch)
+        order = torch.randperm(len(self.users), generator=self._generator(place.epoch)).to(self.device)
+        for step in range(place.step, steps):
+            size = self.config.train.batch_size
+            self._step(order[step * size : (step + 1) * size], place.epoch * steps + step)
+            place.step = step + 1
+            self._tell("on_step")
+            if interrupt.asked:
+                self.save()
+                raise KeyboardInterrupt
+
+    def _step(self, rows: Tensor, step: int) -> None:
+        """One step of each model that learns in this phase, on these training interactions."""
+        generator = self._generator("step", step)
+        torch.default_generator.manual_seed(
+            generator.initial_seed()
+        )  # for models that draw themselves, such as dropout
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(generator.initial_seed())
+        users, positives = self.users[rows], self.items[rows]
+        found = self.objective.losses(LEARN_IN[self.place.phase], users, positives, step, generator)
+        for name, losses in found.items():
+            self.learners[name].step(self.objective.total(name, losses))
+            for key, loss in losses.items():
+                column = f"{name}/loss_{key}"
+                self.sums[column] = self.sums.get(column, 0.0) + loss.detach().double() * len(rows)
+
+    def _end_epoch(self, began: float, evaluated: bool = True) -> None:
+        """Evaluate, write the history's row, save a checkpoint if it is due."""
+        self._check_finite()
+        place, config = self.place, self.config
+        row: Row = {"phase": place.phase, "epoch": place.epoch}
+        row["seconds"] = round(time.perf_counter() - began, 3)
+        for name, total in self.sums.items():
+            row[name] = float(total) / len(self.users)
+        self.sums = {}
+        for name in LEARN_IN[place.phase] if evaluated else ():
+            learner = self.learners[name]
+            found = self._evaluate(learner.model, "val")
+            learner.observe(found[config.train.monitor], place.epoch)
+            row |= {f"{name}/{metric}": value for metric, value in found.items() if metric != "users"}
+        self.history.append(row)
+        self._tell("on_epoch", row)
+        if place.epoch % config.run.checkpoint_every == 0:
+            self.save()
+
+    def _check_finite(self) -> None:
+        bad = [name for name, learner in self.learners.items() if not learner.finite()]
+        if bad:
+            place = f"after {self.place.epoch} epochs of {self.place.phase}"
+            raise UserError(f"{' and '.join(bad)} diverged {place}: lower {' or '.join(f'{name}.lr' for name in bad)}")
+
+    def _stalled(self, names: Sequence[str]) -> bool:
+        patience = self.config.train.patience
+        return patience > 0 and all(self.learners[name].stale >= patience for name in names)
+
+    def _evaluate(self, model: Recommender, part: str) -> dict[str, float]:
+        config, seen = self.config.eval, self.seen if part == "val" else None
+        model.train(False)
+        found = evaluate(model, self.split, part, config.ks, config.batch, seen=seen)
+        model.train(True)
+        return found
+
+    def _final_metrics(self, name: str) -> dict[str, dict[str, float]]:
+        parts = ["val", "test"] if len(self.split.test_users) else ["val"]
+        return {part: self._evaluate(self.learners[name].model, part) for part in parts}
+
+    def _end_warmup(self, name: str) -> None:
+        self.warmup[name] = self._final_metrics(name)
+        if self.folder is not None:
+            self.folder.save_warmup(name, self.learners[name].model, self.fingerprint)
+
+    def save(self) -> None:
+        """Write a checkpoint into the run folder, if there is one."""
+        if self.folder is None:
+            return
+        tensors: dict[str, Tensor] = {}
+        state: dict[str, Any] = {"place": asdict(self.place), "history": self.history, "warmup": self.warmup}
+        state["sums"] = {name: float(total) for name, total in self.sums.items()}
+        for name, learner in self.learners.items():
+            own, state[name] = learner.state()
+            tensors |= {f"{name}.{key}": value for key, value in own.items()}
+        distiller = self.objective.distiller
+        if distiller is not None and distiller.pool is not None:
+            tensors["pool"] = distiller.pool
+        self.folder.save(self.config, self.fingerprint, tensors, state)
+
+    def _load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        for name, learner in self.learners.items():
+            learner.load_state(below(f"{name}.", tensors), state[name])
+        if self.objective.distiller is not None and "pool" in tensors:
+            self.objective.distiller.pool = tensors["pool"].to(self.device)
+        self.place = Place(**state["place"])
+        self.history, self.warmup, self.sums = state["history"], state["warmup"], state["sums"]
+
+    def _learner(self, name: str) -> Learner:
+        config: ModelConfig = self.config[name]
+        model = new_model(config, self.split.n_users, self.split.n_items, seed_of(self.config.run.seed, name))
+        return Learner(model.to(self.device), config)
+
+    def _generator(self, *key: Any) -> torch.Generator:
+        """The random numbers of a part of the phase; always on the CPU, so that every device draws alike."""
+        return torch.Generator().manual_seed(seed_of(self.config.run.seed, self.place.phase, *key))
+
+    def _tell(self, event: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *arguments)

@@ -1,0 +1,39 @@
+"""The examples run as a user runs them, and stay short."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "python" / "examples"
+SAYS = {  # what the last line of each example tells
+    "distil_two_models.py": r"NDCG@50 with distillation: teacher 0\.\d+, student 0\.\d+",
+    "rank_and_topk.py": r"MRR 0\.\d+; 64 users x 100,000 items",
+    "train_with_bidistill.py": r"report\.html: \d+ KB",
+}
+
+
+def test_every_example_is_tested():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == SAYS.keys()
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_example_runs(name, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(EXAMPLES / name)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(SAYS[name], done.stdout.splitlines()[-1])
+    assert not list(tmp_path.iterdir()), "an example left files in the working folder"
+
+
+@pytest.mark.parametrize("name", SAYS)
+def test_example_is_short_and_says_what_it_is(name):
+    lines = (EXAMPLES / name).read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 60
+    assert lines[0].startswith('"""')

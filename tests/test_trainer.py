@@ -1,0 +1,517 @@
+"""The training loop: it learns, repeats itself, resumes bit for bit after a kill, and says what it will not do."""
+
+import csv
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bidistill import MF, Config, Split, Trainer, UserError, evaluate, generate, split
+from bidistill.callbacks import Callback
+from bidistill.checkpoint import load_model, save_model
+from bidistill.distill import Bidirectional
+from bidistill.distill.bidirectional import make_weight, occurrence
+from bidistill.evaluate import known
+
+import bdkernels
+
+BASE = {
+    "teacher.dim": 8,
+    "student.dim": 2,
+    "teacher.lr": 0.02,
+    "student.lr": 0.02,
+    "train.batch_size": 256,
+    "train.warmup_epochs": 2,
+    "train.epochs": 3,
+    "eval.ks": (5, 10),
+    "train.monitor": "ndcg@10",
+    "run.progress": False,
+    "distill.refresh": 0,
+}
+VARIANTS = {
+    "default": {},
+    "pool": {"distill.refresh": 2, "distill.pool": 7, "distill.samples": 2},
+    "paper-like": {"distill.refresh": 2, "distill.pool": 5, "distill.negatives_from_samples": True},
+    "none": {"distill.method": "none"},
+    "one direction": {"distill.lambda_teacher": 0.0, "train.loss": "bpr"},
+    "sparse": {"teacher.optimizer": "sparse_adam", "student.optimizer": "adagrad"},
+    "sgd": {"teacher.optimizer": "sgd", "student.weight_decay": 1e-4, "train.eval_every": 2},
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The data are so small that waiting for a second thread, on a busy machine, would take most of the time."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    interactions, _, _ = generate(60, 80, 1200, dim=4, seed=1)
+    return split(interactions, "leave_one", seed=1)
+
+
+def config(**overrides):
+    return Config().with_overrides(BASE | {name.replace("__", "."): value for name, value in overrides.items()})
+
+
+def variant(name, **overrides):
+    return config(**overrides).with_overrides(VARIANTS[name])
+
+
+def same(first, second):
+    """Whether two results agree bit for bit: parameters, metrics, history (but for the time)."""
+    for a, b in ((first.teacher, second.teacher), (first.student, second.student)):
+        assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    assert first.metrics == second.metrics
+    assert first.warmup == second.warmup
+    assert timeless(first.history) == timeless(second.history)
+    return True
+
+
+def timeless(history):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+
+
+class StopAfter(Callback):
+    """Sends Ctrl-C to this process after some steps."""
+
+    def __init__(self, steps):
+        self.left = steps
+
+    def on_step(self, trainer):
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_it_learns_and_reports(parts, tmp_path):
+    result = Trainer(config(run__out=str(tmp_path / "run"), train__warmup_epochs=8), parts).fit()
+    untrained = evaluate(MF(parts.n_users, parts.n_items, 8, seed=3), parts, "val", (10,))
+    assert result.metrics["teacher"]["val"]["ndcg@10"] > 1.3 * untrained["ndcg@10"]
+    assert result.metrics["student"]["val"]["ndcg@10"] > 1.3 * untrained["ndcg@10"]
+    for name, model in (("teacher", result.teacher), ("student", result.student)):
+        for part in ("val", "test"):
+            assert result.metrics[name][part] == evaluate(model, parts, part, (5, 10))
+        best = max(row[f"{name}/ndcg@10"] for row in result.history if row["phase"] == "joint")
+        assert result.metrics[name]["val"]["ndcg@10"] == best
+        best = max(row[f"{name}/ndcg@10"] for row in result.history if row["phase"] == f"warmup_{name}")
+        assert result.warmup[name]["val"]["ndcg@10"] == best
+        assert all(f"{name}/loss_distill" in row for row in result.history if row["phase"] == "joint" and row["epoch"])
+
+
+def test_the_run_folder(parts, tmp_path):
+    folder = tmp_path / "a" / "run"
+    settings = config(run__out=str(folder))
+    result = Trainer(settings, parts).fit()
+    assert Config.from_toml(folder / "config.toml") == settings
+    assert Split.load(folder / "split.npz").fingerprint() == parts.fingerprint()
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["phase"], int(row["epoch"])) for row in rows] == [(r["phase"], r["epoch"]) for r in result.history]
+    assert float(rows[-1]["teacher/ndcg@10"]) == result.history[-1]["teacher/ndcg@10"]
+    assert rows[0]["student/ndcg@10"] == ""
+    found = json.loads((folder / "metrics.json").read_text())
+    assert found["metrics"] == result.metrics
+    assert found["warmup"] == result.warmup
+    for name, model in (("teacher", result.teacher), ("student", result.student)):
+        saved = load_model(folder / f"{name}.safetensors")
+        assert all(torch.equal(p, q) for p, q in zip(saved.parameters(), model.parameters(), strict=True))
+    leftovers = {"config.toml", "split.npz", "metrics.csv", "metrics.json", "checkpoint", "warmup"}
+    assert set(os.listdir(folder)) == leftovers | {"teacher.safetensors", "student.safetensors"}
+
+
+def test_the_same_settings_give_the_same_run(parts, undisturbed):
+    assert same(Trainer(config(), parts).fit(), undisturbed("default"))
+    other = Trainer(config(run__seed=1, train__epochs=0), parts).fit()
+    assert timeless(other.history)[1] != timeless(undisturbed("default").history)[1]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(parts):
+    """The result of each variant's run without interruption."""
+    results = {}
+
+    def result(name):
+        if name not in results:
+            results[name] = Trainer(variant(name), parts).fit()
+        return results[name]
+
+    return result
+
+
+# The phases have 2, 2 and 3 epochs of 5 steps: within an epoch, at its end, in each of the phases.
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("default", 1), ("default", 5), ("default", 13), ("default", 20), ("pool", 22), ("sparse", 7)]
+    + [(name, 28) for name in VARIANTS],
+)
+def test_ctrl_c_and_resume_change_nothing(parts, undisturbed, tmp_path, name, steps):
+    trainer = Trainer(variant(name, run__out=str(tmp_path)), parts, callbacks=[StopAfter(steps)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    again = Trainer.resume(tmp_path, callbacks=[StopAfter(5)])
+    with pytest.raises(KeyboardInterrupt):
+        again.fit()
+    assert same(Trainer.resume(tmp_path, split=parts).fit(), undisturbed(name))
+    assert same(Trainer.resume(tmp_path).fit(), undisturbed(name))  # a finished run
+
+
+def test_a_second_ctrl_c_does_not_wait(parts, tmp_path):
+    class Twice(Callback):
+        def on_step(self, trainer):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            raise AssertionError("the second one was swallowed")
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config(run__out=str(tmp_path)), parts, callbacks=[Twice()]).fit()
+
+
+KILLED = """
+import sys
+from bidistill import Config, Split, Trainer
+trainer = Trainer.resume(sys.argv[1]) if sys.argv[2] == "resume" else Trainer(
+    Config.from_toml(sys.argv[2]), Split.load(sys.argv[3]))
+print("ready", flush=True)
+trainer.fit()
+"""
+
+
+def test_resume_after_kill(parts, tmp_path):
+    """SIGKILL at arbitrary moments, several times; then the result of the undisturbed run, bit for bit."""
+    settings = config(run__out=str(tmp_path / "run"), train__warmup_epochs=15, train__epochs=15, train__patience=0)
+    settings.to_toml(tmp_path / "settings.toml")
+    parts.save(tmp_path / "split.npz")
+    root = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'python'}", "OMP_NUM_THREADS": "1"}
+    kills = 0
+    for delay in (0.2, 0.35, 0.5):
+        state = tmp_path / "run" / "checkpoint" / "state.json"
+        arguments = ["resume"] if state.exists() else [tmp_path / "settings.toml", tmp_path / "split.npz"]
+        command = [sys.executable, "-c", KILLED, tmp_path / "run", *arguments]
+        child = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, env=environment)
+        assert child.stdout.readline() == b"ready\n"
+        before = state.read_bytes() if state.exists() else b""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (state.exists() and state.read_bytes() != before):
+            time.sleep(0.005)  # at least one new checkpoint, so that each start gets further
+        time.sleep(delay)
+        kills += child.poll() is None
+        child.kill()
+        child.wait()
+        child.stdout.close()
+    assert kills > 0
+    assert same(
+        Trainer.resume(tmp_path / "run").fit(), Trainer(settings.with_overrides({"run.out": None}), parts).fit()
+    )
+
+
+def test_more_epochs_go_on_where_the_run_ended(parts, tmp_path):
+    short = config(run__out=str(tmp_path), train__patience=0, run__checkpoint_every=2)
+    long = short.with_overrides({"train.epochs": 5})
+    Trainer(short, parts).fit()
+    resumed = Trainer.resume(tmp_path, config=long).fit()
+    assert same(resumed, Trainer(long.with_overrides({"run.out": None}), parts).fit())
+    assert Config.from_toml(tmp_path / "config.toml").train.epochs == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("teacher.lr", 0.5), ("train.epochs", 1), ("run.seed", 3), ("distill.side", "under")]
+)
+def test_resume_refuses_other_settings(parts, tmp_path, name, value):
+    settings = config(run__out=str(tmp_path))
+    Trainer(settings, parts).fit()
+    other = settings.with_overrides({name: value, "run.threads": 0, "data.path": "elsewhere.csv"})
+    with pytest.raises(UserError, match=rf"trained with {name} = .*, not {value!r}"):
+        Trainer.resume(tmp_path, config=other)
+
+
+def test_resume_refuses_another_split_and_damage(parts, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint at"):
+        Trainer.resume(tmp_path / "nothing")
+    Trainer(config(run__out=str(tmp_path)), parts).fit()
+    other = split(generate(60, 80, 1200, dim=4, seed=2)[0], "leave_one", seed=1)
+    with pytest.raises(UserError, match=r"trained on another split \(.*now .*\): give the same data"):
+        Trainer.resume(tmp_path, split=other)
+    tensors = next((tmp_path / "checkpoint").glob("tensors-*"))
+    tensors.write_bytes(tensors.read_bytes()[:100])
+    with pytest.raises(UserError, match=f"{tensors.name} is damaged"):
+        Trainer.resume(tmp_path)
+
+
+def test_warm_start_shares_the_start_bit_for_bit(parts, tmp_path):
+    distilled = Trainer(config(run__out=str(tmp_path / "distilled")), parts).fit()
+    control = config(distill__method="none", run__out=str(tmp_path / "control"))
+    result = Trainer(control, parts, warm_start=tmp_path / "distilled").fit()
+    assert result.warmup == distilled.warmup
+    assert {row["phase"] for row in result.history} == {"joint"}
+    whole = Trainer(config(distill__method="none"), parts).fit()  # with its own warm-up
+    assert same_models(whole, result)
+    assert timeless(result.history)[0] == next(row for row in timeless(distilled.history) if row["phase"] == "joint")
+    # The control run keeps the warm-up too, and resumes.
+    again = Trainer.resume(tmp_path / "control").fit()
+    assert same(again, result)
+    assert same_models(Trainer(control, parts, warm_start=tmp_path / "control", overwrite=True).fit(), result)
+
+
+def same_models(first, second):
+    pairs = ((first.teacher, second.teacher), (first.student, second.student))
+    return all(torch.equal(p, q) for a, b in pairs for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_warm_start_refuses_what_does_not_fit(parts, tmp_path):
+    Trainer(config(run__out=str(tmp_path / "run")), parts).fit()
+    with pytest.raises(UserError, match=r"teacher\.safetensors is another model"):
+        Trainer(config(teacher__dim=9), parts, warm_start=tmp_path / "run")
+    other = split(generate(60, 80, 1200, dim=4, seed=1)[0], "leave_one", seed=2)
+    with pytest.raises(UserError, match="trained on another split"):
+        Trainer(config(), other, warm_start=tmp_path / "run")
+    with pytest.raises(UserError, match="cannot read the model"):
+        Trainer(config(), parts, warm_start=tmp_path / "nothing")
+
+
+def test_a_folder_with_a_run_is_not_overwritten_unasked(parts, tmp_path):
+    quick = config(run__out=str(tmp_path), train__epochs=1, train__warmup_epochs=1)
+    Trainer(quick, parts).fit()
+    before = (tmp_path / "metrics.json").read_bytes()
+    with pytest.raises(UserError, match=r"run\.out: .* holds a run already .*resume it, overwrite it, or choose"):
+        Trainer(quick, parts).fit()
+    assert (tmp_path / "metrics.json").read_bytes() == before
+    other = quick.with_overrides({"run.seed": 5})
+    Trainer(other, parts, overwrite=True).fit()
+    assert (tmp_path / "metrics.json").read_bytes() != before
+    assert Config.from_toml(tmp_path / "config.toml") == other
+
+
+def test_a_folder_that_cannot_be_written_stops_before_training(parts, tmp_path):
+    (tmp_path / "file").write_text("")
+
+    class Never(Callback):
+        def on_step(self, trainer):
+            raise AssertionError("trained")
+
+    with pytest.raises(UserError, match=r"file"):
+        Trainer(config(run__out=str(tmp_path / "file" / "run")), parts, callbacks=[Never()]).fit()
+    with pytest.raises(UserError, match=r"file"):
+        Trainer(config(run__out=str(tmp_path / "file")), parts, callbacks=[Never()]).fit()
+
+
+def test_early_stopping_keeps_the_best_epoch(parts):
+    result = Trainer(config(train__warmup_epochs=60, train__patience=2, train__epochs=60), parts).fit()
+    for name in ("teacher", "student"):
+        scores = [row[f"{name}/ndcg@10"] for row in result.history if row["phase"] == f"warmup_{name}"]
+        assert len(scores) < 61
+        assert int(np.argmax(scores)) == len(scores) - 3
+        assert result.warmup[name]["val"]["ndcg@10"] == max(scores)
+    joint = [row for row in result.history if row["phase"] == "joint"]
+    for name in ("teacher", "student"):  # the joint phase ends when both have stalled
+        scores = [row[f"{name}/ndcg@10"] for row in joint]
+        assert int(np.argmax(scores)) <= len(scores) - 3
+        assert result.metrics[name]["val"]["ndcg@10"] == max(scores)
+
+
+def test_no_epochs_at_all(parts):
+    result = Trainer(config(train__warmup_epochs=0, train__epochs=0), parts).fit()
+    assert [(row["phase"], row["epoch"]) for row in result.history] == [
+        ("warmup_teacher", 0),
+        ("warmup_student", 0),
+        ("joint", 0),
+    ]
+    assert result.metrics == result.warmup
+
+
+def test_divergence_is_named(parts):
+    with pytest.raises(UserError, match=r"teacher diverged after 1 epochs of warmup_teacher: lower teacher\.lr"):
+        Trainer(config(teacher__optimizer="sgd", teacher__lr=1e30), parts).fit()
+    late = config(student__optimizer="sgd", student__lr=1e30, train__warmup_epochs=0)
+    with pytest.raises(UserError, match=r"student diverged after 0 epochs of joint: lower .*student\.lr"):
+        Trainer(late, parts).fit()
+
+
+def test_settings_that_do_not_fit_the_data(parts):
+    with pytest.raises(UserError, match=r"eval\.ks asks for 500 items, but the catalog has 80"):
+        Trainer(config(eval__ks=(10, 500)), parts)
+    with pytest.raises(UserError, match=r"run\.device 'warp' cannot be used here"):
+        Trainer(config(run__device="warp"), parts)
+    empty = {name: np.zeros(0, dtype=np.int64) for name in ("val_users", "val_items")}
+    no_val = Split(**{**vars(parts), **empty})
+    with pytest.raises(UserError, match="holds out no val interactions"):
+        Trainer(config(), no_val)
+    no_test = Split(**{**vars(parts), "test_users": empty["val_users"], "test_items": empty["val_items"]})
+    result = Trainer(config(train__epochs=1, train__warmup_epochs=1), no_test).fit()
+    assert set(result.metrics["teacher"]) == {"val"}
+
+
+def odd_split(n_items, train, val):
+    train, val = np.array(train), np.array(val).reshape(-1, 2)
+    n_users = int(train[:, 0].max()) + 1
+    none = np.zeros(0, dtype=np.int64)
+    ids = {"user_ids": np.arange(n_users), "item_ids": np.arange(n_items)}
+    return Split(n_users, n_items, train[:, 0], train[:, 1], val[:, 0], val[:, 1], none, none, **ids)
+
+
+@pytest.mark.parametrize("name", ["default", "pool", "paper-like"])
+def test_one_user_and_a_user_who_has_seen_everything(name):
+    tiny = {"eval.ks": (1,), "train.monitor": "mrr", "distill.pool": 2, "distill.samples": 1, "train.negatives": 2}
+    settings = variant(name).with_overrides(tiny)
+    one_user = odd_split(3, [(0, 0)], [(0, 2)])
+    full = odd_split(3, [(0, 0), (0, 1), (0, 2), (1, 0)], [(1, 2)])
+    for data in (one_user, full):
+        result = Trainer(settings, data).fit()
+        assert all(torch.isfinite(p).all() for p in result.student.parameters())
+
+
+def test_own_models_need_only_the_protocol(parts, tmp_path, monkeypatch):
+    """A model of another shape, with dropout, trains and resumes bit for bit through the same trainer."""
+
+    class Scaled(torch.nn.Module):
+        def __init__(self, n_users, n_items, dim, sparse, seed):
+            super().__init__()
+            self.n_users, self.n_items, self.dim = n_users, n_items, dim
+            generator = torch.Generator().manual_seed(seed)
+            self.table = torch.nn.Parameter(torch.randn(n_users + n_items, dim, generator=generator) * 0.1)
+            self.register_buffer("scale", torch.tensor(2.0))
+
+        def score(self, users, items):
+            users = torch.nn.functional.dropout(self.table[users], 0.2, self.training)
+            return self.scale * (users[:, None] * self.table[self.n_users + items]).sum(2)
+
+        def factors(self, users):
+            return bdkernels.Factors(self.scale * self.table.detach()[users], self.table.detach()[self.n_users :])
+
+        def config(self):
+            return {"kind": "mf", "n_users": self.n_users, "n_items": self.n_items, "dim": self.dim, "sparse": False}
+
+    monkeypatch.setitem(sys.modules["bidistill.models"].KINDS, "mf", Scaled)
+    undisturbed = Trainer(config(), parts).fit()
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config(run__out=str(tmp_path)), parts, callbacks=[StopAfter(28)]).fit()
+    assert same(Trainer.resume(tmp_path).fit(), undisturbed)
+
+
+def test_logs(parts, capsys, tmp_path):
+    Trainer(config(run__progress=True, run__out=str(tmp_path), run__tensorboard=False), parts).fit()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 10
+    assert lines[-1].startswith("joint epoch 3: teacher cf ")
+    assert "student cf " in lines[-1]
+
+
+# The distiller.
+
+
+@pytest.fixture
+def models(parts):
+    return MF(parts.n_users, parts.n_items, 6, seed=1), MF(parts.n_users, parts.n_items, 2, seed=2)
+
+
+def test_occurrence():
+    assert occurrence(torch.tensor([4, 1, 4, 4, 0, 1])).tolist() == [0, 0, 1, 2, 0, 1]
+    assert occurrence(torch.tensor([], dtype=torch.int64)).tolist() == []
+
+
+def test_repeated_users_get_draws_of_their_own(parts, models):
+    settings = config(distill__samples=3).distill
+    seen = known(parts, "val")
+    distiller = Bidirectional(settings, *models, seen, seed=4)
+    users = torch.tensor([5, 2, 5, 5, 9])
+    drawn = distiller.draw(users, step=7, generator=torch.Generator())
+    assert drawn.ids.shape == (5, 6)
+    wanted = bdkernels.sample(
+        models[0].factors(users[:1]),
+        models[1].factors(users[:1]),
+        9,
+        seen.rows(users[:1]),
+        to_student=bdkernels.Tanh(),
+        to_teacher=bdkernels.Exp(),
+        seed=4,
+        step=7,
+        user_ids=users[:1],
+    )
+    for name, draws in (("student", wanted.to_student), ("teacher", wanted.to_teacher)):
+        rows = drawn.of(name, drawn.ids)[users == 5]
+        assert rows.flatten().tolist() == draws.ids.flatten().tolist()
+    assert not torch.equal(drawn.ids, distiller.draw(users, step=8, generator=torch.Generator()).ids)
+    for user, row in zip(users.tolist(), drawn.ids.tolist(), strict=True):
+        assert not set(row) & set(parts.train_items[parts.train_users == user].tolist())
+
+
+def test_the_pool_is_refilled_when_due(parts, models):
+    distiller = Bidirectional(config(distill__refresh=3, distill__pool=4).distill, *models, known(parts, "val"), seed=4)
+    pools = []
+    for epoch in range(7):
+        distiller.begin_epoch(epoch, batch=17)
+        pools.append(distiller.pool.clone())
+        assert distiller.pool.shape == (parts.n_users, 8)
+    changes = [not torch.equal(a, b) for a, b in itertools.pairwise(pools)]
+    assert changes == [False, False, True, False, False, True]
+    users = torch.arange(parts.n_users)
+    drawn = distiller.draw(users, 0, torch.Generator().manual_seed(1))
+    assert all(i in pools[-1][u, :4] and j in pools[-1][u, 4:] for u, (i, j) in enumerate(drawn.ids.tolist()))
+    fresh = Bidirectional(config(distill__refresh=3, distill__pool=4).distill, *models, known(parts, "val"), seed=4)
+    fresh.begin_epoch(6)  # another batch size, the same draws
+    assert torch.equal(fresh.pool, pools[-1])
+
+
+def test_losses_flow_to_the_learner_only_and_skip_the_mask(parts, models):
+    distiller = Bidirectional(
+        config(distill__tau_learner=2.0, distill__tau_guide=5.0).distill, *models, known(parts, "val"), 0
+    )
+    drawn = distiller.draw(torch.arange(6), 0, torch.Generator())
+    mask = drawn.mask.clone()
+    mask[0] = False
+    drawn = drawn._replace(mask=mask)
+    scores = [torch.randn(6, 2, generator=torch.Generator().manual_seed(s), requires_grad=True) for s in (1, 2)]
+    losses = distiller.losses(*scores, drawn)
+    for name, own, guide, column in (("teacher", *scores, 1), ("student", *scores[::-1], 0)):
+        grads = torch.autograd.grad(losses[name], scores, allow_unused=True, retain_graph=True)
+        learner, other = grads if name == "teacher" else grads[::-1]
+        assert other is None or not other.any()
+        assert learner[1:, column].all()
+        assert not learner[0].any()
+        assert not learner[:, 1 - column].any()
+        target = torch.sigmoid(guide.detach()[1:, column] / 5)
+        wanted = torch.nn.functional.binary_cross_entropy(torch.sigmoid(own.detach()[1:, column] / 2), target)
+        assert losses[name].item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_a_direction_that_is_off(parts, models):
+    distiller = Bidirectional(config(distill__lambda_teacher=0.0).distill, *models, known(parts, "val"), 0)
+    drawn = distiller.draw(torch.arange(4), 0, torch.Generator())
+    assert drawn.ids.shape == (4, 1)
+    assert set(distiller.losses(torch.zeros(4, 1), torch.ones(4, 1), drawn)) == {"student"}
+    other = Bidirectional(config(distill__lambda_student=0.0).distill, *models, known(parts, "val"), 0)
+    drawn = other.draw(torch.arange(4), 0, torch.Generator())
+    assert drawn.of("student", drawn.ids).shape == (4, 0)
+    assert set(other.losses(torch.zeros(4, 1), torch.ones(4, 1), drawn)) == {"teacher"}
+
+
+def test_weights_from_settings():
+    def weight(**options):
+        settings = config().with_overrides({f"distill.to_student.{k}": v for k, v in options.items()})
+        return make_weight(settings.distill.to_student, "under")
+
+    assert weight() == bdkernels.Tanh(side="under")
+    assert weight(alpha=3) == bdkernels.Tanh(3.0, side="under")
+    assert weight(weight="exp", eps=0.5) == bdkernels.Exp(eps=0.5, side="under")
+    assert weight(weight="linear") == bdkernels.Linear(side="under")
+    assert weight(weight="uniform") == bdkernels.Uniform()
+    assert weight(weight="rank_only", mu=4) == bdkernels.RankOnly(4.0)
+
+
+def test_models_saved_elsewhere_do_not_count_as_a_run(parts, tmp_path):
+    save_model(tmp_path / "mine.safetensors", MF(2, 3, 1))
+    Trainer(config(run__out=str(tmp_path), train__epochs=0, train__warmup_epochs=0), parts).fit()
+    assert (tmp_path / "mine.safetensors").exists()
