@@ -1,13 +1,12 @@
 """Distil two models of one's own: a hand-written loop around bdkernels.sample and bdkernels.distill_loss.
 
-A teacher (32 numbers for each user and item) and a student (4) learn made-up tastes alone; then both go on from there
-twice: alone as before, and with each other's help on items that they rank differently.
+A teacher and a student learn made-up tastes alone, then go on twice: alone, and with each other's help.
 """
 
-import copy
+from copy import deepcopy
 
 import torch
-from torch import nn
+from torch.nn import Embedding, Module
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 
 from bdkernels import Factors, Seen, distill_loss, rank, sample
@@ -17,13 +16,14 @@ N_USERS, N_ITEMS = 500, 600
 tastes = torch.randn(N_USERS, 8) @ torch.randn(8, N_ITEMS) + 1.5 * torch.randn(N_ITEMS)
 liked = (tastes - torch.empty_like(tastes).exponential_().log()).topk(25).indices  # with some chance in it
 test, train = liked[:, torch.randperm(25)].split([5, 20], 1)  # item ids [N_USERS, 5 and 20]
+labels = (torch.arange(60) < 20).float().expand(128, 60)
 seen = Seen.from_pairs(torch.arange(N_USERS).repeat_interleave(20), train.flatten(), N_USERS)
 
 
-class Model(nn.Module):
+class Model(Module):
     def __init__(self, dim):
         super().__init__()
-        self.user, self.item = (nn.Embedding.from_pretrained(0.05 * torch.randn(n, dim), False) for n in tastes.shape)
+        self.user, self.item = (Embedding.from_pretrained(0.05 * torch.randn(n, dim), False) for n in tastes.shape)
 
     def forward(self, users, items):  # [B], [B, C] -> [B, C]
         return (self.item(items) @ self.user(users).unsqueeze(2)).squeeze(2)
@@ -34,7 +34,7 @@ def fit(models, steps, lambdas=None):
     for step in range(steps):
         users = torch.randperm(N_USERS)[:128]
         items = torch.cat([train[users], torch.randint(N_ITEMS, (128, 40))], 1)  # 20 positives, 40 that mostly are not
-        losses = [bce(model(users, items), (torch.arange(60) < 20).float().expand(128, 60)) for model in models]
+        losses = [bce(model(users, items), labels) for model in models]
         if lambdas is not None:
             factors = [Factors(model.user.weight[users], model.item.weight) for model in models]
             draws = sample(*factors, 10, seen.rows(users), step=step, user_ids=users)
@@ -47,15 +47,13 @@ def fit(models, steps, lambdas=None):
 
 
 def ndcg(model, k=50):
-    ranks = rank(
-        Factors(model.user.weight, model.item.weight), test, seen
-    )  # [N_USERS, 5], 1 = best of all unseen items
+    ranks = rank(Factors(model.user.weight, model.item.weight), test, seen)  # [N_USERS, 5], 1 = best of the unseen
     return ((ranks <= k) / torch.log2(ranks + 1.0)).sum(1).mean() / (1 / torch.log2(torch.arange(2.0, 7.0))).sum()
 
 
-fit(start := (Model(32), Model(4)), 300)
+fit(start := (Model(32), Model(4)), 250)
 print("NDCG@50 before:            teacher {:.4f}, student {:.4f}".format(*map(ndcg, start)))
 for name, lambdas in (("more steps alone: ", None), ("with distillation:", (0.1, 2.0))):
     torch.manual_seed(1)
-    fit(models := copy.deepcopy(start), 150, lambdas)
+    fit(models := deepcopy(start), 150, lambdas)
     print("NDCG@50 {} teacher {:.4f}, student {:.4f}".format(name, *map(ndcg, models)))

@@ -1,4 +1,3 @@
-# LEAD: see READ_ME_FIRST_OWNERSHIP.txt in this folder before editing anything here.
 """What a run gave: the table of results, and report.html with curves and pictures."""
 
 from bidistill.report.finished import FinishedRun, open_run
