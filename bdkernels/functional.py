@@ -238,8 +238,8 @@ def bd_step_loss(
 
         loss = CF(positives, negatives) + lambda_ * D(scores of the distilled items, guide_scores)
 
-    CF is the mean of binary cross entropy over the B * (1 + M) scores ("bce"), or of -log sigmoid(positive - negative) over
-    the B * M pairs ("bpr"); D is `distill_loss`.
+    CF is the binary cross entropy of the positive and the M negatives ("bce"), or -log sigmoid(positive - negative) of the M
+    pairs ("bpr"), summed over a row and averaged over rows; D is `distill_loss`.
 
     Args:
         user_table: [U, d] float32 or float64 parameter; item_table: [N, d]; item_bias: [N] or None, of the same dtype.

@@ -326,13 +326,11 @@ def bd_step(
     positive, negative, distilled = scores[:, :1], scores[:, 1 : 1 + m], scores[:, 1 + m :]
     n_rows = max(1, users.shape[0])
     if cf == "bce":
-        n_terms = n_rows * (1 + m)
-        cf_loss = (F.softplus(-positive).sum() + F.softplus(negative).sum()) / n_terms
-        slopes = [-torch.sigmoid(-positive) / n_terms, torch.sigmoid(negative) / n_terms]
+        cf_loss = (F.softplus(-positive).sum() + F.softplus(negative).sum()) / n_rows
+        slopes = [-torch.sigmoid(-positive) / n_rows, torch.sigmoid(negative) / n_rows]
     else:  # bpr
-        n_terms = max(1, n_rows * m)
-        cf_loss = F.softplus(negative - positive).sum() / n_terms
-        pull = torch.sigmoid(negative - positive) / n_terms
+        cf_loss = F.softplus(negative - positive).sum() / n_rows
+        pull = torch.sigmoid(negative - positive) / n_rows
         slopes = [-pull.sum(1, keepdim=True), pull]
     loss = distill_loss(distilled, guide_scores, tau_learner, tau_guide, distill_mask)
     one = loss.new_full((), lambda_)

@@ -98,11 +98,10 @@ def plain_step(user, item, bias, users, positives, negatives, draws, guide, cf, 
     pos, neg, z = s(positives[:, None]), s(negatives), s(draws.ids.clamp(min=0))
     if cf == "bce":
         logits = torch.cat([pos, neg], 1)
-        cf_loss = F.binary_cross_entropy_with_logits(
-            logits, torch.zeros_like(logits).index_fill_(1, torch.tensor([0]), 1.0)
-        )
+        labels = torch.zeros_like(logits).index_fill_(1, torch.tensor([0]), 1.0)
+        cf_loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1).mean()
     else:
-        cf_loss = -F.logsigmoid(pos - neg).mean()
+        cf_loss = -F.logsigmoid(pos - neg).sum(1).mean()
     target = torch.sigmoid(guide / tau_g)
     terms = F.binary_cross_entropy_with_logits(z / tau_l, target, reduction="none")
     distill = terms[draws.mask].mean() if draws.mask.any() else terms.sum() * 0

@@ -1,0 +1,121 @@
+"""Bidirectional: what is drawn for a batch, when the pool is refilled, and to whom the losses flow."""
+
+import itertools
+
+import pytest
+import torch
+from bidistill import MF, Config, generate, split
+from bidistill.distill import Bidirectional
+from bidistill.distill.bidirectional import make_weight, occurrence
+from bidistill.evaluate import known
+
+import bdkernels
+
+
+@pytest.fixture(scope="module")
+def parts():
+    interactions, _, _ = generate(60, 80, 1200, dim=4, seed=1)
+    return split(interactions, "leave_one", seed=1)
+
+
+def config(**overrides):
+    return Config().with_overrides({name.replace("__", "."): value for name, value in overrides.items()})
+
+
+@pytest.fixture
+def models(parts):
+    return MF(parts.n_users, parts.n_items, 6, seed=1), MF(parts.n_users, parts.n_items, 2, seed=2)
+
+
+def test_occurrence():
+    assert occurrence(torch.tensor([4, 1, 4, 4, 0, 1])).tolist() == [0, 0, 1, 2, 0, 1]
+    assert occurrence(torch.tensor([], dtype=torch.int64)).tolist() == []
+
+
+def test_repeated_users_get_draws_of_their_own(parts, models):
+    settings = config(distill__samples=3).distill
+    seen = known(parts, "val")
+    distiller = Bidirectional(settings, *models, seen, seed=4)
+    users = torch.tensor([5, 2, 5, 5, 9])
+    drawn = distiller.draw(users, step=7, generator=torch.Generator())
+    assert drawn.ids.shape == (5, 6)
+    wanted = bdkernels.sample(
+        models[0].factors(users[:1]),
+        models[1].factors(users[:1]),
+        9,
+        seen.rows(users[:1]),
+        to_student=bdkernels.Tanh(),
+        to_teacher=bdkernels.Exp(),
+        seed=4,
+        step=7,
+        user_ids=users[:1],
+    )
+    for name, draws in (("student", wanted.to_student), ("teacher", wanted.to_teacher)):
+        rows = drawn.of(name, drawn.ids)[users == 5]
+        assert rows.flatten().tolist() == draws.ids.flatten().tolist()
+    assert not torch.equal(drawn.ids, distiller.draw(users, step=8, generator=torch.Generator()).ids)
+    for user, row in zip(users.tolist(), drawn.ids.tolist(), strict=True):
+        assert not set(row) & set(parts.train_items[parts.train_users == user].tolist())
+
+
+def test_the_pool_is_refilled_when_due(parts, models):
+    distiller = Bidirectional(config(distill__refresh=3, distill__pool=4).distill, *models, known(parts, "val"), seed=4)
+    pools = []
+    for epoch in range(7):
+        distiller.begin_epoch(epoch, batch=17)
+        pools.append(distiller.pool.clone())
+        assert distiller.pool.shape == (parts.n_users, 8)
+    changes = [not torch.equal(a, b) for a, b in itertools.pairwise(pools)]
+    assert changes == [False, False, True, False, False, True]
+    users = torch.arange(parts.n_users)
+    drawn = distiller.draw(users, 0, torch.Generator().manual_seed(1))
+    assert all(i in pools[-1][u, :4] and j in pools[-1][u, 4:] for u, (i, j) in enumerate(drawn.ids.tolist()))
+    fresh = Bidirectional(config(distill__refresh=3, distill__pool=4).distill, *models, known(parts, "val"), seed=4)
+    fresh.begin_epoch(6)  # another batch size, the same draws
+    assert torch.equal(fresh.pool, pools[-1])
+
+
+def test_losses_flow_to_the_learner_only_and_skip_the_mask(parts, models):
+    distiller = Bidirectional(
+        config(distill__tau_learner=2.0, distill__tau_guide=5.0).distill, *models, known(parts, "val"), 0
+    )
+    drawn = distiller.draw(torch.arange(6), 0, torch.Generator())
+    mask = drawn.mask.clone()
+    mask[0] = False
+    drawn = drawn._replace(mask=mask)
+    scores = [torch.randn(6, 2, generator=torch.Generator().manual_seed(s), requires_grad=True) for s in (1, 2)]
+    losses = distiller.losses(*scores, drawn)
+    for name, own, guide, column in (("teacher", *scores, 1), ("student", *scores[::-1], 0)):
+        grads = torch.autograd.grad(losses[name], scores, allow_unused=True, retain_graph=True)
+        learner, other = grads if name == "teacher" else grads[::-1]
+        assert other is None or not other.any()
+        assert learner[1:, column].all()
+        assert not learner[0].any()
+        assert not learner[:, 1 - column].any()
+        target = torch.sigmoid(guide.detach()[1:, column] / 5)
+        wanted = torch.nn.functional.binary_cross_entropy(torch.sigmoid(own.detach()[1:, column] / 2), target)
+        assert losses[name].item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_a_direction_that_is_off(parts, models):
+    distiller = Bidirectional(config(distill__lambda_teacher=0.0).distill, *models, known(parts, "val"), 0)
+    drawn = distiller.draw(torch.arange(4), 0, torch.Generator())
+    assert drawn.ids.shape == (4, 1)
+    assert set(distiller.losses(torch.zeros(4, 1), torch.ones(4, 1), drawn)) == {"student"}
+    other = Bidirectional(config(distill__lambda_student=0.0).distill, *models, known(parts, "val"), 0)
+    drawn = other.draw(torch.arange(4), 0, torch.Generator())
+    assert drawn.of("student", drawn.ids).shape == (4, 0)
+    assert set(other.losses(torch.zeros(4, 1), torch.ones(4, 1), drawn)) == {"teacher"}
+
+
+def test_weights_from_settings():
+    def weight(**options):
+        settings = config().with_overrides({f"distill.to_student.{k}": v for k, v in options.items()})
+        return make_weight(settings.distill.to_student, "under")
+
+    assert weight() == bdkernels.Tanh(side="under")
+    assert weight(alpha=3) == bdkernels.Tanh(3.0, side="under")
+    assert weight(weight="exp", eps=0.5) == bdkernels.Exp(eps=0.5, side="under")
+    assert weight(weight="linear") == bdkernels.Linear(side="under")
+    assert weight(weight="uniform") == bdkernels.Uniform()
+    assert weight(weight="rank_only", mu=4) == bdkernels.RankOnly(4.0)
