@@ -56,5 +56,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 What next:
   open {out}/report.html in a browser
-  bidistill recommend {out} --users 196 -k 10   the student's ten best unseen films for one user
-  bidistill train --help                              every setting, for data of your own""")
+  bidistill recommend {out} --users 196 -k 10    the student's ten best unseen films for one user
+  bidistill demo --seed 1 --run-out runs/demo-1        another seed, to see how much is chance
+  bidistill train --help                               every setting, for data of your own""")
