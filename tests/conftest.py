@@ -8,7 +8,8 @@ import torch
 
 from bdkernels import backends
 
-torch.set_num_threads(2)
+# Most data here are so small that a second thread only waits, on a busy machine for long; `two_threads` asks for it.
+torch.set_num_threads(1)
 CPU_BACKENDS = ["reference", "cpu"]
 
 
@@ -23,6 +24,14 @@ def backend(request) -> str:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20210419)
+
+
+@pytest.fixture
+def two_threads():
+    """Two threads for one test."""
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

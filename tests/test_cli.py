@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from bidistill import Split
+from bidistill import Split, Trainer
+from bidistill.callbacks import Callback
 from bidistill.checkpoint import load_model
 from bidistill.cli import data as data_command
 from bidistill.cli import demo, main, train
@@ -182,7 +184,8 @@ def test_recommend_gives_unseen_items_in_order(run, work):
 
 def test_recommend_in_batches_skips_what_is_missing(run, work):
     """Every unseen item of every user: users have differently many, and more users than a batch holds."""
-    run("train", "run/config.toml", "--eval-batch", 7, "--run-out", "batched")
+    shutil.copytree(work / "run", work / "batched")
+    Config.from_toml("run/config.toml").with_overrides({"eval.batch": 7}).to_toml("batched/config.toml")
     rows = list(csv.DictReader(io.StringIO(run("recommend", "batched", "--all-users", "-k", 120))))
     split = Split.load(work / "batched" / "split.npz")
     assert len(rows) == 60 * 120 - 1500
@@ -245,10 +248,11 @@ def test_demo_is_train_with_a_control(run, work, monkeypatch):
     """On made-up data in MovieLens' place: the real thing is `make demo`."""
     monkeypatch.setattr(demo, "movielens_100k", lambda cache: Path(cache) / "made.csv")
     monkeypatch.setattr(demo, "SETTINGS", {o.name: o.parse(v) for o in options() for f, v in PAIRS if o.flag == f})
-    for _ in range(2):  # its own folder is replaced
-        printed = run("demo", "--cache", ".")
-        assert printed.count("more epochs, no distillation") == 2
-        assert "runs/demo/report.html" in printed
+    shutil.copytree(work / "run", work / "runs" / "demo")  # its own folder is replaced
+    printed = run("demo", "--cache", ".", "--seed", 3)
+    assert printed.count("more epochs, no distillation") == 2
+    assert "runs/demo/report.html" in printed
+    assert open_run(work / "runs" / "demo").config.run.seed == 3
     run("demo", "--cache", ".", "--run-out", "run", code=2)
 
 
@@ -258,7 +262,7 @@ PAIRS = list(zip(FAST[::2], FAST[1::2], strict=True))
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_and_resumed_is_undisturbed(work, tmp_path, sent):
     """Killed in the joint phase, or stopped by Ctrl-C: the resumed run ends with the very same metrics and models."""
-    slow = [*FAST, "--train-epochs", "20", "--train-patience", "0", "--train-batch-size", "64"]
+    slow = [*FAST, "--train-epochs", "10", "--train-patience", "0", "--train-batch-size", "64"]
     whole = work / "whole"
     if not (whole / "metrics.json").exists():
         bidistill("train", "--data-path", "made.csv", *slow, "--run-out", "whole", cwd=work)
@@ -281,6 +285,47 @@ def test_stopped_and_resumed_is_undisturbed(work, tmp_path, sent):
     bidistill("train", "--resume", out, cwd=work)
     assert metrics(out) == metrics(whole)
     assert same_models(out, whole)
+
+
+class Interrupted(Callback):
+    """Sends Ctrl-C to this process after some steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.left = steps
+
+    def on_step(self, trainer: Trainer) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_control_stopped_and_resumed_is_undisturbed(run, work, capsys, monkeypatch):
+    def interrupted(*args):
+        trainer = train_control(*args)
+        trainer.callbacks.append(Interrupted(8))  # of 6 steps an epoch
+        return trainer
+
+    train_control = train.control_of
+    monkeypatch.setattr(train, "control_of", interrupted)
+    assert main(["train", "run/config.toml", "--run-out", "stopped", "--control"]) == 130
+    assert capsys.readouterr().err == "bidistill: stopped; go on with: bidistill train --resume stopped --control\n"
+    before = (work / "stopped" / "control" / "metrics.csv").read_text()
+    monkeypatch.setattr(train, "control_of", train_control)
+    run("train", "--resume", "stopped", "--control")
+    after = (work / "stopped" / "control" / "metrics.csv").read_text()
+    assert after.startswith(before)  # with the seconds of each epoch: it went on, and did not start again
+    assert len(after) > len(before)
+    assert metrics(work / "stopped" / "control") == metrics(work / "run" / "control")
+
+
+def test_stopped_before_anything_was_saved(run, work, capsys, monkeypatch):
+    def stopped(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "load_split", stopped)
+    assert main(["train", "--data-path", "made.csv", "--run-out", "never"]) == 130
+    assert capsys.readouterr().err == "bidistill: stopped; nothing was saved\n"
+    assert not (work / "never").exists()
 
 
 def test_output_into_a_closed_pipe(work):

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +71,6 @@ def test_missing_files(here, capsys):
 SETTINGS = [
     (["--eval-ks", "500", "--train-monitor", "ndcg@500"], ["eval.ks", "500", "11"]),
     (["--distill-samples", "99"], ["distill.samples", "99", "11"]),
-    (["--distill-refresh", "1", "--distill-pool", "99"], ["distill.pool", "99"]),
     (["--teacher-dim", "0"], ["teacher.dim", "at least 1"]),
     (["--teacher-lr", "fast"], ["teacher.lr", "'fast'"]),
     (["--distill-side", "left"], ["distill.side", "over, under"]),
@@ -107,6 +108,34 @@ def test_unwritable_folder(here, capsys):
     )
 
 
+def test_impossible_backend(here, capsys, monkeypatch):
+    monkeypatch.setenv("BDKERNELS_BACKEND", "fastest")
+    assert "BDKERNELS_BACKEND" in refuse(capsys, "train", "--data-path", "good.csv", *FAST)
+
+
+def test_contradictions_and_wrong_values(here, capsys):
+    assert "data.train_path" in refuse(capsys, "train", "--data-path", "good.csv", "--data-train-path", "good.csv")
+    assert "--preset" in refuse(capsys, "train", "--resume", "run", "--preset", "paper")
+    assert "--run-out" in refuse(capsys, "train", "--resume", "run", "--run-out", "other")
+    generate = ["data", "generate", "--users", 9, "--items", 9, "--out", "made.csv"]
+    assert "n_interactions" in refuse(capsys, *generate, "--interactions", 80)
+    assert "--seed" in refuse(capsys, *generate, "--interactions", 20, "--seed", -1)
+    assert "'many'" in refuse(capsys, *generate, "--interactions", "many")
+    assert ".xlsx" in refuse(capsys, *generate[:-1], "made.xlsx", "--interactions", 20)
+    assert "leaves no user" in refuse(capsys, "data", "split", "good.csv", "--data-test", 50, "--out", "s.npz")
+    assert "--users" in refuse(capsys, "recommend", "run")
+
+
+def test_one_sentence_from_a_process_of_its_own(here):
+    """No traceback, and exit code 2, also outside of the tests' own process."""
+    root = Path(__file__).resolve().parents[1]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), str(root / "python")])}
+    command = [sys.executable, "-m", "bidistill", "train", "--data-path", "nowhere.csv"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "bidistill: error: nowhere.csv: there is no such file; check the path\n"
+
+
 def test_unknown_command_and_no_command(here, capsys):
     assert "trian" in refuse(capsys, "trian")
     assert "COMMAND" in refuse(capsys)
@@ -126,6 +155,10 @@ def test_finished_runs_are_safe_and_damage_is_named(finished, capsys):
     assert "-k must lie between 1 and" in refuse(capsys, "recommend", "run", "--users", 1, "-k", 50)
     assert "--ks must lie between 1 and" in refuse(capsys, "evaluate", "run", "--ks", 50)
     assert ".csv or .parquet" in refuse(capsys, "recommend", "run", "--users", 1, "--out", "x.json")
+    assert "--ks must be whole numbers" in refuse(capsys, "evaluate", "run", "--ks", "ten")
+    Path("none.txt").write_text("\n")
+    assert "none.txt" in refuse(capsys, "recommend", "run", "--users-file", "none.txt")
+    assert "gone.txt" in refuse(capsys, "recommend", "run", "--users-file", "gone.txt")
     assert "train.loss" in refuse(capsys, "train", "--resume", "run", "--train-loss", "bpr")
     for name in ("student.safetensors", "split.npz"):
         whole = (Path("run") / name).read_bytes()
@@ -137,6 +170,9 @@ def test_finished_runs_are_safe_and_damage_is_named(finished, capsys):
         path.write_bytes(whole[: len(whole) // 2])
         assert "checkpoint" in refuse(capsys, "train", "--resume", "run")
         path.write_bytes(whole)
+    Path("run/metrics.json").rename("kept.json")
+    assert "resume" in refuse(capsys, "evaluate", "run")
+    Path("kept.json").rename("run/metrics.json")
     shutil.rmtree("run/checkpoint")
     assert "checkpoint" in refuse(capsys, "train", "--resume", "run")
 

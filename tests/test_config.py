@@ -189,7 +189,6 @@ def test_text_from_the_command_line():
         ({}, "eval.ks"),
         ({"eval.ks": (2,), "train.monitor": "mrr", "train.negatives": 9}, "train.negatives"),
         ({"eval.ks": (2,), "train.monitor": "mrr", "distill.samples": 9}, "distill.samples"),
-        ({"eval.ks": (2,), "train.monitor": "mrr", "distill.refresh": 1, "distill.pool": 11}, "distill.pool"),
     ],
 )
 def test_more_than_the_catalog_has(overrides, name):

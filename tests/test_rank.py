@@ -67,7 +67,7 @@ def test_infinite_scores(backend):
 
 
 @pytest.mark.parametrize("c", [3, 40])
-def test_same_counts_whatever_the_tile_and_threads(monkeypatch, backend, c):
+def test_same_counts_whatever_the_tile_and_threads(monkeypatch, two_threads, backend, c):
     f = bd.Factors(torch.randn(67, 9), torch.randn(3001, 9), torch.randn(3001))
     ids = torch.randint(0, 3001, (67, c))
     want = bd.rank(f, ids, backend=backend)
@@ -78,7 +78,6 @@ def test_same_counts_whatever_the_tile_and_threads(monkeypatch, backend, c):
             continue  # 3,001 tiles of one item in Python
         torch.set_num_threads(threads)
         assert torch.equal(bd.rank(f, ids, backend=backend), want)
-    torch.set_num_threads(2)
 
 
 @pytest.mark.parametrize("c", [2, 37])

@@ -42,15 +42,6 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The data are so small that waiting for a second thread, on a busy machine, would take most of the time."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def parts():
     interactions, _, _ = generate(60, 80, 1200, dim=4, seed=1)

@@ -7,6 +7,12 @@ result = Trainer(Config(), parts).fit()
 print(result.metrics["student"]["test"])
 """
 
+from importlib.util import find_spec
+
+for _name in ("pyarrow", "safetensors", "tqdm"):
+    if find_spec(_name) is None:  # bdkernels alone is installed
+        raise ImportError(f"bidistill needs {_name}: install it with pip install 'bdkernels[train]'")
+
 from bidistill.config import Config
 from bidistill.data import Interactions, Split, generate, given_split, read, split
 from bidistill.errors import UserError

@@ -175,10 +175,8 @@ class Config:
 
     def check_catalog(self, n_items: int) -> None:
         """Raise UserError where an option asks for more items than the catalog has."""
-        sizes = {"eval.ks": max(self.eval.ks), "distill.samples": self.distill.samples}
-        sizes |= {"train.negatives": self.train.negatives} | (
-            {"distill.pool": self.distill.pool} if self.distill.refresh else {}
-        )
+        sizes = {"eval.ks": max(self.eval.ks), "train.negatives": self.train.negatives}
+        sizes |= {"distill.samples": self.distill.samples}  # a pool is drawn with replacement, so it may be larger
         for name, size in sizes.items():
             if size > n_items:
                 raise UserError(f"{name} asks for {size} items, but the catalog has {n_items}: choose a smaller value")

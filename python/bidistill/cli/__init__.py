@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from bdkernels import BackendError
 from bidistill.cli import data, demo, evaluate, recommend, report, train
 from bidistill.cli.parser import Parser
 from bidistill.errors import UserError
@@ -41,11 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = build_parser().parse_args(argv)
         arguments.run(arguments)
         sys.stdout.flush()
-    except UserError as error:
+    except (UserError, BackendError) as error:
         print(f"bidistill: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print(f"bidistill: {interrupt or 'stopped; nothing was saved'}", file=sys.stderr)
+        print(f"bidistill: {str(interrupt) or 'stopped; nothing was saved'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too

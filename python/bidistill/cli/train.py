@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from bdkernels.backends import choose
 from bidistill.cli.parser import add_command, add_options, overrides
 from bidistill.config import PRESETS, Config
 from bidistill.data import Split
@@ -53,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         config = Config.from_toml(arguments.config, arguments.preset or "default")
     config = config.with_overrides(overrides(arguments))
     source = config.data.path or config.data.train_path
-    if config.run.out is None and source is not None:
+    if not config.run.out and source:
         config = config.with_overrides({"run.out": str(Path("runs", Path(source).stem))})
     train(Trainer(config, load(config), overwrite=arguments.overwrite), control=arguments.control)
 
@@ -83,6 +84,7 @@ def resume(arguments: argparse.Namespace) -> None:
 def train(trainer: Trainer, *, control: bool, resumed: bool = False) -> None:
     """Fit, then fit the control if wanted; print the table and write the report."""
     folder = Path(str(trainer.config.run.out))
+    choose(trainer.device)  # an impossible BDKERNELS_BACKEND is refused before anything is written
     try:
         trainer.fit()
         if control and trainer.config.distill.method != "none":
