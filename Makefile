@@ -6,7 +6,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check install -q -c .ci/constraints
 SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench quality clean
+.PHONY: help demo test lint format bench quality bench-report clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,8 +31,11 @@ format: $(VENV)/.tools-lint  ## Rewrite the sources in the house style
 bench: $(VENV)/.built $(VENV)/.tools-test  ## Time the sampler against its peers; writes benchmarks/results/
 	$(PY) -m benchmarks.sample
 
-quality: $(VENV)/.built  ## Distilled against matched control on several seeds: make quality DATA=split.npz
+quality: $(VENV)/.built  ## Distilled against matched control on three seeds (minutes); writes benchmarks/results/
 	$(PY) -m benchmarks.quality $(DATA)
+
+bench-report: $(VENV)/.built  ## Write the README's tables from benchmarks/results/
+	$(PY) -m benchmarks.report
 
 clean:  ## Remove what the build and the runs left (not .venv)
 	rm -rf build dist *.egg-info runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

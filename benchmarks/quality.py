@@ -1,7 +1,8 @@
-"""Distilled against matched control on several seeds: `python -m benchmarks.quality SPLIT.npz [--seeds 0 1 2]`.
+"""Distilled against matched control on several seeds: `python -m benchmarks.quality [SPLIT.npz] [--seeds 0 1 2]`.
 
-Control: the same warm-up bit for bit, as many more epochs, the same batches and negatives, no distillation. Each run keeps its
-best epoch on validation; the numbers are test, once. Writes benchmarks/results/quality.json with every seed, mean and spread.
+Without a file: MovieLens-100K with the settings of the demo. Control: the same warm-up bit for bit, as many more epochs, the same
+batches and negatives, no distillation. Each run keeps its best epoch on validation; the numbers are test.
+Writes benchmarks/results/quality.json with every seed, mean and spread.
 """
 
 import argparse
@@ -10,16 +11,18 @@ import statistics
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from bidistill import Config, Trainer
-from bidistill.config import DataConfig
+from bidistill import Config, Split, Trainer
+from bidistill.cli.demo import SETTINGS
+from bidistill.data import movielens_100k
 from bidistill.load import load_split
 
 from benchmarks.sample import machine
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
+METRICS = ("ndcg@10", "ndcg@50", "recall@50", "mrr")
 
 
-def one_seed(split, config: Config) -> dict[str, dict[str, dict[str, float]]]:
+def one_seed(split: Split, config: Config) -> dict[str, dict[str, dict[str, float]]]:
     """Test metrics of the warm-up, the control and the distilled run, for each model."""
     with TemporaryDirectory() as folder:
         distilled = Trainer(config.with_overrides({"run.out": f"{folder}/run"}), split).fit()
@@ -28,31 +31,50 @@ def one_seed(split, config: Config) -> dict[str, dict[str, dict[str, float]]]:
     return {name: {model: metrics[model]["test"] for model in metrics} for name, metrics in runs.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
-    parser.add_argument("split", help=".npz with arrays train, val, test of (user, item) rows, or a split of bidistill")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--config", help="TOML with settings other than the defaults")
-    args = parser.parse_args()
-    config = Config.from_toml(args.config) if args.config else Config()
-    config = config.with_overrides({"run.progress": False})
-    split = load_split(DataConfig(train_path=args.split))
-    seeds = {seed: one_seed(split, config.with_overrides({"run.seed": seed})) for seed in args.seeds}
+def summary(seeds: list[dict[str, dict[str, dict[str, float]]]]) -> list[dict]:
+    """One row a model, run and metric, and one for the change from the control to the distilled run, paired by seed."""
     rows = []
     for model in ("teacher", "student"):
-        for name in ("warm-up", "control", "distilled"):
-            for metric in (config.train.monitor, "hr@10", "mrr"):
-                values = [seeds[seed][name][model][metric] for seed in args.seeds]
+        for metric in METRICS:
+            by_run = {
+                name: [seed[name][model][metric] for seed in seeds] for name in ("warm-up", "control", "distilled")
+            }
+            pairs = zip(by_run["distilled"], by_run["control"], strict=True)
+            by_run["distilled / control - 1"] = [after / before - 1 for after, before in pairs]
+            for name, values in by_run.items():
                 spread = statistics.stdev(values) if len(values) > 1 else None
-                rows.append({"model": model, "run": name, "metric": metric, "mean": statistics.mean(values),
-                             "stdev": spread, "values": values})  # fmt: skip
-    data = {"name": Path(args.split).name, "fingerprint": split.fingerprint(), **split.describe()}
+                mean = statistics.mean(values)
+                rows.append(
+                    {"model": model, "metric": metric, "run": name, "mean": mean, "stdev": spread, "values": values}
+                )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__)
+    parser.add_argument(
+        "split", nargs="?", help=".npz with arrays train, val, test of (user, item) rows, or a saved split"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--cache", default=".cache", help="where MovieLens-100K is kept (default: .cache)")
+    args = parser.parse_args()
+    data = {"data.train_path": args.split} if args.split else SETTINGS | {"data.path": str(movielens_100k(args.cache))}
+    config = Config().with_overrides({**data, "run.progress": False})
+    split = load_split(config.data)
+    results = []
+    for seed in args.seeds:
+        results.append(one_seed(split, config.with_overrides({"run.seed": seed})))
+        print(f"seed {seed} done", flush=True)
+    rows = summary(results)
+    name = Path(args.split).name if args.split else "MovieLens-100K"
+    about = {"name": name, "fingerprint": split.fingerprint(), **split.describe()}
+    settings = {key: value for key, value in config.values().items() if key != "data.path"}
     RESULTS.parent.mkdir(exist_ok=True)
-    result = {"machine": machine(), "data": data, "settings": config.values(), "seeds": args.seeds, "rows": rows}
+    result = {"machine": machine(), "data": about, "settings": settings, "seeds": args.seeds, "rows": rows}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     for row in rows:
         spread = "" if row["stdev"] is None else f" +- {row['stdev']:.4f}"
-        print(f"{row['model']:<9}{row['run']:<11}{row['metric']:<9}{row['mean']:.4f}{spread}")
+        print(f"{row['model']:<9}{row['metric']:<11}{row['run']:<25}{row['mean']:.4f}{spread}")
 
 
 if __name__ == "__main__":

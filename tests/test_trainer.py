@@ -295,6 +295,17 @@ def test_a_folder_that_cannot_be_written_stops_before_training(parts, tmp_path):
         Trainer(config(run__out=str(tmp_path / "file")), parts, callbacks=[Never()]).fit()
 
 
+def test_every_backend_trains_the_same_models(parts, monkeypatch):
+    """Without a compiler a run is slower, and the same to the last bit."""
+    if bdkernels.backends.missing("cpu") is not None:
+        pytest.skip(f"backend cpu: {bdkernels.backends.missing('cpu')}")
+    results = []
+    for backend in ("cpu", "reference"):
+        monkeypatch.setenv("BDKERNELS_BACKEND", backend)
+        results.append(Trainer(variant("pool"), parts).fit())
+    assert same(*results)
+
+
 def test_early_stopping_keeps_the_best_epoch(parts):
     result = Trainer(config(train__warmup_epochs=60, train__patience=2, train__epochs=60), parts).fit()
     for name in ("teacher", "student"):
