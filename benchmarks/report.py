@@ -41,8 +41,8 @@ def quality_table(result: dict) -> list[str]:
     lines = [
         f"**Quality** (`make quality`; {where(result['machine'])}): {data['name']}, {size},",
         f"{len(seeds)} seeds on one split, mean and standard deviation. Control: the same warm-up, as many more epochs,",
-        "no distillation. Settings as in the demo, chosen on validation; the test numbers could be seen meanwhile, so take the gain as a",
-        "description of this data set, not as a forecast. Three seeds of one split say little about the teacher.\n",
+        "no distillation. Settings as in the demo, chosen on validation; test numbers could be seen meanwhile, so take the gain",
+        "as a description of this data set, not as a forecast. Three seeds of one split say little about the teacher.\n",
         "| model | metric (test) | warm-up | control | distilled | change against control |",
         "|---|---|---|---|---|---|",
     ]
