@@ -53,7 +53,7 @@ def compile_library(out: Path) -> None:
     includes = ["-isystem", str(torch / "include"), "-isystem", str(torch / "include/torch/csrc/api/include")]
     jobs = []
     for source in sorted(
-        [*ROOT.glob("csrc/cpu/*.cpp"), *ROOT.glob("csrc/cpu/simd/*.cpp"), ROOT / "csrc/binding/cpu.cpp"]
+        [p for part in ("cpu/*", "cpu/simd/*", "binding/cpu_*") for p in ROOT.glob(f"csrc/{part}.cpp")]
     ):
         if source.stem in ISA_FLAGS and not X86:
             continue

@@ -14,7 +14,7 @@ from .seen import Seen
 from .weights import KINDS
 
 LIBRARY = Path(__file__).parent / "lib" / "libbdkernels_cpu.so"
-ISAS = ("portable", "avx2", "avx512")  # the order of isa() in csrc/binding/cpu.cpp
+ISAS = ("portable", "avx2", "avx512")  # the order of isa() in csrc/binding/cpu_score.cpp
 TILE = 0  # items of a tile, 0 = chosen by the kernel; tests change it, results do not
 
 

@@ -1,0 +1,29 @@
+"""What the definitions of all operators share."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..seen import Seen
+
+LIBRARY = torch.library.Library("bdkernels", "DEF")
+FACTORS = "Tensor users, Tensor items, Tensor? item_bias"
+SEEN = "Tensor? seen_indptr, Tensor? seen_indices"
+OPTIONS = "*, str backend=''"
+
+
+def define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    LIBRARY.define(name + schema)
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"bdkernels::{name}", fake, lib=LIBRARY)
+
+
+def seen_rows(indptr: Tensor | None, indices: Tensor | None, n_rows: int, device: torch.device) -> Seen | None:
+    if (indptr is None) != (indices is None):
+        raise ValueError("seen: expected both of indptr and indices, got one")
+    seen = None if indptr is None or indices is None else Seen(indptr, indices)
+    checks.seen(seen, n_rows, device)
+    return seen

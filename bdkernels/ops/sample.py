@@ -1,0 +1,90 @@
+"""The operators of the stage `sample`: schema, checks, dispatch."""
+
+import torch
+from torch import Tensor
+
+from .. import checks, sampler
+from ..backends import steps
+from ..factors import Factors
+from .define import FACTORS, OPTIONS, SEEN, define, seen_rows
+
+
+def _sample_fake(
+    users: Tensor,
+    items: Tensor,
+    item_bias: Tensor | None,
+    student_users: Tensor,
+    student_items: Tensor,
+    student_item_bias: Tensor | None,
+    seen_indptr: Tensor | None,
+    seen_indices: Tensor | None,
+    user_ids: Tensor,
+    k: int,
+    seed: int,
+    step: int,
+    to_student: str,
+    to_student_parameter: float,
+    to_student_flipped: bool,
+    to_teacher: str,
+    to_teacher_parameter: float,
+    to_teacher_flipped: bool,
+    *,
+    backend: str = "",
+) -> tuple[Tensor, Tensor]:
+    n_rows, device = users.shape[0], users.device
+    checks.factors(Factors(users, items, item_bias), "teacher.")
+    checks.factors(Factors(student_users, student_items, student_item_bias), "student.")
+    checks.tensor("student.users", student_users, (n_rows, "d"), checks.FLOATS, device)
+    checks.tensor("student.items", student_items, (items.shape[0], "d"), checks.FLOATS, device)
+    checks.integer("number of items", items.shape[0], 1)
+    seen_rows(seen_indptr, seen_indices, n_rows, device)
+    checks.tensor("user_ids", user_ids, (n_rows,), (torch.int64,), device)
+    checks.integer("k", k, 1)
+    checks.integer("step", step, 0, 2**32 - 1)
+    checks.weight("to_student", to_student, to_student_parameter)
+    checks.weight("to_teacher", to_teacher, to_teacher_parameter)
+    return user_ids.new_empty(n_rows, k if to_student else 0), user_ids.new_empty(n_rows, k if to_teacher else 0)
+
+
+def _sample(
+    users: Tensor,
+    items: Tensor,
+    item_bias: Tensor | None,
+    student_users: Tensor,
+    student_items: Tensor,
+    student_item_bias: Tensor | None,
+    seen_indptr: Tensor | None,
+    seen_indices: Tensor | None,
+    user_ids: Tensor,
+    k: int,
+    seed: int,
+    step: int,
+    to_student: str,
+    to_student_parameter: float,
+    to_student_flipped: bool,
+    to_teacher: str,
+    to_teacher_parameter: float,
+    to_teacher_flipped: bool,
+    *,
+    backend: str = "",
+) -> tuple[Tensor, Tensor]:
+    teacher, student = Factors(users, items, item_bias), Factors(student_users, student_items, student_item_bias)
+    weights = (
+        (to_student, to_student_parameter, to_student_flipped),
+        (to_teacher, to_teacher_parameter, to_teacher_flipped),
+    )
+    _sample_fake(*teacher, *student, seen_indptr, seen_indices, user_ids, k, seed, step, *weights[0], *weights[1])
+    seen = seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
+    checks.seen_values(seen, items.shape[0])
+    checks.ids_values("user_ids", user_ids, 2**32)
+    return sampler.sample(steps(users.device, backend), teacher, student, k, seen, weights, seed, step, user_ids)
+
+
+define(
+    "sample",
+    f"({FACTORS}, Tensor student_users, Tensor student_items, Tensor? student_item_bias, {SEEN}, "
+    "Tensor user_ids, int k, int seed, SymInt step, str to_student, float to_student_parameter, bool to_student_flipped, "
+    f"str to_teacher, float to_teacher_parameter, bool to_teacher_flipped, {OPTIONS}) -> (Tensor, Tensor)",
+    _sample,
+    _sample_fake,
+)

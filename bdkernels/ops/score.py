@@ -1,0 +1,28 @@
+"""The operators of the stage `score`: schema, checks, dispatch."""
+
+import torch
+from torch import Tensor
+
+from .. import checks
+from ..backends import steps
+from ..factors import Factors
+from .define import FACTORS, OPTIONS, define
+
+
+def _score_fake(users: Tensor, items: Tensor, item_bias: Tensor | None, ids: Tensor, *, backend: str = "") -> Tensor:
+    checks.factors(Factors(users, items, item_bias))
+    checks.tensor("ids", ids, (users.shape[0], "C"), (torch.int64,), users.device)
+    return users.new_empty(ids.shape, dtype=torch.float32)
+
+
+def _score(users: Tensor, items: Tensor, item_bias: Tensor | None, ids: Tensor, *, backend: str = "") -> Tensor:
+    _score_fake(users, items, item_bias, ids)
+    checks.ids_values("ids", ids, items.shape[0])
+    scores = steps(users.device, backend).score(Factors(users, items, item_bias), ids)
+    if (bad := scores.isnan()).any():
+        row, column = (int(v) for v in bad.nonzero()[0])
+        raise ValueError(f"factors: expected finite scores, got NaN for user row {row}, item {int(ids[row, column])}")
+    return scores
+
+
+define("score", f"({FACTORS}, Tensor ids, {OPTIONS}) -> Tensor", _score, _score_fake)

@@ -1,0 +1,45 @@
+"""The operators of the stage `topk`: schema, checks, dispatch."""
+
+import torch
+from torch import Tensor
+
+from .. import checks, reference
+from ..backends import steps
+from ..factors import Factors
+from .define import FACTORS, OPTIONS, SEEN, define, seen_rows
+
+
+def _topk_fake(
+    users: Tensor,
+    items: Tensor,
+    item_bias: Tensor | None,
+    k: int,
+    seen_indptr: Tensor | None,
+    seen_indices: Tensor | None,
+    *,
+    backend: str = "",
+) -> tuple[Tensor, Tensor]:
+    checks.factors(Factors(users, items, item_bias))
+    checks.integer("k", k, 1, items.shape[0])
+    seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
+    shape = (users.shape[0], k)
+    return users.new_empty(shape, dtype=torch.float32), users.new_empty(shape, dtype=torch.int64)
+
+
+def _topk(
+    users: Tensor,
+    items: Tensor,
+    item_bias: Tensor | None,
+    k: int,
+    seen_indptr: Tensor | None,
+    seen_indices: Tensor | None,
+    *,
+    backend: str = "",
+) -> tuple[Tensor, Tensor]:
+    _topk_fake(users, items, item_bias, k, seen_indptr, seen_indices)
+    seen = seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
+    checks.seen_values(seen, items.shape[0])
+    return reference.topk(Factors(users, items, item_bias), k, seen, steps(users.device, backend).score_block)
+
+
+define("topk", f"({FACTORS}, int k, {SEEN}, {OPTIONS}) -> (Tensor, Tensor)", _topk, _topk_fake)

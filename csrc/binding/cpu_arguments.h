@@ -1,0 +1,61 @@
+// What the bindings of the CPU stages share: tensors in, raw pointers out. Only files of this folder know torch: its stable
+// ABI (>= 2.10), so one binary serves every later torch and Python. bdkernels.ops has checked the arguments; what is checked
+// here is only what memory safety needs.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "../core/score.h"
+#include "../core/seen.h"
+
+namespace bdkernels::binding {
+
+using torch::headeronly::ScalarType;
+using torch::stable::parallel_for;
+using torch::stable::Tensor;
+
+template <class T>
+const T* data(const Tensor& t, ScalarType dtype, const char* name) {
+  STD_TORCH_CHECK(t.scalar_type() == dtype && t.is_contiguous(), "bdkernels: ", name, ": wrong dtype or not contiguous");
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+inline const int64_t* longs(const Tensor& t, const char* name) { return data<int64_t>(t, ScalarType::Long, name); }
+
+inline Dtype dtype_of(const Tensor& items) {
+  switch (items.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    case ScalarType::BFloat16:
+      return Dtype::kBfloat16;
+    default:
+      STD_TORCH_CHECK(false, "bdkernels: items: expected float32, float16 or bfloat16");
+  }
+}
+
+inline Users users_of(const Tensor& users) { return {data<float>(users, ScalarType::Float, "users"), users.size(0)}; }
+
+// bias and seen are optional: an empty tensor stands for None.
+inline Items items_of(const Tensor& users, const Tensor& items, const Tensor& bias) {
+  STD_TORCH_CHECK(users.dim() == 2 && items.dim() == 2 && users.size(1) == items.size(1), "bdkernels: users, items: shapes");
+  STD_TORCH_CHECK(items.stride(1) == 1 || items.size(1) <= 1, "bdkernels: items: columns must not be strided");
+  STD_TORCH_CHECK(bias.numel() == 0 ||
+                      (bias.numel() == items.size(0) && bias.is_contiguous() && bias.scalar_type() == items.scalar_type()),
+                  "bdkernels: item_bias: must match items");
+  return {items.const_data_ptr(), bias.numel() ? bias.const_data_ptr() : nullptr,
+          dtype_of(items),        items.size(0),
+          items.size(1),          items.stride(0)};
+}
+
+inline Seen seen_of(const Tensor& indptr, const Tensor& indices, int64_t rows) {
+  if (indptr.numel() == 0) return {nullptr, nullptr};
+  STD_TORCH_CHECK(indptr.numel() == rows + 1, "bdkernels: seen.indptr: expected one more than the rows");
+  return {longs(indptr, "seen.indptr"), longs(indices, "seen.indices")};
+}
+
+}  // namespace bdkernels::binding
