@@ -2,12 +2,12 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
-#include <vector>
 
 #include "../core/score.h"
 #include "../core/seen.h"
 #include "../core/weight.h"
 #include "simd/simd.h"
+#include "thresholds.h"
 
 namespace bdkernels::cpu {
 
@@ -21,46 +21,35 @@ void score_block(const Users& users, const Items& items, int64_t item0, int64_t 
 
 // ---- rank ----
 
-// Counts of the items that come before each (threshold, tie id): score higher, or equal with a lower id.
-// prepare() on every row, then tasks 0 .. tasks() - 1, then finish() on every row; each step may run in parallel.
+// Adds to out [B, C] (zeros at first) how many items come before each (threshold, tie id): score higher, or equal with a
+// lower id. Tasks 0 .. tasks() - 1 may run in any order and in parallel, best in long runs.
 class CountAbove {
  public:
-  CountAbove(const Users& users, const Items& items, const float* thresholds, const int64_t* tie_ids, int64_t c,
-             const Seen& seen, int64_t item_offset, int64_t tile);
-  // The same where the caller has the scores [B, n] already.
-  CountAbove(const float* scores, int64_t b, int64_t n, const float* thresholds, const int64_t* tie_ids, int64_t c,
-             const Seen& seen, int64_t item_offset, int64_t tile);
+  // Either users and items, or the scores [B, n] that the caller has already.
+  struct Source {
+    Users users;
+    Items items;
+    const float* scores;
+  };
 
-  int64_t rows() const { return b_; }
+  CountAbove(const Source& source, int64_t b, const Query& query, const Seen& seen, int64_t tile, int64_t* out);
+
   int64_t tasks() const { return user_blocks_ * item_chunks_; }
-  void prepare(int64_t row0, int64_t row1);
   void run(int64_t task0, int64_t task1);
-  void finish(int64_t row0, int64_t row1, int64_t* out);
   // row * n + item of a score that is NaN, or -1.
-  int64_t nan_at() const;
+  int64_t nan_at() const { return nan_at_.load(); }
 
  private:
-  void plan(int64_t tile);
-  void count_row(int64_t row, const float* scores, int64_t item0, int64_t n, int32_t* scratch);
-  Thresholds of_row(int64_t row) const;
+  void take_out_seen(int64_t row, const Thresholds& t) const;
   void found_nan(int64_t row, int64_t item);
 
-  Users users_{};
-  Items items_{};
-  const float* scores_ = nullptr;
-  const float* thresholds_;
-  const int64_t* tie_ids_;
-  int64_t b_, n_, c_;
+  Source from_;
+  int64_t b_;
+  Query query_;
   Seen seen_;
-  int64_t item_offset_;
-  int64_t tile_ = 0, chunk_ = 0, user_blocks_ = 0, item_chunks_ = 0, bins_ = 0;
-  std::vector<float> sorted_;               // [B, C + 1], and the rest of `Thresholds` for each row
-  std::vector<int64_t> sorted_ties_;        // [B, C]
-  std::vector<uint16_t> table_;             // [B, bins]
-  std::vector<float> low_, scale_;          // [B]
-  std::vector<int32_t> order_;              // [B, C] where each sorted threshold came from
-  std::vector<std::atomic<int64_t>> hist_;  // [B, C + 1] items by the number of thresholds they come before
-  std::atomic<int64_t> nan_at_;
+  int64_t* out_;
+  int64_t tile_, chunk_, user_block_, user_blocks_, item_chunks_;
+  std::atomic<int64_t> nan_at_{-1};
 };
 
 // ---- sample ----

@@ -1,6 +1,8 @@
 // Compiled with AVX-512F; called only where the CPU has it.
 #include <immintrin.h>
 
+#include <limits>
+
 #include "tile.h"
 
 namespace bdkernels::cpu {
@@ -21,7 +23,77 @@ struct Avx512 {
   static T min(T a, T b) { return _mm512_min_ps(a, b); }
   static T max(T a, T b) { return _mm512_max_ps(a, b); }
   static int64_t count_gt(T a, T b) { return __builtin_popcount(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ)); }
-  static int64_t count_ge(T a, T b) { return __builtin_popcount(_mm512_cmp_ps_mask(a, b, _CMP_GE_OQ)); }
+
+  // Positions of n scores (whole vectors) among a few thresholds t.now, without a table.
+  static void search_few(const float* scores, int64_t n, const Thresholds& t, int32_t* out) {
+    if (t.c <= 16) {
+      search_registers<1>(scores, n, t, out);
+    } else if (t.c <= 32) {
+      search_registers<2>(scores, n, t, out);
+    } else {
+      search_registers<4>(scores, n, t, out);
+    }
+  }
+
+  // Up to R * 16 thresholds in R registers: a binary search by permutes, first among every Rth of them, then between these.
+  template <int R>
+  static void search_registers(const float* scores, int64_t n, const Thresholds& t, int32_t* out) {
+    alignas(64) float padded[R * 16], each[16];
+    for (int64_t j = 0; j < R * 16; ++j) padded[j] = j < t.c ? t.now[j] : std::numeric_limits<float>::infinity();
+    for (int64_t j = 0; j < 16; ++j) each[j] = padded[(j + 1) * R - 1];
+    T all[R];
+    for (int r = 0; r < R; ++r) all[r] = load(padded + r * 16);
+    const T coarse = load(each), middle = set(each[7]), last = set(padded[R * 16 - 1]);
+    for (int64_t i = 0; i < n; i += 16) {
+      const T s = load(scores + i);
+      __m512i p = _mm512_maskz_set1_epi32(less(middle, s), 8);
+      p = step(_mm512_permutexvar_ps(add(p, 3), coarse), s, p, 4);
+      p = step(_mm512_permutexvar_ps(add(p, 1), coarse), s, p, 2);
+      p = step(_mm512_permutexvar_ps(p, coarse), s, p, 1);
+      p = _mm512_slli_epi32(p, R == 1 ? 0 : R == 2 ? 1 : 2);
+      for (int half = R / 2; half >= 1; half /= 2) {
+        const __m512i j = add(p, half - 1);
+        T at = _mm512_permutex2var_ps(all[0], j, all[R > 1]);
+        if constexpr (R == 4) {
+          at = _mm512_mask_blend_ps(_mm512_test_epi32_mask(j, _mm512_set1_epi32(32)), at,
+                                    _mm512_permutex2var_ps(all[2], j, all[3]));
+        }
+        p = step(at, s, p, half);
+      }
+      _mm512_storeu_si512(out + i, step(last, s, p, 1));
+    }
+  }
+
+  static __mmask16 less(T a, T b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+  static __m512i add(__m512i p, int x) { return _mm512_add_epi32(p, _mm512_set1_epi32(x)); }
+  // p + by where the threshold is below the score.
+  static __m512i step(T threshold, T s, __m512i p, int by) {
+    return _mm512_mask_add_epi32(p, less(threshold, s), p, _mm512_set1_epi32(by));
+  }
+
+  static void transpose(const float* from, int64_t stride, float* to) {
+    T a[16], b[16];
+    for (int i = 0; i < 16; ++i) a[i] = load(from + i * stride);
+    for (int i = 0; i < 16; i += 2) {
+      b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
+      b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {  // a[i + k]: column k of each 128-bit lane, rows i .. i + 3
+      a[i] = _mm512_shuffle_ps(b[i], b[i + 2], 0x44);
+      a[i + 1] = _mm512_shuffle_ps(b[i], b[i + 2], 0xEE);
+      a[i + 2] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0x44);
+      a[i + 3] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0xEE);
+    }
+    for (int k = 0; k < 4; ++k) {
+      const T even_top = _mm512_shuffle_f32x4(a[k], a[k + 4], 0x88), odd_top = _mm512_shuffle_f32x4(a[k], a[k + 4], 0xDD);
+      const T even_low = _mm512_shuffle_f32x4(a[k + 8], a[k + 12], 0x88),
+              odd_low = _mm512_shuffle_f32x4(a[k + 8], a[k + 12], 0xDD);
+      store(to + (k + 0) * 16, _mm512_shuffle_f32x4(even_top, even_low, 0x88));
+      store(to + (k + 4) * 16, _mm512_shuffle_f32x4(odd_top, odd_low, 0x88));
+      store(to + (k + 8) * 16, _mm512_shuffle_f32x4(even_top, even_low, 0xDD));
+      store(to + (k + 12) * 16, _mm512_shuffle_f32x4(odd_top, odd_low, 0xDD));
+    }
+  }
   static bool any_nan(T a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
 };
 

@@ -53,8 +53,10 @@ struct Portable {
   static int64_t count_gt(const T& a, const T& b) {
     return count([&](int i) { return a.x[i] > b.x[i]; });
   }
-  static int64_t count_ge(const T& a, const T& b) {
-    return count([&](int i) { return a.x[i] >= b.x[i]; });
+  static void transpose(const float* from, int64_t stride, float* to) {
+    for (int64_t k = 0; k < lanes; ++k) {
+      for (int64_t i = 0; i < lanes; ++i) to[k * lanes + i] = from[i * stride + k];
+    }
   }
   static bool any_nan(const T& a) {
     return count([&](int i) { return a.x[i] != a.x[i]; }) > 0;

@@ -6,38 +6,56 @@
 
 namespace bdkernels::cpu {
 
-// Thresholds up to this many are compared one by one in registers; more are searched.
-inline constexpr int64_t kFewThresholds = 4;
-
-// One user's thresholds, from worst to best: by score, and by falling tie id where scores are equal.
+// One user's thresholds from worst to best (by score, and by falling tie id where scores are equal), and how many items lie
+// between them so far. An item comes before threshold j if its score is greater, or equal with an index below ahead[j].
 struct Thresholds {
-  const float* sorted;  // [c + 1], the last one NaN: nothing compares with it
-  const int64_t* ties;  // [c]
   int64_t c;
-  // Uniform bins over the scores: table[f(s)] is how many thresholds t have f(t) < f(s), where
-  // f(s) = clamp((s - low) * scale, 0, bins - 1) truncated. f is monotone, so all of those are below s: an exact lower
-  // bound.
+  const float* at;       // [c]
+  const float* under;    // [c] the next float below
+  const int32_t* ahead;  // [c] how many items of the table win a tie
+  // For one tile: under[j] where all of its items win a tie, else at[j]; so `greater` alone decides. One more, infinity, at
+  // the end. What is left, ties inside of a tile, is counted apart.
+  float* now;
+  // Uniform bins over the scores, bin(s) = clamp((s - low) * scale, 0, bins - 1) truncated, which is monotone:
+  // table[bin(s)] thresholds are in lower bins, so below s for sure; kMore says that the bin may hold two or more.
   const uint16_t* table;
   float low, scale;
   int32_t bins;
+  bool lowest;    // a threshold is -infinity: no float is below it, so every item is searched by `find`
+  int32_t* hist;  // kHistograms times [c + 1]: items by the number of thresholds that they come before, in any of these
 
-  int32_t f(float s) const {
+  static constexpr int64_t kHistograms = 4;  // so that runs of equal positions do not wait for each other
+  static constexpr uint16_t kMore = 0x8000;
+  static constexpr int64_t kFew = 4;           // up to this many are counted one by one, without a search
+  static constexpr int64_t kInRegisters = 64;  // up to this many can be searched without a table
+  static constexpr int64_t kBinsEach = 16;
+  static constexpr int64_t kMaxBins = 4096;  // 8 KB a user, in L1 while one of his tiles is searched
+
+  static int64_t bins_for(int64_t c) { return c <= kFew ? 1 : c * kBinsEach < kMaxBins ? c * kBinsEach : kMaxBins; }
+
+  int32_t bin(float s) const {
     const float x = (s - low) * scale;
     return x > 0 ? (x < static_cast<float>(bins - 1) ? static_cast<int32_t>(x) : bins - 1) : 0;
   }
 
-  // How many thresholds an item with this score and id comes before, given a lower bound.
-  int64_t find(float s, int64_t id, int64_t least) const {
+  // How many thresholds an item with this score and index comes before, given a lower bound.
+  int64_t find(float s, int64_t item, int64_t least) const {
     int64_t lo = least, hi = c;
     while (lo < hi) {
       const int64_t mid = (lo + hi) / 2;
-      if (sorted[mid] < s || (sorted[mid] == s && id < ties[mid])) {
+      if (at[mid] < s || (at[mid] == s && item < ahead[mid])) {
         lo = mid + 1;
       } else {
         hi = mid;
       }
     }
     return lo;
+  }
+
+  // `count` more items (or fewer) before threshold j alone.
+  void add(int64_t j, int32_t count) const {
+    hist[j + 1] += count;
+    hist[j] -= count;
   }
 };
 
@@ -52,13 +70,8 @@ struct Simd {
                 int64_t out_stride);
   // One score: the same bits as `score` gives.
   void (*dot)(const float* user, const Items& items, const int64_t* ids, int64_t n, float* out);
-  // counts[j] += how many of n scores come before threshold j, where item i has id first_id + i. For few thresholds.
-  // Returns the first NaN among the scores, or -1.
-  int64_t (*count_few)(const float* scores, int64_t n, const Thresholds& t, int64_t first_id, int64_t* counts);
-  // The same as a histogram: ++hist[(i % 4) * (c + 1) + how many thresholds item i comes before]. Four histograms, so that
-  // runs of the same bin do not wait for each other. `scratch` has room for n integers.
-  int64_t (*count_many)(const float* scores, int64_t n, const Thresholds& t, int64_t first_id, int32_t* hist,
-                        int32_t* scratch);
+  // Counts n items, `first` and on, into t.hist. Returns the first NaN among their scores, or -1. Room for n in `scratch`.
+  int64_t (*count)(const float* scores, int64_t first, int64_t n, const Thresholds& t, int32_t* scratch);
 };
 
 const Simd& portable_simd();

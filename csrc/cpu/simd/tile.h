@@ -1,9 +1,13 @@
 // The inner loops, written once over a vector type V and compiled once for each instruction set.
 // V has: T, name, lanes, rows (users in registers), load, set, store, store_int (truncated), fma, sub, mul, min, max (the
-// second argument where the first is NaN), count_gt, count_ge, any_nan.
+// second argument where the first is NaN), count_gt, any_nan, transpose
+// (a square of lanes x lanes); and `search_few` where it can search registers.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
+#include <vector>
 
 #include "simd.h"
 
@@ -17,16 +21,31 @@ struct Tile {
   static void pack_as(const Items& items, int64_t item0, int64_t n, float* panels, float* bias) {
     const T* data = static_cast<const T*>(items.data);
     const T* b = static_cast<const T*>(items.bias);
-    for (int64_t first = 0; first < n; first += W, panels += items.d * W, bias += W) {
+    const int64_t d = items.d;
+    std::vector<float> wide(std::is_same_v<T, float> ? 0 : W * d);  // of a panel's rows, where they are half as wide
+    for (int64_t first = 0; first < n; first += W, panels += d * W, bias += W) {
       const int64_t live = n - first < W ? n - first : W;
-      for (int64_t i = 0; i < live; ++i) {
-        const T* row = data + (item0 + first + i) * items.stride;
-        for (int64_t k = 0; k < items.d; ++k) panels[k * W + i] = to_float(row[k]);
-        bias[i] = b ? to_float(b[item0 + first + i]) : 0.0f;
+      for (int64_t i = 0; i < W; ++i) bias[i] = b && i < live ? to_float(b[item0 + first + i]) : 0.0f;
+      const T* rows = data + (item0 + first) * items.stride;
+      const float* from;
+      int64_t stride;
+      if constexpr (std::is_same_v<T, float>) {
+        from = rows;
+        stride = items.stride;
+      } else {
+        for (int64_t i = 0; i < live; ++i) {
+          for (int64_t k = 0; k < d; ++k) wide[i * d + k] = to_float(rows[i * items.stride + k]);
+        }
+        from = wide.data();
+        stride = d;
       }
-      for (int64_t i = live; i < W; ++i) {
-        for (int64_t k = 0; k < items.d; ++k) panels[k * W + i] = 0.0f;
-        bias[i] = 0.0f;
+      int64_t k = 0;
+      if (live == W) {
+        for (; k + W <= d; k += W) V::transpose(from + k, stride, panels + k * W);
+      }
+      for (; k < d; ++k) {
+        for (int64_t i = 0; i < live; ++i) panels[k * W + i] = from[i * stride + k];
+        for (int64_t i = live; i < W; ++i) panels[k * W + i] = 0.0f;
       }
     }
   }
@@ -111,43 +130,76 @@ struct Tile {
     }
   }
 
-  static int64_t count_few(const float* scores, int64_t n, const Thresholds& t, int64_t first_id, int64_t* counts) {
-    const int64_t whole = n - n % W;
-    for (int64_t j = 0; j < t.c; ++j) {
-      const float threshold = t.sorted[j];
-      const auto wide = V::set(threshold);
-      const int64_t before = t.ties[j] - first_id;  // items 0 .. before - 1 win a tie
-      const int64_t ahead = before < 0 ? 0 : before < n ? before : n;
-      int64_t count = 0;
-      int64_t i = 0;
-      // Up to the tie id an equal score counts, after it not: two plain loops, and the vector between them by hand.
-      for (; i + W <= ahead; i += W) count += V::count_ge(V::load(scores + i), wide);
-      for (; i < n && (i < ahead || i % W); ++i) count += scores[i] > threshold || (i < ahead && scores[i] == threshold);
-      for (; i < whole; i += W) count += V::count_gt(V::load(scores + i), wide);
-      for (; i < n; ++i) count += scores[i] > threshold;
-      counts[j] += count;
+  // Sets t.now for a tile, and counts the ties inside of it.
+  static void settle_ties(const float* scores, int64_t first, int64_t n, const Thresholds& t) {
+    const int32_t begin = static_cast<int32_t>(first), end = static_cast<int32_t>(first + n);
+    float* __restrict now = t.now;
+    const float* __restrict under = t.under;
+    const float* __restrict at = t.at;
+    const int32_t* __restrict ahead = t.ahead;
+    for (int64_t j = 0; j < t.c; ++j) now[j] = ahead[j] >= end ? under[j] : at[j];
+    int32_t inside = 0;
+    for (int64_t j = 0; j < t.c; ++j) inside += (ahead[j] > begin) & (ahead[j] < end);
+    for (int64_t j = 0; inside > 0; ++j) {
+      if (t.ahead[j] <= begin || t.ahead[j] >= end) continue;
+      --inside;
+      int32_t ties = 0;
+      for (int64_t i = 0; i < t.ahead[j] - begin; ++i) ties += scores[i] == t.at[j];
+      t.add(j, ties);
     }
-    return any_nan(scores, n);
   }
 
-  static int64_t count_many(const float* scores, int64_t n, const Thresholds& t, int64_t first_id, int32_t* hist,
-                            int32_t* scratch) {
-    const int64_t whole = n - n % W;
+  static int32_t above(const float* scores, int64_t n, float threshold) {
+    const auto wide = V::set(threshold);
+    int64_t i = 0, count = 0;
+    for (; i + W <= n; i += W) count += V::count_gt(V::load(scores + i), wide);
+    for (; i < n; ++i) count += scores[i] > threshold;
+    return static_cast<int32_t>(count);
+  }
+
+  // Where each score lies among t.now -> out.
+  static void search(const float* scores, int64_t n, const Thresholds& t, int32_t* out) {
     const auto low = V::set(t.low), scale = V::set(t.scale), zero = V::set(0.0f);
     const auto last = V::set(static_cast<float>(t.bins - 1));
-    for (int64_t i = 0; i < whole; i += W) {
+    for (int64_t i = 0; i < n; i += W) {
       const auto x = V::mul(V::sub(V::load(scores + i), low), scale);
-      V::store_int(scratch + i, V::min(V::max(x, zero), last));  // max gives 0 for NaN
+      V::store_int(out + i, V::min(V::max(x, zero), last));  // max gives 0 for NaN
     }
-    for (int64_t i = whole; i < n; ++i) scratch[i] = t.f(scores[i]);
-    const int64_t width = t.c + 1;
     for (int64_t i = 0; i < n; ++i) {
-      const float s = scores[i];
-      int64_t b = t.table[scratch[i]];
-      b += t.sorted[b] < s;
-      if (__builtin_expect(t.sorted[b] <= s, 0)) b = t.find(s, first_id + i, b);  // a second step, or a tie
-      ++hist[(i & 3) * width + b];
+      const uint16_t entry = t.table[out[i]];
+      int64_t p = entry & (Thresholds::kMore - 1);
+      p += t.now[p] < scores[i];
+      if (__builtin_expect(entry >= Thresholds::kMore, 0)) {
+        p = std::lower_bound(t.now + p, t.now + t.c, scores[i]) - t.now;
+      }
+      out[i] = static_cast<int32_t>(p);
     }
+  }
+
+  static int64_t count(const float* scores, int64_t first, int64_t n, const Thresholds& t, int32_t* scratch) {
+    const int64_t whole = n - n % W, width = t.c + 1;
+    if (t.lowest) {
+      for (int64_t i = 0; i < n; ++i) ++t.hist[t.find(scores[i], first + i, 0)];
+      return any_nan(scores, n);
+    }
+    settle_ties(scores, first, n, t);
+    if (t.c <= Thresholds::kFew) {
+      for (int64_t j = 0; j < t.c; ++j) t.add(j, above(scores, n, t.now[j]));
+      return any_nan(scores, n);
+    }
+    if constexpr (requires { V::search_few(scores, whole, t, scratch); }) {
+      t.c <= Thresholds::kInRegisters ? V::search_few(scores, whole, t, scratch) : search(scores, whole, t, scratch);
+    } else {
+      search(scores, whole, t, scratch);
+    }
+    int32_t *h0 = t.hist, *h1 = h0 + width, *h2 = h1 + width, *h3 = h2 + width;
+    for (int64_t i = 0; i < whole; i += 4) {
+      ++h0[scratch[i]];
+      ++h1[scratch[i + 1]];
+      ++h2[scratch[i + 2]];
+      ++h3[scratch[i + 3]];
+    }
+    for (int64_t i = whole; i < n; ++i) ++h0[std::lower_bound(t.now, t.now + t.c, scores[i]) - t.now];
     return any_nan(scores, n);
   }
 
@@ -166,7 +218,7 @@ struct Tile {
     return -1;
   }
 
-  static constexpr Simd table() { return {V::name, W, pack, score, dot, count_few, count_many}; }
+  static constexpr Simd table() { return {V::name, W, pack, score, dot, count}; }
 };
 
 }  // namespace bdkernels::cpu

@@ -1,0 +1,142 @@
+#include "thresholds.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+namespace bdkernels::cpu {
+namespace {
+
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+// Integers in the order of the scores; -0.0 is equal to 0.0.
+uint32_t order_bits(float t) {
+  const float plus = t + 0.0f;
+  uint32_t bits;
+  std::memcpy(&bits, &plus, 4);
+  return bits ^ (bits >> 31 ? 0xFFFFFFFFu : 0x80000000u);
+}
+
+// The next float towards -infinity, which is its own.
+float next_below(float x) {
+  if (x == 0.0f) return -std::numeric_limits<float>::denorm_min();
+  if (x == -kInfinity) return x;
+  const uint32_t key = order_bits(x) - 1, bits = key ^ (key >> 31 ? 0x80000000u : 0xFFFFFFFFu);
+  float below;
+  std::memcpy(&below, &bits, 4);
+  return below;
+}
+
+// Bins from the threshold `edge` to the one as far from the end.
+void set_bins(Thresholds& t, int64_t edge) {
+  const float low = t.at[edge], width = t.at[t.c - 1 - edge] - low, scale = static_cast<float>(t.bins) / width;
+  const bool usable = std::isfinite(width) && std::isfinite(scale);  // else every score falls into bin 0
+  t.low = usable ? low : 0.0f;
+  t.scale = usable ? scale : 0.0f;
+}
+
+// How many thresholds share a bin with the one below: about the part of the scores that need more than one comparison.
+int64_t crowded(const Thresholds& t) {
+  int64_t n = 0;
+  for (int64_t k = 1; k < t.c; ++k) n += t.bin(t.at[k]) == t.bin(t.at[k - 1]);
+  return n;
+}
+
+void fill_table(Thresholds& t, uint16_t* table) {
+  // One far threshold must not crowd all others into a few bins: where it would, the edge bins take the outermost.
+  set_bins(t, t.c / 64);
+  const int64_t inner = crowded(t);
+  set_bins(t, 0);
+  if (inner < crowded(t)) set_bins(t, t.c / 64);
+  int32_t next = 0;
+  for (int64_t k = 0; k <= t.c; ++k) {
+    const int32_t last = k < t.c ? t.bin(t.at[k]) : t.bins - 1;
+    if (last < next) continue;
+    // 15 bits hold up to 32,767; more thresholds are still right, by a lower bound that is too low.
+    std::fill(table + next, table + last + 1, static_cast<uint16_t>(k < Thresholds::kMore ? k : UINT16_MAX));
+    if (k + 1 < t.c) {  // is the next threshold in one of these bins too, at one of the two places that it can take?
+      for (int32_t b = std::max(next, t.bin(t.under[k + 1])); b <= last; ++b) table[b] |= Thresholds::kMore;
+    }
+    next = last + 1;
+  }
+}
+
+}  // namespace
+
+ThresholdBlock::ThresholdBlock(const Query& query, int64_t users)
+    : query_(query), bins_(Thresholds::bins_for(query.c)), pad_(query.c + 1) {
+  const int64_t c = query.c;
+  at_.resize(users * c);
+  under_.resize(users * c);
+  ahead_.resize(users * c);
+  order_.resize(users * c);
+  now_.assign(users * pad_, kInfinity);
+  table_.resize(users * bins_);
+  hist_.resize(users * Thresholds::kHistograms * (c + 1));
+  of_.resize(users);
+  keys_.resize(c);
+}
+
+int64_t ThresholdBlock::user_bytes(int64_t c) {
+  return 2 * Thresholds::bins_for(c) + 4 * (Thresholds::kHistograms + 1) * (c + 1);
+}
+
+void ThresholdBlock::begin(int64_t row0, int64_t row1) {
+  row0_ = row0;
+  row1_ = row1;
+  std::fill(hist_.begin(), hist_.end(), 0);
+  for (int64_t row = row0; row < row1; ++row) prepare(row);
+}
+
+void ThresholdBlock::prepare(int64_t row) {
+  const int64_t c = query_.c, u = row - row0_;
+  const float* t = query_.thresholds + row * c;
+  const auto wins_of = [&](int64_t j) {
+    return static_cast<int32_t>(std::clamp<int64_t>(query_.tie_ids[row * c + j] - query_.item_offset, 0, query_.n));
+  };
+  const auto column = [](uint64_t key) { return static_cast<int32_t>(key); };
+  for (int64_t j = 0; j < c; ++j) keys_[j] = uint64_t{order_bits(t[j])} << 32 | static_cast<uint32_t>(j);
+  std::sort(keys_.begin(), keys_.end());
+  for (int64_t k = 0, last; k < c; k = last) {  // equal scores: by falling number of ties that are won
+    for (last = k + 1; last < c && keys_[last] >> 32 == keys_[k] >> 32;) ++last;
+    if (last - k == 1) continue;
+    std::sort(keys_.begin() + k, keys_.begin() + last,
+              [&](uint64_t a, uint64_t b) { return wins_of(column(a)) > wins_of(column(b)); });
+  }
+  float *at = at_.data() + u * c, *under = under_.data() + u * c;
+  int32_t *ahead = ahead_.data() + u * c, *order = order_.data() + u * c;
+  for (int64_t k = 0; k < c; ++k) {
+    order[k] = column(keys_[k]);
+    at[k] = t[order[k]];
+    under[k] = next_below(at[k]);
+    ahead[k] = wins_of(order[k]);
+  }
+  Thresholds& mine = of_[u];
+  mine.c = c;
+  mine.at = at;
+  mine.under = under;
+  mine.ahead = ahead;
+  mine.now = now_.data() + u * pad_;
+  mine.table = table_.data() + u * bins_;
+  mine.bins = static_cast<int32_t>(bins_);
+  mine.lowest = c > 0 && at[0] == -kInfinity;
+  mine.hist = hist_.data() + u * Thresholds::kHistograms * (c + 1);
+  if (c > Thresholds::kFew) fill_table(mine, table_.data() + u * bins_);
+}
+
+void ThresholdBlock::end(int64_t* out) const {
+  const int64_t c = query_.c;
+  for (int64_t row = row0_; row < row1_; ++row) {
+    const Thresholds& mine = (*this)[row];
+    const int32_t* order = order_.data() + (row - row0_) * c;
+    int64_t above = 0;
+    for (int64_t k = c - 1; k >= 0; --k) {
+      for (int64_t copy = 0; copy < Thresholds::kHistograms; ++copy) above += mine.hist[copy * (c + 1) + k + 1];
+      if (above) std::atomic_ref(out[row * c + order[k]]).fetch_add(above, std::memory_order_relaxed);
+    }
+  }
+}
+
+}  // namespace bdkernels::cpu
