@@ -4,6 +4,7 @@ The library lies in bdkernels/lib, built by setup.py from csrc/cpu; importing th
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,4 +107,19 @@ def accept(
     )
 
 
-STEPS = Steps(score, score_block, count_above, count_above_block, propose, accept)
+def draw(
+    batch: Any, k: int, weights: tuple[WeightCode, WeightCode], seed: int, step: int, limits: tuple[int, int, int]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """All rounds of `sampler` in one call; `batch` is its Batch."""
+    codes = [(KINDS.index(kind) if kind else -1, parameter, flipped) for kind, parameter, flipped in weights]
+    *drawn, model, row, item = torch.ops.bdkernels_cpu.draw(
+        *_factors(batch.teacher), *_factors(batch.student), *_seen(batch.seen, batch.user_ids),
+        batch.user_ids.contiguous(), k, seed, step, *codes[0], *codes[1], *limits, TILE,
+    )  # fmt: skip
+    if model >= 0:
+        which = ("teacher", "student")[model]
+        raise ValueError(f"{which}: expected finite scores, got NaN for user row {row}, item {item}")
+    return drawn[::2], drawn[1::2]
+
+
+STEPS = Steps(score, score_block, count_above, count_above_block, propose, accept, draw)

@@ -1,5 +1,7 @@
 // sample
-#include "../cpu/kernels.h"
+#include <tuple>
+
+#include "../cpu/sampler.h"
 #include "cpu_arguments.h"
 
 namespace bdkernels::binding {
@@ -34,6 +36,40 @@ Tensor accept(int64_t seed, int64_t step, const Tensor& user_ids, int64_t start,
   return out;
 }
 
+// All rounds: ids [B, k] and hits [B] of both directions, and the model (0 teacher, 1 student; -1 none), row and item of a
+// score that is NaN. A direction of kind -1 is off.
+std::tuple<Tensor, Tensor, Tensor, Tensor, int64_t, int64_t, int64_t> draw(
+    const Tensor& users, const Tensor& items, const Tensor& bias, const Tensor& student_users, const Tensor& student_items,
+    const Tensor& student_bias, const Tensor& indptr, const Tensor& indices, const Tensor& user_ids, int64_t k, int64_t seed,
+    int64_t step, int64_t kind_to_student, double parameter_to_student, bool flipped_to_student, int64_t kind_to_teacher,
+    double parameter_to_teacher, bool flipped_to_teacher, int64_t probe, int64_t min_hits, int64_t cap, int64_t tile) {
+  const int64_t rows = user_ids.size(0);
+  const auto direction = [&](int64_t kind, double parameter, bool flipped, const Tensor& ids, const Tensor& hits) {
+    return cpu::Direction{kind >= 0, Weight{static_cast<Kind>(kind), parameter, flipped},
+                          static_cast<int64_t*>(ids.mutable_data_ptr()), static_cast<int64_t*>(hits.mutable_data_ptr())};
+  };
+  Tensor ids_s = torch::stable::new_empty(user_ids, {rows, k}), ids_t = torch::stable::new_empty(user_ids, {rows, k});
+  torch::stable::fill_(ids_s, -1);
+  torch::stable::fill_(ids_t, -1);
+  Tensor hits_s = torch::stable::new_zeros(user_ids, {rows}), hits_t = torch::stable::new_zeros(user_ids, {rows});
+  const cpu::Sampler sampler{{{users_of(users), items_of(users, items, bias)},
+                              {users_of(student_users), items_of(student_users, student_items, student_bias)}},
+                             {direction(kind_to_student, parameter_to_student, flipped_to_student, ids_s, hits_s),
+                              direction(kind_to_teacher, parameter_to_teacher, flipped_to_teacher, ids_t, hits_t)},
+                             seen_of(indptr, indices, rows),
+                             longs(user_ids, "user_ids"),
+                             k,
+                             static_cast<uint64_t>(seed),
+                             static_cast<uint32_t>(step),
+                             probe,
+                             min_hits,
+                             cap,
+                             tile,
+                             [](int64_t n, int64_t grain, const cpu::Body& body) { parallel_for(0, n, grain, body); }};
+  const auto nan = sampler.run();
+  return {ids_s, hits_s, ids_t, hits_t, nan.model, nan.row, nan.item};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cpu, m) {
@@ -43,11 +79,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cpu, m) {
   m.def(
       "accept(int seed, int step, Tensor user_ids, int start, Tensor rank_guide, Tensor rank_learner, Tensor candidates, "
       "int kind, float parameter, bool flipped, bool to_teacher) -> Tensor");
+  m.def(
+      "draw(Tensor users, Tensor items, Tensor bias, Tensor student_users, Tensor student_items, Tensor student_bias, "
+      "Tensor indptr, Tensor indices, Tensor user_ids, int k, int seed, int step, int kind_to_student, "
+      "float parameter_to_student, bool flipped_to_student, int kind_to_teacher, float parameter_to_teacher, "
+      "bool flipped_to_teacher, int probe, int min_hits, int cap, int tile) "
+      "-> (Tensor, Tensor, Tensor, Tensor, int, int, int)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bdkernels_cpu, CPU, m) {
   m.impl("propose", TORCH_BOX(&propose));
   m.impl("accept", TORCH_BOX(&accept));
+  m.impl("draw", TORCH_BOX(&draw));
 }
 
 }  // namespace bdkernels::binding

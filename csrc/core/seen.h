@@ -7,9 +7,10 @@ namespace bdkernels {
 struct Seen {
   const int64_t* indptr;  // [B + 1], or null: nobody has seen anything
   const int64_t* indices;
+  const int64_t* rows = nullptr;  // which rows these are, or null: all of them in order
 
-  int64_t begin(int64_t row) const { return indptr ? indptr[row] : 0; }
-  int64_t end(int64_t row) const { return indptr ? indptr[row + 1] : 0; }
+  int64_t begin(int64_t row) const { return indptr ? indptr[rows ? rows[row] : row] : 0; }
+  int64_t end(int64_t row) const { return indptr ? indptr[(rows ? rows[row] : row) + 1] : 0; }
   int64_t count(int64_t row) const { return end(row) - begin(row); }
 
   // The id of the nth unseen item of a row, n from 0: n + the seen ids with at most n unseen ids before them.

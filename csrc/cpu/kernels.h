@@ -58,6 +58,19 @@ class CountAbove {
 void propose(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t start, int64_t c, int64_t n_items,
              const Seen& seen, int64_t row0, int64_t row1, int64_t* out);
 
+// Whether a user's proposal is accepted for one direction.
+struct Accept {
+  Accept(uint64_t seed, uint32_t step, int64_t user_id, const Weight& weight, bool to_teacher, int64_t n);
+  bool operator()(int64_t index, int64_t rank_guide, int64_t rank_learner) const;
+
+  uint64_t seed;
+  uint32_t step, user;
+  Weight weight;
+  int word;   // of the random words, where this direction's begin
+  int64_t n;  // candidates
+  double log_max;
+};
+
 // Which proposals are accepted for one direction -> out [B, C].
 void accept(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t start, int64_t c, const int64_t* rank_guide,
             const int64_t* rank_learner, const int64_t* candidates, const Weight& weight, bool to_teacher, int64_t row0,

@@ -15,17 +15,28 @@ void propose(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t star
   }
 }
 
+Accept::Accept(uint64_t seed, uint32_t step, int64_t user_id, const Weight& weight, bool to_teacher, int64_t n)
+    : seed(seed),
+      step(step),
+      user(static_cast<uint32_t>(user_id)),
+      weight(weight),
+      word(to_teacher ? 2 : 0),
+      n(n),
+      log_max(max_log_weight(weight, n)) {}
+
+bool Accept::operator()(int64_t index, int64_t rank_guide, int64_t rank_learner) const {
+  const Words r = philox(seed, static_cast<uint32_t>(index), kAccept, user, step);
+  return accepts(weight, log_max, rank_guide, rank_learner, n, uniform(r.w[word], r.w[word + 1]));
+}
+
 void accept(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t start, int64_t c, const int64_t* rank_guide,
             const int64_t* rank_learner, const int64_t* candidates, const Weight& weight, bool to_teacher, int64_t row0,
             int64_t row1, bool* out) {
-  const int word = to_teacher ? 2 : 0;
   for (int64_t row = row0; row < row1; ++row) {
-    const int64_t n = candidates[row];
-    const double log_max = max_log_weight(weight, n);
+    const Accept accepted(seed, step, user_ids[row], weight, to_teacher, candidates[row]);
     for (int64_t j = 0; j < c; ++j) {
-      const Words r = philox(seed, static_cast<uint32_t>(start + j), kAccept, static_cast<uint32_t>(user_ids[row]), step);
       const int64_t at = row * c + j;
-      out[at] = accepts(weight, log_max, rank_guide[at], rank_learner[at], n, uniform(r.w[word], r.w[word + 1]));
+      out[at] = accepted(start + j, rank_guide[at], rank_learner[at]);
     }
   }
 }

@@ -1,0 +1,187 @@
+// The sampler's rounds. A round streams the catalog once for each model, whatever the number of its proposals, so the first
+// one is made large enough to be the last for nearly all users: a pilot of a few users and items tells how many are
+// accepted. How many proposals a round has changes no draw: a user's draws are his first k accepted proposals.
+#include "sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "../core/philox.h"
+
+namespace bdkernels::cpu {
+namespace {
+
+constexpr int64_t kMost = 1024, kFewest = 32;  // proposals of a round: the thresholds of more do not fit the cache
+constexpr int64_t kInFlight = 1 << 18;         // proposals of a round over all users, at most: 8 MB
+constexpr int64_t kPilotUsers = 32, kPilotProposals = 256, kPilotItems = 1024;
+
+// Proposals after which k more draws are there with high probability: three standard deviations more than the mean.
+int64_t enough(double k, double rate) {
+  const double c = (k + 3 * std::sqrt(k)) / std::max(rate, 1e-9);
+  return std::clamp(static_cast<int64_t>(std::min(c, 1e9)) / 16 * 16 + 16, kFewest, kMost);
+}
+
+}  // namespace
+
+// Proposals start .. start + c - 1 of some rows, and what is found out about them.
+struct Sampler::Round {
+  Round(const Sampler& s, const std::vector<int64_t>& some, int64_t first, int64_t count)
+      : rows(some), size(static_cast<int64_t>(some.size())), start(first), c(count), seen(s.seen) {
+    seen.rows = rows.data();
+    ids.resize(size * c);
+    for (const int64_t row : rows) user_ids.push_back(s.user_ids[row]);
+    for (int m = 0; m < 2; ++m) {
+      const int64_t d = s.models[m].items.d;
+      users[m].resize(size * d);
+      for (int64_t r = 0; r < size; ++r) std::copy_n(s.models[m].users.data + rows[r] * d, d, users[m].data() + r * d);
+      scores[m].resize(size * c);
+      above[m].assign(size * c, 0);
+    }
+  }
+
+  Users users_of(int m) const { return {users[m].data(), size}; }
+
+  const std::vector<int64_t>& rows;
+  int64_t size, start, c;
+  Seen seen;
+  std::vector<int64_t> user_ids, ids;  // [R], [R, c]
+  std::vector<float> users[2];         // [R, d]
+  std::vector<float> scores[2];        // [R, c]
+  std::vector<int64_t> above[2];       // [R, c], rank - 1
+};
+
+Sampler::Nan Sampler::run() const {
+  const int64_t batch = models[0].users.n;
+  std::vector<int64_t> rows;
+  for (int64_t row = 0; row < batch; ++row) {
+    if (unseen(row) > 0) rows.push_back(row);
+  }
+  return rows.empty() ? Nan{-1, 0, 0} : run(std::move(rows));
+}
+
+Sampler::Nan Sampler::run(std::vector<int64_t> rows) const {
+  int64_t c = pilot(rows);
+  for (int64_t start = 0; !rows.empty() && start < cap; c = next(rows, start)) {
+    const int64_t stop = std::min(start + c, start < probe ? probe : cap);
+    const size_t together = std::max<int64_t>(64, kInFlight / (stop - start));
+    for (size_t first = 0; first < rows.size(); first += together) {
+      const std::vector<int64_t> some(rows.begin() + first, rows.begin() + std::min(rows.size(), first + together));
+      Round round(*this, some, start, stop - start);
+      propose(round);
+      if (const Nan nan = count(round); nan.model >= 0) return nan;
+      accept(round);
+    }
+    start = stop;
+    std::erase_if(rows, [&](int64_t row) { return !open(0, row, start) && !open(1, row, start); });
+  }
+  return {-1, 0, 0};
+}
+
+bool Sampler::open(int64_t direction, int64_t row, int64_t start) const {
+  const Direction& d = directions[direction];
+  return d.on && d.hits[row] < k && (start < probe || d.hits[row] >= min_hits);
+}
+
+// How many proposals the first round shall have, by the weights of some users' proposals at ranks among some of the items.
+int64_t Sampler::pilot(const std::vector<int64_t>& rows) const {
+  const int64_t n = models[0].items.n, skip = std::max<int64_t>(1, n / kPilotItems), few = n / skip;
+  std::vector<int64_t> some;
+  const size_t apart = std::max<size_t>(1, rows.size() / kPilotUsers);
+  for (size_t r = 0; r < rows.size() && some.size() < kPilotUsers; r += apart) some.push_back(rows[r]);
+  Round round(*this, some, 0, kPilotProposals);
+  propose(round);
+  for (int m = 0; m < 2; ++m) {
+    Items items = models[m].items;  // every skip-th of them
+    items.n = few;
+    items.stride *= skip;
+    const size_t width = items.dtype == Dtype::kFloat32 ? 4 : 2;
+    std::vector<char> bias(items.bias ? few * width : 0);
+    for (int64_t i = 0; items.bias && i < few; ++i) {
+      std::memcpy(bias.data() + i * width, static_cast<const char*>(items.bias) + i * skip * width, width);
+    }
+    if (items.bias) items.bias = bias.data();
+    CountAbove work({round.users_of(m), items, nullptr}, round.size,
+                    {round.scores[m].data(), round.ids.data(), round.c, 0, few}, {nullptr, nullptr}, tile,
+                    round.above[m].data());
+    parallel(work.tasks(), 1, [&](int64_t a, int64_t b) { work.run(a, b); });
+  }
+  int64_t c = kFewest;
+  for (int to_teacher = 0; to_teacher < 2; ++to_teacher) {
+    const Direction& d = directions[to_teacher];
+    if (!d.on) continue;
+    const std::vector<int64_t>&guide = round.above[to_teacher], &learner = round.above[1 - to_teacher];
+    const double log_max = max_log_weight(d.weight, few);
+    double sum = 0, squares = 0;
+    for (int64_t r = 0; r < round.size; ++r) {
+      double rate = 0;
+      for (int64_t at = r * round.c; at < (r + 1) * round.c; ++at) {
+        const int64_t delta = d.weight.flipped ? learner[at] - guide[at] : guide[at] - learner[at];
+        const double w = std::exp(log_weight(d.weight, delta, few, guide[at] + 1) - log_max);
+        rate += w > 0 ? w : 0;
+      }
+      rate /= static_cast<double>(round.c);
+      sum += rate;
+      squares += rate * rate;
+    }
+    const double users = static_cast<double>(round.size), mean = sum / users;
+    const double spread = std::sqrt(std::max(0.0, squares / users - mean * mean));
+    c = std::max(c, enough(static_cast<double>(k), std::max(mean - spread, mean / 2)));
+  }
+  return c;
+}
+
+// The next round's proposals, by how many were accepted so far of the user who lags most.
+int64_t Sampler::next(const std::vector<int64_t>& rows, int64_t start) const {
+  int64_t c = kFewest;
+  for (const int64_t row : rows) {
+    for (int i = 0; i < 2; ++i) {
+      if (!open(i, row, start)) continue;
+      const double hits = static_cast<double>(directions[i].hits[row]);
+      c = std::max(c, enough(static_cast<double>(k) - hits, (hits + 1) / static_cast<double>(start + 1)));
+    }
+  }
+  return c;
+}
+
+void Sampler::propose(Round& round) const {
+  parallel(round.size, 4, [&](int64_t a, int64_t b) {
+    cpu::propose(seed, step, round.user_ids.data(), round.start, round.c, models[0].items.n, round.seen, a, b,
+                 round.ids.data());
+    for (int m = 0; m < 2; ++m) {
+      score(round.users_of(m), models[m].items, round.ids.data(), round.c, a, b, round.scores[m].data());
+    }
+  });
+}
+
+Sampler::Nan Sampler::count(Round& round) const {
+  const int64_t n = models[0].items.n;
+  for (int m = 0; m < 2; ++m) {
+    CountAbove work({round.users_of(m), models[m].items, nullptr}, round.size,
+                    {round.scores[m].data(), round.ids.data(), round.c, 0, n}, round.seen, tile, round.above[m].data());
+    parallel(work.tasks(), 1, [&](int64_t a, int64_t b) { work.run(a, b); });
+    if (const int64_t at = work.nan_at(); at >= 0) return {m, round.rows[at / n], at % n};
+  }
+  return {-1, 0, 0};
+}
+
+void Sampler::accept(const Round& round) const {
+  parallel(round.size, 4, [&](int64_t a, int64_t b) {
+    for (int to_teacher = 0; to_teacher < 2; ++to_teacher) {
+      const Direction& d = directions[to_teacher];
+      const std::vector<int64_t>&guide = round.above[to_teacher == 1], &learner = round.above[to_teacher == 0];
+      for (int64_t r = a; r < b; ++r) {
+        const int64_t row = round.rows[r], n = unseen(row);
+        if (!open(to_teacher, row, round.start)) continue;
+        const Accept accepts(seed, step, round.user_ids[r], d.weight, to_teacher == 1, n);
+        for (int64_t j = 0; j < round.c && d.hits[row] < k; ++j) {
+          const int64_t at = r * round.c + j;
+          if (accepts(round.start + j, guide[at] + 1, learner[at] + 1)) d.ids[row * k + d.hits[row]++] = round.ids[at];
+        }
+      }
+    }
+  });
+}
+
+}  // namespace bdkernels::cpu

@@ -1,0 +1,58 @@
+// All rounds of the sampler: proposals, their scores and ranks under both models, acceptance.
+#pragma once
+#include <cstdint>
+#include <functional>
+
+#include "kernels.h"
+
+namespace bdkernels::cpu {
+
+// Calls body on ranges that cover [0, n), in parallel, with at least `grain` in each.
+using Body = std::function<void(int64_t, int64_t)>;
+using ParallelFor = std::function<void(int64_t n, int64_t grain, const Body& body)>;
+
+struct Model {
+  Users users;
+  Items items;
+};
+
+struct Direction {
+  bool on;
+  Weight weight;
+  int64_t* ids;   // [B, k], -1 at first: the draws
+  int64_t* hits;  // [B], 0 at first: how many were drawn; what is missing to k must come from the full row
+};
+
+struct Sampler {
+  Model models[2];          // teacher, student
+  Direction directions[2];  // to the student, to the teacher
+  Seen seen;
+  const int64_t* user_ids;  // [B]
+  int64_t k;
+  uint64_t seed;
+  uint32_t step;
+  // A direction of a user ends with fewer than min_hits among the first `probe` proposals, or after `cap` of them. Neither
+  // rule looks at k, so draw i stays draw i whatever k is. From bdkernels/sampler.py, which says why.
+  int64_t probe, min_hits, cap;
+  int64_t tile;
+  ParallelFor parallel;
+
+  // The first score that is NaN: of model 0 (teacher) or 1, or -1 where there is none.
+  struct Nan {
+    int64_t model, row, item;
+  };
+  Nan run() const;
+
+ private:
+  struct Round;
+  Nan run(std::vector<int64_t> rows) const;
+  int64_t pilot(const std::vector<int64_t>& rows) const;
+  void propose(Round& round) const;
+  Nan count(Round& round) const;
+  void accept(const Round& round) const;
+  bool open(int64_t direction, int64_t row, int64_t start) const;
+  int64_t next(const std::vector<int64_t>& rows, int64_t start) const;
+  int64_t unseen(int64_t row) const { return models[0].items.n - seen.count(row); }
+};
+
+}  // namespace bdkernels::cpu
