@@ -21,7 +21,10 @@ LIBRARY = Path("bdkernels", "lib", "libbdkernels_cpu.so")
 ABI = "0x020a000000000000"  # torch 2.10, the oldest that the binary shall load on
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # GCC 12 warns of its own AVX-512 headers (GCC bug 105593).
-ISA_FLAGS = {"avx512": ["-mavx512f", "-mfma", "-Wno-maybe-uninitialized", "-Wno-uninitialized"], "avx2": ["-mavx2", "-mfma"]}
+ISA_FLAGS = {
+    "avx512": ["-mavx512f", "-mfma", "-Wno-maybe-uninitialized", "-Wno-uninitialized"],
+    "avx2": ["-mavx2", "-mfma"],
+}
 
 
 def torch_folder() -> Path:

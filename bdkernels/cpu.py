@@ -109,17 +109,17 @@ def accept(
 
 def draw(
     batch: Any, k: int, weights: tuple[WeightCode, WeightCode], seed: int, step: int, limits: tuple[int, int, int]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """All rounds of `sampler` in one call; `batch` is its Batch."""
+) -> tuple[Tensor, Tensor]:
+    """The whole of `sampler` in one call; `batch` is its Batch."""
     codes = [(KINDS.index(kind) if kind else -1, parameter, flipped) for kind, parameter, flipped in weights]
-    *drawn, model, row, item = torch.ops.bdkernels_cpu.draw(
+    to_student, to_teacher, model, row, item = torch.ops.bdkernels_cpu.draw(
         *_factors(batch.teacher), *_factors(batch.student), *_seen(batch.seen, batch.user_ids),
         batch.user_ids.contiguous(), k, seed, step, *codes[0], *codes[1], *limits, TILE,
     )  # fmt: skip
     if model >= 0:
         which = ("teacher", "student")[model]
         raise ValueError(f"{which}: expected finite scores, got NaN for user row {row}, item {item}")
-    return drawn[::2], drawn[1::2]
+    return to_student, to_teacher
 
 
 STEPS = Steps(score, score_block, count_above, count_above_block, propose, accept, draw)

@@ -29,8 +29,8 @@ class Steps(NamedTuple):
     count_above_block: Callable[[Tensor, Tensor, Tensor, Seen | None, int], Tensor]
     propose: Callable[[int, int, Tensor, int, int, int, Seen | None], Tensor]
     accept: Callable[[int, int, Tensor, int, Tensor, Tensor, Tensor, WeightCode, bool], Tensor]
-    # All rounds of the sampler in one call, where a backend has that; else `sampler` makes them of the steps above.
-    draw: Callable[..., tuple[list[Tensor], list[Tensor]]] | None = None
+    # The whole sampler in one call, where a backend has that; else `sampler` makes it of the steps above.
+    draw: Callable[..., tuple[Tensor, Tensor]] | None = None
 
 
 # ---- score ----

@@ -69,19 +69,13 @@ def sample(
 
     `weights` are those to the student and to the teacher; a direction whose kind is "" is off and has no columns.
     """
-    n_users, n_items = user_ids.shape[0], teacher.n_items
-    candidates = reference.candidate_counts(n_items, n_users, seen, user_ids.device)
+    candidates = reference.candidate_counts(teacher.n_items, len(user_ids), seen, user_ids.device)
     everyone = Batch(teacher, student, seen, user_ids, candidates)
+    limits = PROBE, MIN_HITS, CAP
     draw = steps.draw or partial(_draw, steps)
-    ids, hits = draw(everyone, k, weights, seed, step, (PROBE, MIN_HITS, CAP))
-    for to_teacher, (weight, drawn, have) in enumerate(zip(weights, ids, hits, strict=True)):
-        if not weight[0]:
-            continue
-        missing = ((have < k) & (candidates > 0)).nonzero().squeeze(1)
-        for rows in missing.split(max(1, ROW_ELEMENTS // n_items)) if missing.numel() else ():
-            full = _draw_from_full_rows(steps, everyone.take(rows), bool(to_teacher), weight, k, seed, step)
-            drawn[rows] = torch.where(torch.arange(k, device=rows.device) < have[rows, None], drawn[rows], full)
-    return tuple(i if kind else i[:, :0] for i, (kind, _, _) in zip(ids, weights, strict=True))  # type: ignore[return-value]
+    ids = draw(everyone, k, weights, seed, step, limits)
+    to_student, to_teacher = (drawn if kind else drawn[:, :0] for drawn, (kind, _, _) in zip(ids, weights, strict=True))
+    return to_student, to_teacher
 
 
 def _draw(
@@ -92,21 +86,24 @@ def _draw(
     seed: int,
     step: int,
     limits: tuple[int, int, int],
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The rounds of each group of users: ids [B, k] (-1 where not drawn) and hits [B] of both directions."""
-    ids = [everyone.user_ids.new_full((len(everyone.user_ids), k), -1) for _ in weights]
-    hits = [torch.zeros_like(everyone.user_ids) for _ in weights]
-    for rows in torch.arange(len(everyone.user_ids), device=ids[0].device).split(ROWS):
+) -> tuple[Tensor, Tensor]:
+    """`sample` made of the steps of a backend."""
+    n_users, n_items = len(everyone.user_ids), everyone.teacher.n_items
+    out = [everyone.user_ids.new_full((n_users, k), -1) for _ in weights]
+    for rows in torch.arange(n_users, device=everyone.user_ids.device).split(ROWS):
         batch = everyone.take(rows)
         directions = [
-            Direction(to_teacher, weight, ids[to_teacher][rows], hits[to_teacher][rows], batch.candidates > 0)
-            for to_teacher, weight in enumerate(weights)
+            Direction(to_teacher, weight, ids[rows], torch.zeros_like(rows), batch.candidates > 0)
+            for to_teacher, (weight, ids) in enumerate(zip(weights, out, strict=True))
             if weight[0]
         ]
         _accept_in_rounds(steps, batch, directions, k, seed, step, limits)
         for d in directions:
-            ids[d.to_teacher][rows], hits[d.to_teacher][rows] = d.ids, d.hits
-    return ids, hits
+            missing = ((d.hits < k) & (batch.candidates > 0)).nonzero().squeeze(1)
+            for some in missing.split(max(1, ROW_ELEMENTS // n_items)) if missing.numel() else ():
+                _draw_from_full_rows(steps, batch.take(some), d, some, seed, step)
+            out[d.to_teacher][rows] = d.ids
+    return out[0], out[1]
 
 
 def _accept_in_rounds(
@@ -143,12 +140,10 @@ def _place(d: Direction, rows: Tensor, ids: Tensor, hit: Tensor) -> None:
     d.hits[rows] += hit.sum(1)
 
 
-def _draw_from_full_rows(
-    steps: Steps, b: Batch, to_teacher: bool, weight: WeightCode, k: int, seed: int, step: int
-) -> Tensor:
-    """k draws of each of these rows from the cumulative weights of all candidates: float64, from log-weights."""
-    kind, parameter, flipped = weight
-    guide, learner = (b.student, b.teacher) if to_teacher else (b.teacher, b.student)
+def _draw_from_full_rows(steps: Steps, b: Batch, d: Direction, rows: Tensor, seed: int, step: int) -> None:
+    """Fill the missing draws of these rows from the cumulative weights of all candidates: float64, from log-weights."""
+    kind, parameter, flipped = d.weight
+    guide, learner = (b.student, b.teacher) if d.to_teacher else (b.teacher, b.student)
     rank_guide = _full_ranks(steps, guide, b.seen)
     delta = rank_guide - _full_ranks(steps, learner, b.seen)
     log_w = reference.log_weight(kind, parameter, -delta if flipped else delta, b.candidates[:, None], rank_guide)
@@ -158,12 +153,13 @@ def _draw_from_full_rows(
     top = log_w.amax(1, keepdim=True)
     cumulative = (log_w - top).exp_().nan_to_num_(0.0).cumsum_(1)  # NaN: no weight anywhere
     total = cumulative[:, -1:].contiguous()
-    index = torch.arange(k, device=b.user_ids.device)
+    index = torch.arange(d.ids.shape[1], device=rows.device)
     words = reference.philox(seed, index, reference.FALLBACK, b.user_ids[:, None], step)
-    u = reference.uniform(*words[2:]) if to_teacher else reference.uniform(*words[:2])
+    u = reference.uniform(*words[2:]) if d.to_teacher else reference.uniform(*words[:2])
     last = torch.searchsorted(cumulative, total)  # the last item with weight: u * total may round up to total
     drawn = torch.searchsorted(cumulative, u * total, right=True).minimum(last)
-    return torch.where(total > 0, drawn, -1)
+    drawn = torch.where(total > 0, drawn, -1)
+    d.ids[rows] = torch.where(index < d.hits[rows, None], d.ids[rows], drawn)
 
 
 def _full_ranks(steps: Steps, f: Factors, seen: Seen | None) -> Tensor:

@@ -36,9 +36,9 @@ Tensor accept(int64_t seed, int64_t step, const Tensor& user_ids, int64_t start,
   return out;
 }
 
-// All rounds: ids [B, k] and hits [B] of both directions, and the model (0 teacher, 1 student; -1 none), row and item of a
-// score that is NaN. A direction of kind -1 is off.
-std::tuple<Tensor, Tensor, Tensor, Tensor, int64_t, int64_t, int64_t> draw(
+// The whole sampler: ids [B, k] of both directions, and the model (0 teacher, 1 student; -1 none), row and item of a score
+// that is NaN. A direction of kind -1 is off.
+std::tuple<Tensor, Tensor, int64_t, int64_t, int64_t> draw(
     const Tensor& users, const Tensor& items, const Tensor& bias, const Tensor& student_users, const Tensor& student_items,
     const Tensor& student_bias, const Tensor& indptr, const Tensor& indices, const Tensor& user_ids, int64_t k, int64_t seed,
     int64_t step, int64_t kind_to_student, double parameter_to_student, bool flipped_to_student, int64_t kind_to_teacher,
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, int64_t, int64_t, int64_t> draw(
                              tile,
                              [](int64_t n, int64_t grain, const cpu::Body& body) { parallel_for(0, n, grain, body); }};
   const auto nan = sampler.run();
-  return {ids_s, hits_s, ids_t, hits_t, nan.model, nan.row, nan.item};
+  return {ids_s, ids_t, nan.model, nan.row, nan.item};
 }
 
 }  // namespace
@@ -84,7 +84,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cpu, m) {
       "Tensor indptr, Tensor indices, Tensor user_ids, int k, int seed, int step, int kind_to_student, "
       "float parameter_to_student, bool flipped_to_student, int kind_to_teacher, float parameter_to_teacher, "
       "bool flipped_to_teacher, int probe, int min_hits, int cap, int tile) "
-      "-> (Tensor, Tensor, Tensor, Tensor, int, int, int)");
+      "-> (Tensor, Tensor, int, int, int)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bdkernels_cpu, CPU, m) {

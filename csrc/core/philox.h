@@ -6,7 +6,7 @@
 namespace bdkernels {
 
 // Streams of random numbers; the same in bdkernels/reference.py.
-enum Stream : uint32_t { kPropose = 0, kAccept = 1 };
+enum Stream : uint32_t { kPropose = 0, kAccept = 1, kFullRow = 2 };
 
 struct Words {
   uint32_t w[4];

@@ -58,10 +58,12 @@ Sampler::Nan Sampler::run() const {
   for (int64_t row = 0; row < batch; ++row) {
     if (unseen(row) > 0) rows.push_back(row);
   }
-  return rows.empty() ? Nan{-1, 0, 0} : run(std::move(rows));
+  if (const Nan nan = rounds(std::move(rows)); nan.model >= 0) return nan;
+  return full_rows();
 }
 
-Sampler::Nan Sampler::run(std::vector<int64_t> rows) const {
+Sampler::Nan Sampler::rounds(std::vector<int64_t> rows) const {
+  if (rows.empty() || cap == 0) return {-1, 0, 0};
   int64_t c = pilot(rows);
   for (int64_t start = 0; !rows.empty() && start < cap; c = next(rows, start)) {
     const int64_t stop = std::min(start + c, start < probe ? probe : cap);
@@ -80,8 +82,7 @@ Sampler::Nan Sampler::run(std::vector<int64_t> rows) const {
 }
 
 bool Sampler::open(int64_t direction, int64_t row, int64_t start) const {
-  const Direction& d = directions[direction];
-  return d.on && d.hits[row] < k && (start < probe || d.hits[row] >= min_hits);
+  return lacks(direction, row) && (start < probe || directions[direction].hits[row] >= min_hits);
 }
 
 // How many proposals the first round shall have, by the weights of some users' proposals at ranks among some of the items.

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "kernels.h"
 
@@ -20,7 +21,7 @@ struct Direction {
   bool on;
   Weight weight;
   int64_t* ids;   // [B, k], -1 at first: the draws
-  int64_t* hits;  // [B], 0 at first: how many were drawn; what is missing to k must come from the full row
+  int64_t* hits;  // [B], 0 at first: how many were drawn
 };
 
 struct Sampler {
@@ -31,8 +32,9 @@ struct Sampler {
   int64_t k;
   uint64_t seed;
   uint32_t step;
-  // A direction of a user ends with fewer than min_hits among the first `probe` proposals, or after `cap` of them. Neither
-  // rule looks at k, so draw i stays draw i whatever k is. From bdkernels/sampler.py, which says why.
+  // A direction of a user with fewer than min_hits among the first `probe` proposals, or fewer than k among the first `cap`,
+  // gets the rest from the full row. No rule looks at k otherwise, so draw i stays draw i whatever k is
+  // (bdkernels/sampler.py).
   int64_t probe, min_hits, cap;
   int64_t tile;
   ParallelFor parallel;
@@ -45,13 +47,18 @@ struct Sampler {
 
  private:
   struct Round;
-  Nan run(std::vector<int64_t> rows) const;
+  struct FullRow;
+  Nan rounds(std::vector<int64_t> rows) const;
+  Nan full_rows() const;
   int64_t pilot(const std::vector<int64_t>& rows) const;
   void propose(Round& round) const;
   Nan count(Round& round) const;
   void accept(const Round& round) const;
   bool open(int64_t direction, int64_t row, int64_t start) const;
   int64_t next(const std::vector<int64_t>& rows, int64_t start) const;
+  bool lacks(int64_t direction, int64_t row) const {
+    return directions[direction].on && directions[direction].hits[row] < k;
+  }
   int64_t unseen(int64_t row) const { return models[0].items.n - seen.count(row); }
 };
 
