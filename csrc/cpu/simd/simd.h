@@ -59,6 +59,9 @@ struct Simd {
   // runs of the same bin do not wait for each other. `scratch` has room for n integers.
   int64_t (*count_many)(const float* scores, int64_t n, const Thresholds& t, int64_t first_id, int32_t* hist,
                         int32_t* scratch);
+  // Where the scores that are not at most `bar` are -> out, which has room for n; returns how many. A NaN is always one of
+  // them, and if the bar is NaN all are.
+  int64_t (*select)(const float* scores, int64_t n, float bar, int32_t* out);
 };
 
 const Simd& portable_simd();

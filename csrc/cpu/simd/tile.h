@@ -1,7 +1,8 @@
 // The inner loops, written once over a vector type V and compiled once for each instruction set.
 // V has: T, name, lanes, rows (users in registers), load, set, store, store_int (truncated), fma, sub, mul, min, max (the
-// second argument where the first is NaN), count_gt, count_ge, any_nan.
+// second argument where the first is NaN), count_gt, count_ge, any_nan, not_le (a bit for each lane).
 #pragma once
+#include <bit>
 #include <cmath>
 #include <cstdint>
 
@@ -166,7 +167,22 @@ struct Tile {
     return -1;
   }
 
-  static constexpr Simd table() { return {V::name, W, pack, score, dot, count_few, count_many}; }
+  static int64_t select(const float* scores, int64_t n, float bar, int32_t* out) {
+    const int64_t whole = n - n % W;
+    const auto wide = V::set(bar);
+    int64_t found = 0;
+    for (int64_t i = 0; i < whole; i += W) {
+      for (uint32_t hits = V::not_le(V::load(scores + i), wide); hits; hits &= hits - 1) {
+        out[found++] = static_cast<int32_t>(i) + std::countr_zero(hits);
+      }
+    }
+    for (int64_t i = whole; i < n; ++i) {
+      if (!(scores[i] <= bar)) out[found++] = static_cast<int32_t>(i);
+    }
+    return found;
+  }
+
+  static constexpr Simd table() { return {V::name, W, pack, score, dot, count_few, count_many, select}; }
 };
 
 }  // namespace bdkernels::cpu
