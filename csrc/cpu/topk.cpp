@@ -16,6 +16,7 @@ namespace bdkernels::cpu {
 namespace {
 
 constexpr int64_t kUserBlock = 64;           // users that share a packed tile
+constexpr int64_t kFewUsers = 3;             // up to so many are scored without packing
 constexpr int64_t kUserGroup = 24;           // users scored at once: a multiple of every instruction set's rows
 constexpr int64_t kPackedFloats = 32 << 10;  // a packed tile: 128 KB, an eighth of a common L2
 constexpr int64_t kSpare = 64;               // room beyond k, where k is small
@@ -30,13 +31,12 @@ struct Best {
   const int64_t* seen;
   const int64_t* seen_end;
 
-  // Ids are asked in ascending order.
-  bool has_seen(int64_t id) {
+  // Ids come in ascending order.
+  void take(float score, int64_t id, int64_t k, int64_t capacity) {
     while (seen < seen_end && *seen < id) ++seen;
-    return seen < seen_end && *seen == id;
-  }
-
-  void keep(int64_t k) {
+    if (seen < seen_end && *seen == id) return;
+    keys[size++] = order_key(score, id);
+    if (size < capacity || capacity <= k) return;
     std::nth_element(keys, keys + k - 1, keys + size, std::greater<>());
     size = k;
     bar = order_score(keys[k - 1]);
@@ -79,6 +79,7 @@ void TopK::run(int64_t task0, int64_t task1) {
   for (int64_t task = task0; task < task1; ++task) {
     const int64_t range = task % ranges_, first = range * range_, last = std::min(items_.n, first + range_);
     const int64_t user0 = task / ranges_ * block_, user1 = std::min(users_.n, user0 + block_);
+    const bool few = user1 - user0 <= kFewUsers;
     for (int64_t row = user0; row < user1; ++row) {
       const int64_t *begin = seen_.indices + seen_.begin(row), *end = seen_.indices + seen_.end(row);
       best[row - user0] = {keys_.get() + (row * ranges_ + range) * capacity_, 0, std::numeric_limits<float>::quiet_NaN(),
@@ -86,21 +87,20 @@ void TopK::run(int64_t task0, int64_t task1) {
     }
     for (int64_t item0 = first; item0 < last; item0 += tile_) {
       const int64_t n = std::min(tile_, last - item0);
-      isa.pack(items_, item0, n, panels.data(), bias.data());
+      if (!few) isa.pack(items_, item0, n, panels.data(), bias.data());
       for (int64_t group = user0; group < user1; group += kUserGroup) {
         const int64_t rows = std::min(kUserGroup, user1 - group);
-        isa.score(users_.data + group * items_.d, rows, panels.data(), bias.data(), n, items_.d, scores.data(), tile_);
-        for (int64_t row = group; row < group + rows; ++row) {
-          const float* mine = scores.data() + (row - group) * tile_;
-          Best& b = best[row - user0];
+        const float* users = users_.data + group * items_.d;
+        if (!few) isa.score(users, rows, panels.data(), bias.data(), n, items_.d, scores.data(), tile_);
+        for (int64_t r = 0; r < rows; ++r) {
+          float* mine = scores.data() + r * tile_;
+          if (few) isa.score_one(users + r * items_.d, items_, item0, n, mine);
+          Best& b = best[group + r - user0];
           const int64_t found = isa.select(mine, n, b.bar, hits.data());
           for (int64_t h = 0; h < found; ++h) {
             const float score = mine[hits[h]];
-            const int64_t item = item0 + hits[h];
-            if (score != score) found_nan(row, item);
-            if (!(score > b.bar || b.bar != b.bar) || b.has_seen(item)) continue;
-            b.keys[b.size++] = order_key(score, item);
-            if (b.size == capacity_ && capacity_ > k_) b.keep(k_);
+            if (score != score) found_nan(group + r, item0 + hits[h]);
+            if (!(score <= b.bar)) b.take(score, item0 + hits[h], k_, capacity_);  // the bar may have risen meanwhile
           }
         }
       }

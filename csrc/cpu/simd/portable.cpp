@@ -64,6 +64,8 @@ struct Portable {
     for (int i = 0; i < lanes; ++i) bits |= static_cast<uint32_t>(!(a.x[i] <= b.x[i])) << i;
     return bits;
   }
+  static T zip_low(const T& a, const T& b) { return {{a.x[0], b.x[0], a.x[1], b.x[1]}}; }
+  static T zip_high(const T& a, const T& b) { return {{a.x[2], b.x[2], a.x[3], b.x[3]}}; }
 };
 
 }  // namespace

@@ -62,6 +62,9 @@ struct Simd {
   // Where the scores that are not at most `bar` are -> out, which has room for n; returns how many. A NaN is always one of
   // them, and if the bar is NaN all are.
   int64_t (*select)(const float* scores, int64_t n, float bar, int32_t* out);
+  // Scores of items [item0, item0 + n) for one user, straight from the table: packing pays for many users only. The same
+  // bits as `score` gives -> out, which has room for a multiple of lanes.
+  void (*score_one)(const float* user, const Items& items, int64_t item0, int64_t n, float* out);
 };
 
 const Simd& portable_simd();
