@@ -19,6 +19,7 @@ constexpr int64_t kUserBlock = 64;           // users that share a packed tile
 constexpr int64_t kFewUsers = 3;             // up to so many are scored without packing
 constexpr int64_t kUserGroup = 24;           // users scored at once: a multiple of every instruction set's rows
 constexpr int64_t kPackedFloats = 32 << 10;  // a packed tile: 128 KB, an eighth of a common L2
+constexpr int64_t kSample = 128;             // keys that choose a cut, where there are many
 constexpr int64_t kSpare = 64;               // room beyond k, where k is small
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -27,7 +28,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 struct Best {
   uint64_t* keys;  // room for `capacity`, unordered
   int64_t size;
-  float bar;  // the k-th best score; NaN until k are there, which no score is at most
+  float bar;  // at most the k-th best score; NaN until k are there, which no score is at most
   const int64_t* seen;
   const int64_t* seen_end;
 
@@ -36,10 +37,35 @@ struct Best {
     while (seen < seen_end && *seen < id) ++seen;
     if (seen < seen_end && *seen == id) return;
     keys[size++] = order_key(score, id);
-    if (size < capacity || capacity <= k) return;
-    std::nth_element(keys, keys + k - 1, keys + size, std::greater<>());
-    size = k;
-    bar = order_score(keys[k - 1]);
+    if (size == capacity && capacity > k) raise_bar(k);
+  }
+
+  // Keeps the k best, or a few more where a sample of the keys shows a cut that is nearly as good and much cheaper.
+  void raise_bar(int64_t k) {
+    uint64_t cut;
+    if (!sampled_cut(k, &cut)) {
+      std::nth_element(keys, keys + k - 1, keys + size, std::greater<>());
+      cut = keys[k - 1];
+    }
+    int64_t kept = 0;
+    for (int64_t i = 0; i < size; ++i) {  // no branch: half of the guesses would be wrong
+      const uint64_t key = keys[i];
+      keys[kept] = key;
+      kept += key >= cut;
+    }
+    size = kept;
+    bar = order_score(cut);
+  }
+
+  // A key that at least k keys are not below, and not many more.
+  bool sampled_cut(int64_t k, uint64_t* cut) const {
+    if (size < 8 * kSample) return false;
+    uint64_t sample[kSample];
+    for (int64_t i = 0; i < kSample; ++i) sample[i] = keys[i * size / kSample];
+    std::nth_element(sample, sample + kSample * 3 / 5, sample + kSample, std::greater<>());
+    *cut = sample[kSample * 3 / 5];
+    const int64_t kept = std::count_if(keys, keys + size, [&](uint64_t key) { return key >= *cut; });
+    return k <= kept && kept <= size * 3 / 4;
   }
 };
 
