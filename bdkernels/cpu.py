@@ -122,4 +122,10 @@ def draw(
     return to_student, to_teacher
 
 
-STEPS = Steps(score, score_block, count_above, count_above_block, propose, accept, draw)
+def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
+    scores, ids, nan_at = torch.ops.bdkernels_cpu.topk(*_factors(f), k, *_seen(seen, f.users), TILE)
+    _raise_nan(nan_at, f.n_items, 0)
+    return scores, ids
+
+
+STEPS = Steps(score, score_block, count_above, count_above_block, propose, accept, topk, draw)

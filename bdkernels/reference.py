@@ -29,6 +29,7 @@ class Steps(NamedTuple):
     count_above_block: Callable[[Tensor, Tensor, Tensor, Seen | None, int], Tensor]
     propose: Callable[[int, int, Tensor, int, int, int, Seen | None], Tensor]
     accept: Callable[[int, int, Tensor, int, Tensor, Tensor, Tensor, WeightCode, bool], Tensor]
+    topk: Callable[[Factors, int, Seen | None], tuple[Tensor, Tensor]]
     # The whole sampler in one call, where a backend has that; else `sampler` makes it of the steps above.
     draw: Callable[..., tuple[Tensor, Tensor]] | None = None
 
@@ -344,15 +345,15 @@ def bd_step(
 # ---- topk ----
 
 
-def topk(f: Factors, k: int, seen: Seen | None, block: Callable[[Factors], Tensor]) -> tuple[Tensor, Tensor]:
-    """The k best unseen items by the total order, merged tile by tile; `block` scores a tile like `score_block`."""
+def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
+    """[B, k] scores and ids of the best unseen items in the total order, merged tile by tile; -inf and -1 past the last."""
     n_rows = f.users.shape[0]
     worst = torch.iinfo(torch.int64).min
     best = torch.full((n_rows, k), worst, dtype=torch.int64, device=f.users.device)
     tile = max(k, tile_size(n_rows))
     rows = None if seen is None else seen.row_of_each()
     for start in range(0, f.n_items, tile):
-        scores = block(slice_items(f, start, start + tile))
+        scores = score_block(slice_items(f, start, start + tile))
         check_scores(scores, start)
         keys = order_key(scores, torch.arange(start, start + scores.shape[1], device=scores.device))
         if seen is not None and rows is not None:
@@ -363,4 +364,4 @@ def topk(f: Factors, k: int, seen: Seen | None, block: Callable[[Factors], Tenso
     return order_score(best).masked_fill(missing, -torch.inf), (_LOW32 - (best & _LOW32)).masked_fill(missing, -1)
 
 
-STEPS = Steps(score, score_block, count_above, count_above_block, propose, accept)
+STEPS = Steps(score, score_block, count_above, count_above_block, propose, accept, topk)

@@ -30,7 +30,8 @@ run = {
     "rank one query": lambda: bd.rank(t, ids[:, :1], seen),
     "sample": lambda: bd.sample(t, s, 32, seen),
     "full row": lambda: bd.sample(*one, 32, to_student=bd.Exp(500.0), to_teacher=None),
-    "topk": lambda: bd.topk(t._replace(users=t.users[:64]), 10),
+    "topk": lambda: bd.topk(t, 100, seen),
+    "topk of many": lambda: bd.topk(t, 2048, seen),
 }[sys.argv[1]]
 open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts again from here
 before = high_water()
@@ -39,7 +40,7 @@ print(json.dumps((high_water() - before) / 1024))
 """
 
 
-@pytest.mark.parametrize("what", ["rank", "rank one query", "sample", "full row", "topk"])
+@pytest.mark.parametrize("what", ["rank", "rank one query", "sample", "full row", "topk", "topk of many"])
 def test_peak_extra_memory(what):
     if (reason := backends.missing("cpu")) is not None:
         pytest.skip(f"backend cpu: {reason}")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .. import checks, reference
+from .. import checks
 from ..backends import steps
 from ..factors import Factors
 from .define import FACTORS, OPTIONS, SEEN, define, seen_rows
@@ -39,7 +39,7 @@ def _topk(
     _topk_fake(users, items, item_bias, k, seen_indptr, seen_indices)
     seen = seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
     checks.seen_values(seen, items.shape[0])
-    return reference.topk(Factors(users, items, item_bias), k, seen, steps(users.device, backend).score_block)
+    return steps(users.device, backend).topk(Factors(users, items, item_bias), k, seen)
 
 
 define("topk", f"({FACTORS}, int k, {SEEN}, {OPTIONS}) -> (Tensor, Tensor)", _topk, _topk_fake)

@@ -2,11 +2,11 @@
 // radix sort each, and draws by inversion of the cumulative weights. 24 bytes an item and thread.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <utility>
 #include <vector>
 
+#include "../core/order.h"
 #include "../core/philox.h"
 #include "sampler.h"
 
@@ -14,16 +14,8 @@ namespace bdkernels::cpu {
 namespace {
 
 struct Entry {
-  uint32_t key, item;
+  uint32_t key, item;  // keys rise as scores fall
 };
-
-// Falling scores as rising keys; -0.0 is equal to 0.0.
-uint32_t falling_key(float score) {
-  const float plus = score + 0.0f;
-  uint32_t bits;
-  std::memcpy(&bits, &plus, 4);
-  return ~(bits ^ (bits >> 31 ? 0xFFFFFFFFu : 0x80000000u));
-}
 
 // Sorts by key, entries with equal keys in the order that they had: three passes of 11 bits. Returns where the result is.
 Entry* radix_sort(Entry* from, Entry* to, int64_t n) {
@@ -64,7 +56,7 @@ struct Sampler::FullRow {
       isa.score(user, 1, panels.data(), bias.data(), count, items.d, scores.data(), tile);
       for (int64_t i = 0; i < count; ++i) {
         if (std::isnan(scores[i])) return first + i;
-        entries[first + i] = {falling_key(scores[i]), static_cast<uint32_t>(first + i)};
+        entries[first + i] = {~order_bits(scores[i]), static_cast<uint32_t>(first + i)};
       }
     }
     const Entry* sorted = radix_sort(entries.data(), entries.data() + n, n);

@@ -2,6 +2,8 @@
 #pragma once
 #include <atomic>
 #include <cstdint>
+#include <memory>
+#include <vector>
 
 #include "../core/score.h"
 #include "../core/seen.h"
@@ -75,5 +77,33 @@ struct Accept {
 void accept(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t start, int64_t c, const int64_t* rank_guide,
             const int64_t* rank_learner, const int64_t* candidates, const Weight& weight, bool to_teacher, int64_t row0,
             int64_t row1, bool* out);
+
+// ---- topk ----
+
+// The k best unseen items of each user, for k from 1 to items.n.
+// Tasks 0 .. tasks() - 1, then finish() on every row; each step may run in parallel.
+class TopK {
+ public:
+  TopK(const Users& users, const Items& items, int64_t k, const Seen& seen, int64_t threads, int64_t tile);
+
+  int64_t tasks() const { return user_blocks_ * ranges_; }
+  void run(int64_t task0, int64_t task1);
+  // -> scores, ids [B, k], best first; -inf and -1 where there are too few.
+  void finish(int64_t row0, int64_t row1, float* scores, int64_t* ids);
+  // row * n + item of a score that is NaN, or -1.
+  int64_t nan_at() const { return nan_at_.load(); }
+
+ private:
+  void found_nan(int64_t row, int64_t item);
+
+  Users users_;
+  Items items_;
+  int64_t k_;
+  Seen seen_;
+  int64_t tile_, block_, user_blocks_, range_, ranges_, capacity_;
+  std::unique_ptr<uint64_t[]> keys_;  // [B, ranges, capacity] order keys of what may be among the k best
+  std::vector<int64_t> sizes_;        // [B, ranges] how many
+  std::atomic<int64_t> nan_at_;
+};
 
 }  // namespace bdkernels::cpu

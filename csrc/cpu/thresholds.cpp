@@ -3,30 +3,20 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstring>
 #include <limits>
+
+#include "../core/order.h"
 
 namespace bdkernels::cpu {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-// Integers in the order of the scores; -0.0 is equal to 0.0.
-uint32_t order_bits(float t) {
-  const float plus = t + 0.0f;
-  uint32_t bits;
-  std::memcpy(&bits, &plus, 4);
-  return bits ^ (bits >> 31 ? 0xFFFFFFFFu : 0x80000000u);
-}
-
 // The next float towards -infinity, which is its own.
 float next_below(float x) {
   if (x == 0.0f) return -std::numeric_limits<float>::denorm_min();
   if (x == -kInfinity) return x;
-  const uint32_t key = order_bits(x) - 1, bits = key ^ (key >> 31 ? 0x80000000u : 0xFFFFFFFFu);
-  float below;
-  std::memcpy(&below, &bits, 4);
-  return below;
+  return score_of(order_bits(x) - 1);
 }
 
 // Bins from the threshold `edge` to the one as far from the end.

@@ -21,25 +21,10 @@ struct Avx2 {
   static T min(T a, T b) { return _mm256_min_ps(a, b); }
   static T max(T a, T b) { return _mm256_max_ps(a, b); }
   static int64_t count_gt(T a, T b) { return __builtin_popcount(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ))); }
-  static void transpose(const float* from, int64_t stride, float* to) {
-    T a[8], b[8];
-    for (int i = 0; i < 8; ++i) a[i] = load(from + i * stride);
-    for (int i = 0; i < 8; i += 2) {
-      b[i] = _mm256_unpacklo_ps(a[i], a[i + 1]);
-      b[i + 1] = _mm256_unpackhi_ps(a[i], a[i + 1]);
-    }
-    for (int i = 0; i < 8; i += 4) {  // a[i + k]: column k of each 128-bit lane, rows i .. i + 3
-      a[i] = _mm256_shuffle_ps(b[i], b[i + 2], 0x44);
-      a[i + 1] = _mm256_shuffle_ps(b[i], b[i + 2], 0xEE);
-      a[i + 2] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0x44);
-      a[i + 3] = _mm256_shuffle_ps(b[i + 1], b[i + 3], 0xEE);
-    }
-    for (int k = 0; k < 4; ++k) {
-      store(to + k * 8, _mm256_permute2f128_ps(a[k], a[k + 4], 0x20));
-      store(to + (k + 4) * 8, _mm256_permute2f128_ps(a[k], a[k + 4], 0x31));
-    }
-  }
   static bool any_nan(T a) { return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)) != 0; }
+  static uint32_t not_le(T a, T b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLE_UQ)); }
+  static T zip_low(T a, T b) { return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x20); }
+  static T zip_high(T a, T b) { return _mm256_permute2f128_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b), 0x31); }
 };
 
 }  // namespace

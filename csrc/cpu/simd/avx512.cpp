@@ -71,30 +71,14 @@ struct Avx512 {
     return _mm512_mask_add_epi32(p, less(threshold, s), p, _mm512_set1_epi32(by));
   }
 
-  static void transpose(const float* from, int64_t stride, float* to) {
-    T a[16], b[16];
-    for (int i = 0; i < 16; ++i) a[i] = load(from + i * stride);
-    for (int i = 0; i < 16; i += 2) {
-      b[i] = _mm512_unpacklo_ps(a[i], a[i + 1]);
-      b[i + 1] = _mm512_unpackhi_ps(a[i], a[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4) {  // a[i + k]: column k of each 128-bit lane, rows i .. i + 3
-      a[i] = _mm512_shuffle_ps(b[i], b[i + 2], 0x44);
-      a[i + 1] = _mm512_shuffle_ps(b[i], b[i + 2], 0xEE);
-      a[i + 2] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0x44);
-      a[i + 3] = _mm512_shuffle_ps(b[i + 1], b[i + 3], 0xEE);
-    }
-    for (int k = 0; k < 4; ++k) {
-      const T even_top = _mm512_shuffle_f32x4(a[k], a[k + 4], 0x88), odd_top = _mm512_shuffle_f32x4(a[k], a[k + 4], 0xDD);
-      const T even_low = _mm512_shuffle_f32x4(a[k + 8], a[k + 12], 0x88),
-              odd_low = _mm512_shuffle_f32x4(a[k + 8], a[k + 12], 0xDD);
-      store(to + (k + 0) * 16, _mm512_shuffle_f32x4(even_top, even_low, 0x88));
-      store(to + (k + 4) * 16, _mm512_shuffle_f32x4(odd_top, odd_low, 0x88));
-      store(to + (k + 8) * 16, _mm512_shuffle_f32x4(even_top, even_low, 0xDD));
-      store(to + (k + 12) * 16, _mm512_shuffle_f32x4(odd_top, odd_low, 0xDD));
-    }
-  }
   static bool any_nan(T a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
+  static uint32_t not_le(T a, T b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
+  static T zip_low(T a, T b) {
+    return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b);
+  }
+  static T zip_high(T a, T b) {
+    return _mm512_permutex2var_ps(a, _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31), b);
+  }
 };
 
 }  // namespace

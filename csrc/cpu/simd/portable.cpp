@@ -53,14 +53,16 @@ struct Portable {
   static int64_t count_gt(const T& a, const T& b) {
     return count([&](int i) { return a.x[i] > b.x[i]; });
   }
-  static void transpose(const float* from, int64_t stride, float* to) {
-    for (int64_t k = 0; k < lanes; ++k) {
-      for (int64_t i = 0; i < lanes; ++i) to[k * lanes + i] = from[i * stride + k];
-    }
-  }
   static bool any_nan(const T& a) {
     return count([&](int i) { return a.x[i] != a.x[i]; }) > 0;
   }
+  static uint32_t not_le(const T& a, const T& b) {
+    uint32_t bits = 0;
+    for (int i = 0; i < lanes; ++i) bits |= static_cast<uint32_t>(!(a.x[i] <= b.x[i])) << i;
+    return bits;
+  }
+  static T zip_low(const T& a, const T& b) { return {{a.x[0], b.x[0], a.x[1], b.x[1]}}; }
+  static T zip_high(const T& a, const T& b) { return {{a.x[2], b.x[2], a.x[3], b.x[3]}}; }
 };
 
 }  // namespace

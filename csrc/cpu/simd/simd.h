@@ -72,6 +72,12 @@ struct Simd {
   void (*dot)(const float* user, const Items& items, const int64_t* ids, int64_t n, float* out);
   // Counts n items, `first` and on, into t.hist. Returns the first NaN among their scores, or -1. Room for n in `scratch`.
   int64_t (*count)(const float* scores, int64_t first, int64_t n, const Thresholds& t, int32_t* scratch);
+  // Where the scores that are not at most `bar` are -> out, which has room for n; returns how many. A NaN is always one of
+  // them, and if the bar is NaN all are.
+  int64_t (*select)(const float* scores, int64_t n, float bar, int32_t* out);
+  // Scores of items [item0, item0 + n) for one user, straight from the table: packing pays for many users only. The same
+  // bits as `score` gives -> out, which has room for a multiple of lanes.
+  void (*score_one)(const float* user, const Items& items, int64_t item0, int64_t n, float* out);
 };
 
 const Simd& portable_simd();

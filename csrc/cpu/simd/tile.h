@@ -1,13 +1,12 @@
 // The inner loops, written once over a vector type V and compiled once for each instruction set.
 // V has: T, name, lanes, rows (users in registers), load, set, store, store_int (truncated), fma, sub, mul, min, max (the
-// second argument where the first is NaN), count_gt, any_nan, transpose
-// (a square of lanes x lanes); and `search_few` where it can search registers.
+// second argument where the first is NaN), count_gt, any_nan, not_le (a bit for each lane), zip_low, zip_high; and
+// `search_few` where it can search registers.
 #pragma once
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
-#include <type_traits>
-#include <vector>
 
 #include "simd.h"
 
@@ -17,34 +16,45 @@ template <class V>
 struct Tile {
   static constexpr int64_t W = V::lanes;
 
+  static typename V::T widen(const float* p) { return V::load(p); }
+
+  template <class T>
+  static typename V::T widen(const T* p) {
+    float wide[W];
+    for (int64_t i = 0; i < W; ++i) wide[i] = to_float(p[i]);
+    return V::load(wide);
+  }
+
+  // W rows of W columns: after log2(W) perfect shuffles of the rows, each is a column.
+  static void transpose(typename V::T (&x)[W]) {
+    for (int64_t step = 1; step < W; step *= 2) {
+      typename V::T y[W];
+      for (int64_t i = 0; i < W / 2; ++i) {
+        y[2 * i] = V::zip_low(x[i], x[i + W / 2]);
+        y[2 * i + 1] = V::zip_high(x[i], x[i + W / 2]);
+      }
+      for (int64_t i = 0; i < W; ++i) x[i] = y[i];
+    }
+  }
+
   template <class T>
   static void pack_as(const Items& items, int64_t item0, int64_t n, float* panels, float* bias) {
     const T* data = static_cast<const T*>(items.data);
     const T* b = static_cast<const T*>(items.bias);
     const int64_t d = items.d;
-    std::vector<float> wide(std::is_same_v<T, float> ? 0 : W * d);  // of a panel's rows, where they are half as wide
     for (int64_t first = 0; first < n; first += W, panels += d * W, bias += W) {
       const int64_t live = n - first < W ? n - first : W;
+      const T* row = data + (item0 + first) * items.stride;
       for (int64_t i = 0; i < W; ++i) bias[i] = b && i < live ? to_float(b[item0 + first + i]) : 0.0f;
-      const T* rows = data + (item0 + first) * items.stride;
-      const float* from;
-      int64_t stride;
-      if constexpr (std::is_same_v<T, float>) {
-        from = rows;
-        stride = items.stride;
-      } else {
-        for (int64_t i = 0; i < live; ++i) {
-          for (int64_t k = 0; k < d; ++k) wide[i * d + k] = to_float(rows[i * items.stride + k]);
-        }
-        from = wide.data();
-        stride = d;
-      }
       int64_t k = 0;
-      if (live == W) {
-        for (; k + W <= d; k += W) V::transpose(from + k, stride, panels + k * W);
+      for (; live == W && k + W <= d; k += W) {
+        typename V::T x[W];
+        for (int64_t i = 0; i < W; ++i) x[i] = widen(row + i * items.stride + k);
+        transpose(x);
+        for (int64_t j = 0; j < W; ++j) V::store(panels + (k + j) * W, x[j]);
       }
       for (; k < d; ++k) {
-        for (int64_t i = 0; i < live; ++i) panels[k * W + i] = from[i * stride + k];
+        for (int64_t i = 0; i < live; ++i) panels[k * W + i] = to_float(row[i * items.stride + k]);
         for (int64_t i = live; i < W; ++i) panels[k * W + i] = 0.0f;
       }
     }
@@ -218,7 +228,65 @@ struct Tile {
     return -1;
   }
 
-  static constexpr Simd table() { return {V::name, W, pack, score, dot, count}; }
+  static int64_t select(const float* scores, int64_t n, float bar, int32_t* out) {
+    const int64_t whole = n - n % W;
+    const auto wide = V::set(bar);
+    int64_t found = 0;
+    for (int64_t i = 0; i < whole; i += W) {
+      for (uint32_t hits = V::not_le(V::load(scores + i), wide); hits; hits &= hits - 1) {
+        out[found++] = static_cast<int32_t>(i) + std::countr_zero(hits);
+      }
+    }
+    for (int64_t i = whole; i < n; ++i) {
+      if (!(scores[i] <= bar)) out[found++] = static_cast<int32_t>(i);
+    }
+    return found;
+  }
+
+  template <class T>
+  static void score_one_as(const float* user, const Items& items, int64_t item0, int64_t n, float* out) {
+    const T* data = static_cast<const T*>(items.data);
+    const T* bias = static_cast<const T*>(items.bias);
+    const int64_t whole = items.d - items.d % W;
+    for (int64_t first = 0; first < n; first += W) {
+      const T* rows[W];
+      float column[W];
+      for (int64_t i = 0; i < W; ++i) {
+        const int64_t id = item0 + (first + i < n ? first + i : n - 1);
+        rows[i] = data + id * items.stride;
+        column[i] = bias ? to_float(bias[id]) : 0.0f;
+      }
+      auto acc = V::load(column);
+      for (int64_t k = 0; k < whole; k += W) {
+        typename V::T x[W];
+        for (int64_t i = 0; i < W; ++i) {
+          // The table in the order of memory, two rounds ahead: the hardware does not foresee reading across rows.
+          __builtin_prefetch(rows[0] + 2 * W * items.stride + (k + i) * W, 0, 2);
+          x[i] = widen(rows[i] + k);
+        }
+        transpose(x);
+        for (int64_t j = 0; j < W; ++j) acc = V::fma(V::set(user[k + j]), x[j], acc);
+      }
+      for (int64_t k = whole; k < items.d; ++k) {
+        for (int64_t i = 0; i < W; ++i) column[i] = to_float(rows[i][k]);
+        acc = V::fma(V::set(user[k]), V::load(column), acc);
+      }
+      V::store(out + first, acc);
+    }
+  }
+
+  static void score_one(const float* user, const Items& items, int64_t item0, int64_t n, float* out) {
+    switch (items.dtype) {
+      case Dtype::kFloat32:
+        return score_one_as<float>(user, items, item0, n, out);
+      case Dtype::kFloat16:
+        return score_one_as<Half>(user, items, item0, n, out);
+      case Dtype::kBfloat16:
+        return score_one_as<Bfloat16>(user, items, item0, n, out);
+    }
+  }
+
+  static constexpr Simd table() { return {V::name, W, pack, score, dot, count, select, score_one}; }
 };
 
 }  // namespace bdkernels::cpu
