@@ -33,6 +33,7 @@ CASES = [
     ({"indptr": torch.tensor([0, 2, 3])}, r"seen.indptr: expected shape \[4\], got \[3\]"),
     ({"indptr": torch.tensor([0, 2, 2, 4])}, r"seen.indptr: expected first 0 and last 3, got \[0, 4\]"),
     ({"indptr": torch.tensor([0, 3, 2, 3])}, r"seen.indptr: expected non-decreasing values"),
+    ({"indptr": torch.tensor([0, 2**63 - 1, -2, 3])}, r"seen.indptr: expected non-decreasing values"),
     ({"indices": torch.tensor([5, 1, 0])}, r"seen.indices: expected strictly increasing ids in each row"),
     ({"indices": torch.tensor([5, 5, 0])}, r"seen.indices: expected strictly increasing ids in each row"),
     ({"indices": torch.tensor([1, 10, 0])}, r"seen.indices: expected ids in \[0, 10\), got 0 to 10"),
