@@ -87,10 +87,10 @@ def choice(name: str, value: str, valid: tuple[str, ...]) -> None:
     _is(value in valid, name, " or ".join(repr(v) for v in valid), repr(value))
 
 
-def thresholds(n_rows: int, t: Tensor, tie_ids: Tensor, item_offset: int, device: torch.device) -> None:
+def thresholds(n_rows: int, n_items: int, t: Tensor, tie_ids: Tensor, item_offset: int, device: torch.device) -> None:
     tensor("thresholds", t, (n_rows, "C"), (torch.float32,), device)
     tensor("tie_ids", tie_ids, tuple(t.shape), (torch.int64,), device)
-    integer("item_offset", item_offset, 0)
+    integer("item_offset", item_offset, 0, MAX_ITEMS - n_items)
 
 
 def temperatures(tau_learner: float, tau_guide: float) -> None:

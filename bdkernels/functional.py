@@ -108,9 +108,9 @@ def count_above(
     Args:
         factors: users [B, d], items [n, d] (one shard), item_bias [n] or None.
         thresholds: [B, C] float32; infinities are fine, NaN is an error.
-        tie_ids: [B, C] int64: an item with the same score counts if its id is below this one.
+        tie_ids: [B, C] int64: an item with the same score counts if its id is below this one; any integer.
         seen: rows of the B users with ids of the whole catalog; those outside of the shard are ignored.
-        item_offset: id of the shard's first item.
+        item_offset: id of the shard's first item; the last id is below 2^31.
         backend: see `score`.
 
     Returns:

@@ -82,8 +82,9 @@ def test_nan_thresholds(backend):
         bd.count_above(f, torch.full((3, 1), NAN), tie, backend=backend)
     with pytest.raises(ValueError, match="scores: expected no NaN"):
         bd.count_above_block(torch.full((3, 5), NAN), torch.zeros(3, 1), tie, backend=backend)
-    with pytest.raises(ValueError, match="item_offset: expected an integer >= 0, got -1"):
-        bd.count_above(f, torch.zeros(3, 1), tie, item_offset=-1, backend=backend)
+    for offset in (-1, 2**31 - 9, 2**63 - 1):  # the last id is below 2^31
+        with pytest.raises(ValueError, match=f"item_offset: expected an integer >= 0 and <= 2147483638, got {offset}"):
+            bd.count_above(f, torch.zeros(3, 1), tie, item_offset=offset, backend=backend)
 
 
 @pytest.mark.parametrize(

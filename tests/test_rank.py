@@ -126,6 +126,16 @@ def test_thresholds_from_outside(backend):
     t = torch.tensor([[float("-inf"), -1.0, 4.5, 4.0, 4.0, 9.0, float("inf")]])
     tie = torch.tensor([[0, 0, 0, 4, 5, 100, 0]])
     assert bd.count_above(f, t, tie, backend=backend).tolist() == [[10, 10, 5, 5, 6, 1, 0]]
+    ties = torch.tensor(
+        [[-(2**63), -1, 3, 2**31, 2**32, 2**32 + 1, 2**63 - 1]]
+    )  # of an item 5 that shares the score 5.0
+    for shift in (0, 1, 2**31 - 10):
+        got = bd.count_above(f, torch.full((1, 7), 5.0), ties, item_offset=shift, backend=backend)
+        assert got.tolist() == [[4 + (5 + shift < tie) for tie in ties[0].tolist()]]
+        dense = torch.arange(10.0)[None]
+        assert torch.equal(
+            bd.count_above_block(dense, torch.full((1, 7), 5.0), ties, None, shift, backend=backend), got
+        )
     many = torch.randperm(70_000).float()[None] / 7000
     got = bd.count_above(f, many, torch.zeros_like(many, dtype=torch.int64), backend=backend)
     assert torch.equal(got, (torch.arange(10.0)[:, None] > many[0]).sum(0)[None])
