@@ -124,12 +124,12 @@ def _bins(f: Factors, keys: Tensor, first_id: int) -> Tensor:
     if f.item_bias is not None:
         approximate += f.item_bias.double()
         size += f.item_bias.double().abs()
+    certain = size < 3e38  # of every partial sum: no overflow, no NaN
     steps = users.shape[1] + 2
     bound = size.mul_(steps * 2.0**-24 * (1 + steps * 2.0**-22)).add_(steps * 2.0**-149)  # of |chain - approximate|
     sorted_thresholds = order_score(keys).double()
     bins = torch.searchsorted(sorted_thresholds, approximate - bound)
-    certain = bins == torch.searchsorted(sorted_thresholds, approximate + bound, right=True)
-    certain &= approximate.abs() + bound < 3e38  # no overflow, no NaN
+    certain &= bins == torch.searchsorted(sorted_thresholds, approximate + bound, right=True)
     unsure = certain.logical_not_().nonzero()
     ids = torch.arange(first_id, first_id + f.n_items, device=keys.device)
     if unsure.shape[0] * 2 > bins.numel():
