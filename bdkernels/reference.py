@@ -239,7 +239,7 @@ def log_weight(kind: str, parameter: float, delta: Tensor, n: Tensor, rank_guide
     if kind == "linear":
         return gap.clamp(min=0).log()
     if kind == "rank_only":
-        return -rank_guide.double() / parameter
+        return -(rank_guide - 1).double() / parameter  # 0 at the best, however small the parameter
     return torch.zeros_like(gap)  # uniform
 
 

@@ -67,11 +67,11 @@ def test_infinite_scores(backend):
 
 
 def test_sums_that_overflow_on_the_way(backend):
-    """The chain of item 0 ends at infinity and that of item 3 at NaN, though their exact sums are 0."""
+    """The exact sum of item 0 is 0, but its chain ends at infinity; that of item 3 is NaN."""
     big = 3e38
     items = torch.tensor([[big, big, -big, -big], [1.0, 1, 1, 1], [2.0, 2, 2, 2], [big, big, -float("inf"), 0.0]])
-    f, t, tie = bd.Factors(torch.ones(1, 4), items[:3]), torch.tensor([[1e35, 5.0]]), torch.tensor([[0, 0]])
-    assert bd.count_above(f, t, tie, backend=backend).tolist() == [[1, 2]]
+    f, t, tie = bd.Factors(torch.ones(1, 4), items[:3]), torch.tensor([[1e35, 2e35]]), torch.tensor([[0, 0]])
+    assert bd.count_above(f, t, tie, backend=backend).tolist() == [[1, 1]]
     with pytest.raises(ValueError, match="NaN for user row 0, item 3"):
         bd.count_above(f._replace(items=items), t, tie, backend=backend)
 
