@@ -297,6 +297,13 @@ def _count(scores: Tensor, mask: Tensor | None) -> Tensor | int:
     return max(1, scores.numel()) if mask is None else mask.sum().clamp(min=1)
 
 
+def touched_items(positives: Tensor, negatives: Tensor, distill_ids: Tensor, distill_mask: Tensor | None) -> Tensor:
+    """[B, 1 + M + k]: the item rows of a step. A masked entry, of any id, names its row's positive: touched anyway."""
+    positives = positives[:, None]
+    live = distill_ids if distill_mask is None else distill_ids.where(distill_mask, positives)
+    return torch.cat([positives, negatives, live], 1)
+
+
 def bd_step(
     user_table: Tensor,
     item_table: Tensor,
@@ -317,7 +324,7 @@ def bd_step(
     Returns: cf loss [], distillation loss [], and the gradient of cf + lambda_ * distillation for the user rows [B, d], for
     the item rows [B, 1 + M + k, d] (positive, negatives, distilled) and for their biases [B, 1 + M + k].
     """
-    listed = torch.cat([positives[:, None], negatives, distill_ids.clamp(min=0)], 1)
+    listed = touched_items(positives, negatives, distill_ids, distill_mask)
     u, v = user_table[users], item_table[listed]
     scores = torch.einsum("bd,bcd->bc", u, v)
     if item_bias is not None:
