@@ -11,6 +11,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAX_ITEMS = 2**31
 
 
+FLOAT32 = torch.finfo(torch.float32)
 def _is(condition: bool, name: str, expected: str, got: object) -> None:
     if not condition:
         raise ValueError(f"{name}: expected {expected}, got {got}")
@@ -113,9 +114,15 @@ def step(
     item_bias: Tensor | None,
     users: Tensor,
     positives: Tensor,
+def finite(name: str, value: float) -> None:
+    _is(abs(value) < float("inf"), name, "a finite number", value)
+
+
     negatives: Tensor,
     distill_ids: Tensor,
     guide_scores: Tensor,
+        # The scores are divided in float32, where a smaller one is 0 and a larger one infinite.
+        _is(FLOAT32.tiny <= tau <= FLOAT32.max, name, f"a number in [{FLOAT32.tiny}, {FLOAT32.max}]", tau)
     distill_mask: Tensor | None,
 ) -> None:
     device, dtype, n_rows = user_table.device, (user_table.dtype,), users.shape[0]

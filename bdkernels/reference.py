@@ -275,7 +275,7 @@ def accept(
 
 def distill_loss(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None) -> Tensor:
     """Mean over the mask of BCE(sigmoid(learner / tau_learner), sigmoid(guide / tau_guide)); 0 where the mask is empty."""
-    target = torch.sigmoid(_wide(guide) / tau_guide)
+    target = torch.sigmoid(_wide(guide) / tau_guide).to(_wide(learner).dtype)
     terms = F.binary_cross_entropy_with_logits(_wide(learner) / tau_learner, target, reduction="none")
     return (terms if mask is None else terms.where(mask, 0.0)).sum() / _count(learner, mask)
 
@@ -286,7 +286,8 @@ def distill_loss_backward(
     """Gradient of `distill_loss` for the learner's scores: (sigmoid(learner / tau) - target) / tau / count."""
     slope = torch.sigmoid(_wide(learner) / tau_learner) - torch.sigmoid(_wide(guide) / tau_guide)
     slope = slope if mask is None else slope.where(mask, 0.0)
-    return (grad * slope / (tau_learner * _count(learner, mask))).to(learner.dtype)
+    # One division after the other: a float times an integer tensor is float32, also where the scores are float64.
+    return (grad * slope / _count(learner, mask) / tau_learner).to(learner.dtype)
 
 
 def _wide(scores: Tensor) -> Tensor:

@@ -127,6 +127,9 @@ def test_losses():
         bd.distill_loss(z, z.T)
     with pytest.raises(ValueError, match="tau_guide: expected a finite number > 0, got 0.0"):
         bd.distill_loss(z, z, tau_guide=0.0)
+    for tau in (1e-300, 1e300):  # 0 and infinity in float32
+        with pytest.raises(ValueError, match="tau_learner: expected a number in"):
+            bd.distill_loss(z, z, tau_learner=tau)
     with pytest.raises(ValueError, match="mask: expected bool, got torch.float32"):
         bd.distill_loss(z, z, mask=torch.ones(2, 3))
     draws = bd.Draws(torch.tensor([[5]]), torch.tensor([[True]]))
@@ -134,6 +137,8 @@ def test_losses():
     one = torch.tensor([0])
     with pytest.raises(ValueError, match=r"distill_ids: expected ids in \[0, 4\), got 5 to 5"):
         bd.bd_step_loss(*tables, one, one, one[None], draws, torch.randn(1, 1))
+    with pytest.raises(ValueError, match="lambda_: expected a finite number, got nan"):
+        bd.bd_step_loss(*tables, one, one, one[None], draws, torch.randn(1, 1), lambda_=NAN)
     with pytest.raises(ValueError, match="cf: expected 'bce' or 'bpr', got 'hinge'"):
         bd.bd_step_loss(*tables, one, one, one[None], draws, torch.randn(1, 1), cf="hinge")
 

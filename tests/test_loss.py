@@ -69,6 +69,20 @@ def test_distill_loss_error_is_that_of_float32(dtype):
     assert z.grad.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_distill_loss_has_the_learners_precision(dtype):
+    """Whatever the guide's: as the fake says, and to the last digits of float64."""
+    z, g, mask = torch.randn(6, 5, dtype=dtype), torch.randn(6, 5), torch.rand(6, 5) < 0.6
+    want = z.clone().double().requires_grad_()
+    F.binary_cross_entropy_with_logits(want[mask] / 0.7, torch.sigmoid(g[mask].to(dtype) / 2).double()).backward()
+    for guide in (g, g.double()):
+        leaf = z.clone().requires_grad_()
+        loss = bd.distill_loss(leaf, guide, 0.7, 2.0, mask)
+        loss.backward()
+        assert loss.dtype == leaf.grad.dtype == dtype
+    torch.testing.assert_close(leaf.grad.double(), want.grad, rtol=0, atol=1e-15 if dtype == torch.float64 else 1e-8)
+
+
 def step_inputs(dtype=torch.float64, masked=True):
     user, item = torch.randn(9, 4, dtype=dtype), torch.randn(15, 4, dtype=dtype)
     bias = torch.randn(15, dtype=dtype)
