@@ -1,5 +1,8 @@
 """What arguments must be. Shapes, dtypes and devices cost nothing and are checked under fake tensors too; values cost a pass."""
 
+import sys
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -8,13 +11,29 @@ from .seen import Seen
 from .weights import KINDS
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+FLOAT32 = torch.finfo(torch.float32)
 MAX_ITEMS = 2**31
 
 
-FLOAT32 = torch.finfo(torch.float32)
 def _is(condition: bool, name: str, expected: str, got: object) -> None:
     if not condition:
         raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def instance(name: str, value: object, *types: type) -> None:
+    """TypeError unless it is one; what the schema would refuse in words of its own, and what it would not."""
+    if not isinstance(value, types):
+        raise TypeError(f"{name}: expected {types[0].__name__}, got {type(value).__name__}")
+
+
+def int64(name: str, value: int) -> None:
+    instance(name, value, int, np.integer, torch.SymInt)
+    _is(-(2**63) <= value < 2**63, name, "an integer of 64 bits", value)
+
+
+def float64(name: str, value: float) -> None:
+    instance(name, value, float, int, np.floating, np.integer, torch.SymFloat, torch.SymInt)
+    _is(not isinstance(value, int) or abs(value) <= sys.float_info.max, name, "a float64", value)
 
 
 def tensor(
@@ -24,6 +43,7 @@ def tensor(
     want = "[" + ", ".join(str(s) for s in shape) + "]"
     fits = t.dim() == len(shape) and all(isinstance(s, str) or t.shape[i] == s for i, s in enumerate(shape))
     _is(fits, name, f"shape {want}", list(t.shape))
+    _is(t.layout == torch.strided, name, "a dense tensor", t.layout)
     _is(t.dtype in dtypes, name, " or ".join(str(d).removeprefix("torch.") for d in dtypes), t.dtype)
     _is(t.device == device, name, f"device {device}", t.device)
 
@@ -94,9 +114,15 @@ def thresholds(n_rows: int, n_items: int, t: Tensor, tie_ids: Tensor, item_offse
     integer("item_offset", item_offset, 0, MAX_ITEMS - n_items)
 
 
+def finite(name: str, value: float) -> None:
+    _is(abs(value) < float("inf"), name, "a finite number", value)
+
+
 def temperatures(tau_learner: float, tau_guide: float) -> None:
     for name, tau in (("tau_learner", tau_learner), ("tau_guide", tau_guide)):
         _is(0 < tau < float("inf"), name, "a finite number > 0", tau)
+        # The scores are divided in float32, where a smaller one is 0 and a larger one infinite.
+        _is(FLOAT32.tiny <= tau <= FLOAT32.max, name, f"a number in [{FLOAT32.tiny}, {FLOAT32.max}]", tau)
 
 
 def losses(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None) -> None:
@@ -114,15 +140,9 @@ def step(
     item_bias: Tensor | None,
     users: Tensor,
     positives: Tensor,
-def finite(name: str, value: float) -> None:
-    _is(abs(value) < float("inf"), name, "a finite number", value)
-
-
     negatives: Tensor,
     distill_ids: Tensor,
     guide_scores: Tensor,
-        # The scores are divided in float32, where a smaller one is 0 and a larger one infinite.
-        _is(FLOAT32.tiny <= tau <= FLOAT32.max, name, f"a number in [{FLOAT32.tiny}, {FLOAT32.max}]", tau)
     distill_mask: Tensor | None,
 ) -> None:
     device, dtype, n_rows = user_table.device, (user_table.dtype,), users.shape[0]

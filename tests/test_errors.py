@@ -90,7 +90,8 @@ def test_nan_thresholds(backend):
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"k": 0}, r"k: expected an integer >= 1, got 0"),
+        ({"k": 0}, r"k: expected an integer >= 1 and <= 2147483647, got 0"),
+        ({"k": 2**31}, r"k: expected an integer >= 1 and <= 2147483647, got 2147483648"),
         ({"step": -1}, r"step: expected an integer >= 0 and <= 4294967295, got -1"),
         ({"user_ids": torch.tensor([0, 1])}, r"user_ids: expected shape \[3\], got \[2\]"),
         ({"user_ids": torch.tensor([0, 1, 2**32])}, r"user_ids: expected ids in \[0, 4294967296\)"),
@@ -148,6 +149,7 @@ def test_losses():
     [
         (lambda: bd.Tanh(0.0), "alpha: expected a finite number > 0, got 0.0"),
         (lambda: bd.Exp(NAN), "alpha: expected a finite number > 0, got nan"),
+        (lambda: bd.Exp(10**400), "alpha: expected a finite number > 0, got 1000"),
         (lambda: bd.Exp(2.0, eps=0.1), "alpha, eps: expected one of them"),
         (lambda: bd.Tanh(eps=-1.0), "eps: expected a finite number > 0"),
         (lambda: bd.Linear(side="left"), "side: expected 'over' or 'under', got 'left'"),
@@ -157,6 +159,54 @@ def test_losses():
 def test_weights(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def everything() -> dict:
+    """Every public function's good arguments."""
+    f = bd.Factors(torch.randn(3, 4), torch.randn(10, 4), torch.randn(10))
+    seen = bd.Seen(torch.tensor([0, 2, 2, 3]), torch.tensor([1, 5, 0]))
+    ids = torch.zeros(3, 2, dtype=torch.int64)
+    z, rows = torch.randn(3, 2), torch.arange(3)
+    counted = {"thresholds": z, "tie_ids": ids, "seen": seen, "item_offset": 0}
+    tau = {"tau_learner": 1.0, "tau_guide": 2.0}
+    return {
+        "score": {"factors": f, "ids": ids},
+        "rank": {"factors": f, "ids": ids, "seen": seen},
+        "count_above": {"factors": f, **counted},
+        "count_above_block": {"scores": torch.randn(3, 10), **counted},
+        "topk": {"factors": f, "k": 2, "seen": seen},
+        "sample": {
+            "teacher": f, "student": f, "k": 2, "seen": seen, "to_student": bd.Tanh(), "to_teacher": bd.Exp(),
+            "seed": 1, "step": 2, "user_ids": rows,
+        },
+        "distill_loss": {"learner_scores": z, "guide_scores": z, "mask": z > 0, **tau},
+        "bd_step_loss": {
+            "user_table": f.users, "item_table": f.items, "item_bias": f.item_bias, "users": rows, "positives": rows,
+            "negatives": ids, "distill": bd.Draws(ids, z > 0), "guide_scores": z, "cf": "bce", "lambda_": 0.5, **tau,
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "name"), [(op, name) for op, named in everything().items() for name in named])
+def test_wrong_python_types(op, name):
+    """A TypeError that names the argument, before torch sees it; numbers that 64 bits cannot hold are a ValueError."""
+    run, named = getattr(bd, op), everything()[op]
+    run(**named)
+    for wrong in ([[0.5]], "half", object()):
+        if isinstance(named[name], str) and isinstance(wrong, str):
+            continue
+        with pytest.raises(TypeError, match=f"^{name}: expected .*, got {type(wrong).__name__}"):
+            run(**{**named, name: wrong})
+    if isinstance(named[name], tuple):
+        for part in named[name]._fields:
+            with pytest.raises(TypeError, match=f"^{name}.{part}: expected Tensor, got list"):
+                run(**{**named, name: named[name]._replace(**{part: [1]})})
+    if isinstance(named[name], int | float):
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
+            run(**{**named, name: 10**400})
+    if isinstance(named[name], torch.Tensor):
+        with pytest.raises(ValueError, match=f"{name}: expected a dense tensor, got torch.sparse_coo"):
+            run(**{**named, name: named[name].to_sparse()})
 
 
 def test_seen_pairs():

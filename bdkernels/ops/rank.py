@@ -71,7 +71,7 @@ def _count_above_block_fake(
     backend: str = "",
 ) -> Tensor:
     checks.tensor("scores", scores, ("B", "n"), (torch.float32,), scores.device)
-    checks.thresholds(*scores.shape, thresholds, tie_ids, item_offset, scores.device)
+    checks.thresholds(scores.shape[0], scores.shape[1], thresholds, tie_ids, item_offset, scores.device)
     seen_rows(seen_indptr, seen_indices, scores.shape[0], scores.device)
     return torch.empty_like(tie_ids, memory_format=torch.contiguous_format)
 
