@@ -96,7 +96,7 @@ def count_above_block(
     scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int
 ) -> Tensor:
     """[B, C] int64: how many unseen items of a block of scores [B, n] come before each (threshold, tie id)."""
-    keys, order = order_key(thresholds, tie_ids).sort(dim=1)
+    keys, order = order_key(thresholds, tie_ids).contiguous().sort(dim=1)
     ids = torch.arange(item_offset, item_offset + scores.shape[1], device=scores.device)
     hist = _histogram(torch.searchsorted(keys, order_key(scores, ids)), keys.shape[1], seen, item_offset)
     return _suffix_counts(hist, order)
@@ -104,7 +104,7 @@ def count_above_block(
 
 def count_above(f: Factors, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int) -> Tensor:
     """`count_above_block` over the whole item table, tile by tile. Raises ValueError on a NaN score."""
-    keys, order = order_key(thresholds, tie_ids).sort(dim=1)
+    keys, order = order_key(thresholds, tie_ids).contiguous().sort(dim=1)
     hist = tie_ids.new_zeros(tie_ids.shape[0], tie_ids.shape[1] + 1)
     tile = tile_size(f.users.shape[0])
     for start in range(0, f.n_items, tile):

@@ -74,6 +74,12 @@ def test_strided_rows_and_columns(backend):
 
 
 def test_empty(backend):
+    strided = bd.Factors(
+        torch.randn(2, 3), torch.randn(3, 0).T
+    )  # of no items, and "contiguous" to torch whatever the strides
+    none = torch.zeros(2, 0, dtype=torch.int64)
+    assert bd.score(strided, none, backend=backend).shape == bd.rank(strided, none, backend=backend).shape == (2, 0)
+    assert bd.count_above(strided, torch.zeros(2, 1), none.new_zeros(2, 1), backend=backend).tolist() == [[0], [0]]
     f = bd.Factors(torch.randn(0, 4), torch.randn(6, 4))
     assert bd.score(f, torch.zeros(0, 3, dtype=torch.int64), backend=backend).shape == (0, 3)
     f = bd.Factors(torch.randn(2, 0), torch.randn(6, 0), torch.arange(6.0))
