@@ -52,9 +52,8 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 def score_block(f: Factors) -> Tensor:
     """[B, N] float32 scores of one block of items: a sequential fused multiply-add over d that starts at the bias."""
     users, items = f.users.float(), f.items.float()
-    acc = users.new_zeros(users.shape[0], items.shape[0])
-    if f.item_bias is not None:
-        acc += f.item_bias.float()
+    bias = items.new_zeros(items.shape[0]) if f.item_bias is None else f.item_bias.float()
+    acc = bias.repeat(users.shape[0], 1)  # not added to 0, which would lose the sign of -0.0
     for k in range(users.shape[1]):
         acc = fma(users[:, k, None], items[None, :, k], acc)
     return acc
@@ -63,9 +62,11 @@ def score_block(f: Factors) -> Tensor:
 def score(f: Factors, ids: Tensor) -> Tensor:
     """[B, C] float32 scores of the listed items, the same bits as `score_block` gives them."""
     users, items = f.users.float().T.contiguous(), f.items[ids].float().movedim(2, 0).contiguous()  # [d, B], [d, B, C]
-    acc = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
-    if f.item_bias is not None:
-        acc += f.item_bias[ids].float()
+    acc = (
+        torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
+        if f.item_bias is None
+        else f.item_bias[ids].float()
+    )
     for u, v in zip(users, items, strict=True):
         acc = fma(u[:, None], v, acc)
     return acc

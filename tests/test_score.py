@@ -64,6 +64,15 @@ def test_half_precision_specials(backend):
     assert torch.equal(bd.score(f, torch.arange(len(finite))[None], backend=backend)[0], finite.float())
 
 
+@pytest.mark.parametrize("d", [0, 1])
+def test_sign_of_zero(backend, d):
+    """A bias of -0.0 starts the chain, and stays where only -0.0 is added."""
+    f = bd.Factors(torch.full((1, d), -1.0), torch.zeros(2, d), torch.tensor([-0.0, 0.0]))
+    got = bd.score(f, torch.tensor([[0, 1]]), backend=backend)
+    assert got.signbit().tolist() == [[True, False]]
+    assert torch.equal(reference.score_block(f).signbit(), got.signbit())
+
+
 def test_strided_rows_and_columns(backend):
     wide = torch.randn(40, 24)
     users = torch.randn(3, 8)
