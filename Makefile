@@ -20,7 +20,7 @@ test: $(VENV)/.built $(VENV)/.tools-test  ## Run the tests; the end says what th
 sanitize: $(VENV)/.built $(VENV)/.tools-test  ## The C++ backend under address, undefined-behaviour and thread sanitizers (minutes)
 	$(PY) tests/sanitize/run.py
 
-fuzz: $(VENV)/.built $(VENV)/.tools-test  ## Random arguments against dense oracles for a long time: FUZZ_EXAMPLES=3000 an operator
+fuzz: $(VENV)/.built $(VENV)/.tools-test  ## Random arguments against dense oracles, FUZZ_EXAMPLES (3000) for each operator (minutes)
 	$(PY) tests/fuzz_long.py
 
 lint: $(VENV)/.built $(VENV)/.tools-test $(VENV)/.tools-lint  ## ruff, clang-format, mypy
