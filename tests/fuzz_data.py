@@ -390,7 +390,7 @@ def step_oracle(s: Step) -> tuple[torch.Tensor, list[torch.Tensor]]:
 
     live = torch.ones_like(s.distill.ids, dtype=torch.bool) if s.distill.mask is None else s.distill.mask
     positive, negative = scores(s.positives[:, None]), scores(s.negatives)
-    softplus, rows = (lambda x: x.clamp(min=0) + (-x.abs()).exp().log1p()), max(1, len(s.users))
+    softplus, rows = (lambda x: torch.logaddexp(x, torch.zeros_like(x))), max(1, len(s.users))
     cf = (
         (softplus(-positive).sum() + softplus(negative).sum()) if s.cf == "bce" else softplus(negative - positive).sum()
     )
