@@ -99,7 +99,7 @@ def count_above_block(
     """[B, C] int64: how many unseen items of a block of scores [B, n] come before each (threshold, tie id)."""
     keys, order = order_key(thresholds, tie_ids).contiguous().sort(dim=1)
     ids = torch.arange(item_offset, item_offset + scores.shape[1], device=scores.device)
-    hist = _histogram(torch.searchsorted(keys, order_key(scores, ids)), keys.shape[1], seen, item_offset)
+    hist = _histogram(torch.searchsorted(keys, order_key(scores, ids).contiguous()), keys.shape[1], seen, item_offset)
     return _suffix_counts(hist, order)
 
 

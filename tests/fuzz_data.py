@@ -304,8 +304,9 @@ def dense(f: bd.Factors) -> np.ndarray:
     users, items = (t.detach().resolve_neg().float().numpy() for t in (f.users, f.items))
     bias = np.zeros(len(items), np.float32) if f.item_bias is None else f.item_bias.resolve_neg().float().numpy()
     out = np.broadcast_to(bias, (len(users), len(items))).copy()
-    for k in range(users.shape[1]):  # NumPy warns of overflow and of NaN, which are wanted here
-        out = _fma(users[:, k, None], items[None, :, k], out).astype(np.float32).reshape(out.shape)
+    with np.errstate(all="ignore"):  # overflow and NaN are wanted here
+        for k in range(users.shape[1]):
+            out = _fma(users[:, k, None], items[None, :, k], out).astype(np.float32).reshape(out.shape)
     return out
 
 
