@@ -3,10 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check install -q -c .ci/constraints.txt
-SOURCES := $(shell find csrc -name '*.h' -o -name '*.cpp')
+SOURCES := $(shell find csrc tests/sanitize -name '*.h' -o -name '*.cpp')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench quality bench-report clean
+.PHONY: help demo test sanitize fuzz lint format bench quality bench-report clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -16,6 +16,12 @@ demo: $(VENV)/.built  ## Train on MovieLens-100K: teacher, student, both directi
 
 test: $(VENV)/.built $(VENV)/.tools-test  ## Run the tests; the end says what this machine left out, and why
 	$(PY) -m pytest -q
+
+sanitize: $(VENV)/.built $(VENV)/.tools-test  ## The C++ backend under address, undefined-behaviour and thread sanitizers (minutes)
+	$(PY) tests/sanitize/run.py
+
+fuzz: $(VENV)/.built $(VENV)/.tools-test  ## Random arguments against dense oracles, FUZZ_EXAMPLES (3000) for each operator (minutes)
+	$(PY) tests/fuzz_long.py
 
 lint: $(VENV)/.built $(VENV)/.tools-test $(VENV)/.tools-lint  ## ruff, clang-format, mypy
 	$(PY) -m ruff check .

@@ -2,7 +2,8 @@
 
 Three tiers: without a compiler (or without torch at build time) the package installs with the reference backend alone; with
 both, libbdkernels_cpu is built; the CUDA library joins where nvcc is found (csrc/cuda, none yet). A build that fails warns and
-goes on; BDKERNELS_STRICT_BUILD=1 makes it fatal, and BDKERNELS_BUILD=0 skips it.
+goes on; BDKERNELS_STRICT_BUILD=1 makes it fatal, and BDKERNELS_BUILD=0 skips it. A build in place goes where BDKERNELS_LIBRARY
+says, with the further flags of BDKERNELS_CXXFLAGS.
 """
 
 import os
@@ -49,7 +50,7 @@ def compiler() -> str:
 def compile_library(out: Path) -> None:
     """Compile csrc/cpu and its binding into one shared library, moved into place only when it is whole."""
     torch, cxx = torch_folder(), compiler()
-    work = ROOT / "build" / "cpu"
+    work = ROOT / "build" / out.stem
     work.mkdir(parents=True, exist_ok=True)
     flags = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
     flags += os.environ.get("BDKERNELS_CXXFLAGS", "").split()
@@ -99,7 +100,8 @@ class BuildKernels(Command):
             return
         in_place = self.inplace or self.editable_mode
         try:
-            compile_library(ROOT / LIBRARY if in_place else Path(self.build_lib) / LIBRARY)
+            asked = Path(os.environ.get("BDKERNELS_LIBRARY") or ROOT / LIBRARY).resolve()
+            compile_library(asked if in_place else Path(self.build_lib) / LIBRARY)
         except (OSError, RuntimeError) as error:
             if os.environ.get("BDKERNELS_STRICT_BUILD", "0") == "1":
                 raise

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .ops import LIBRARY
+from .reference import touched_items
 
 
 def _distill_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -42,9 +43,8 @@ class BdStep(torch.autograd.Function):
         cf, distill, *rows = torch.ops.bdkernels.bd_step(
             user_table, item_table, item_bias, *ids, guide_scores, distill_mask, *options
         )
-        users, positives, negatives, distilled = ids
-        listed = torch.cat([positives[:, None], negatives, distilled.clamp(min=0)], 1).flatten()
-        ctx.save_for_backward(users, listed, *rows)
+        listed = touched_items(*ids[1:], distill_mask).flatten()
+        ctx.save_for_backward(ids[0], listed, *rows)
         ctx.shapes = user_table.shape, item_table.shape, None if item_bias is None else item_bias.shape
         ctx.sparse = sparse
         ctx.mark_non_differentiable(cf, distill)

@@ -1,5 +1,8 @@
 """What arguments must be. Shapes, dtypes and devices cost nothing and are checked under fake tensors too; values cost a pass."""
 
+import sys
+
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -8,12 +11,29 @@ from .seen import Seen
 from .weights import KINDS
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+FLOAT32 = torch.finfo(torch.float32)
 MAX_ITEMS = 2**31
 
 
 def _is(condition: bool, name: str, expected: str, got: object) -> None:
     if not condition:
         raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def instance(name: str, value: object, *types: type) -> None:
+    """TypeError unless it is one; what the schema would refuse in words of its own, and what it would not."""
+    if not isinstance(value, types):
+        raise TypeError(f"{name}: expected {types[0].__name__}, got {type(value).__name__}")
+
+
+def int64(name: str, value: int) -> None:
+    instance(name, value, int, np.integer, torch.SymInt)
+    _is(-(2**63) <= value < 2**63, name, "an integer of 64 bits", value)
+
+
+def float64(name: str, value: float) -> None:
+    instance(name, value, float, int, np.floating, np.integer, torch.SymFloat, torch.SymInt)
+    _is(not isinstance(value, int) or abs(value) <= sys.float_info.max, name, "a float64", value)
 
 
 def tensor(
@@ -23,6 +43,7 @@ def tensor(
     want = "[" + ", ".join(str(s) for s in shape) + "]"
     fits = t.dim() == len(shape) and all(isinstance(s, str) or t.shape[i] == s for i, s in enumerate(shape))
     _is(fits, name, f"shape {want}", list(t.shape))
+    _is(t.layout == torch.strided, name, "a dense tensor", t.layout)
     _is(t.dtype in dtypes, name, " or ".join(str(d).removeprefix("torch.") for d in dtypes), t.dtype)
     _is(t.device == device, name, f"device {device}", t.device)
 
@@ -48,9 +69,10 @@ def seen_values(s: Seen | None, limit: int) -> None:
     if s is None:
         return
     nnz = s.indices.shape[0]
-    starts, counts = int(s.indptr[0]), s.counts()
-    _is(starts == 0 and int(s.indptr[-1]) == nnz, "seen.indptr", f"first 0 and last {nnz}", s.indptr[[0, -1]].tolist())
-    _is(not bool((counts < 0).any()), "seen.indptr", "non-decreasing values", "a row that ends before it starts")
+    ends = s.indptr[[0, -1]].tolist()
+    _is(ends == [0, nnz], "seen.indptr", f"first 0 and last {nnz}", ends)
+    falls = s.indptr[1:] < s.indptr[:-1]  # not by differences: those of large values wrap
+    _is(not bool(falls.any()), "seen.indptr", "non-decreasing values", "a row that ends before it starts")
     if nnz == 0:
         return
     lo, hi = (int(v) for v in torch.aminmax(s.indices))
@@ -86,15 +108,21 @@ def choice(name: str, value: str, valid: tuple[str, ...]) -> None:
     _is(value in valid, name, " or ".join(repr(v) for v in valid), repr(value))
 
 
-def thresholds(n_rows: int, t: Tensor, tie_ids: Tensor, item_offset: int, device: torch.device) -> None:
+def thresholds(n_rows: int, n_items: int, t: Tensor, tie_ids: Tensor, item_offset: int, device: torch.device) -> None:
     tensor("thresholds", t, (n_rows, "C"), (torch.float32,), device)
     tensor("tie_ids", tie_ids, tuple(t.shape), (torch.int64,), device)
-    integer("item_offset", item_offset, 0)
+    integer("item_offset", item_offset, 0, MAX_ITEMS - n_items)
+
+
+def finite(name: str, value: float) -> None:
+    _is(abs(value) < float("inf"), name, "a finite number", value)
 
 
 def temperatures(tau_learner: float, tau_guide: float) -> None:
     for name, tau in (("tau_learner", tau_learner), ("tau_guide", tau_guide)):
         _is(0 < tau < float("inf"), name, "a finite number > 0", tau)
+        # The scores are divided in float32, where a smaller one is 0 and a larger one infinite.
+        _is(FLOAT32.tiny <= tau <= FLOAT32.max, name, f"a number in [{FLOAT32.tiny}, {FLOAT32.max}]", tau)
 
 
 def losses(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None) -> None:

@@ -1,8 +1,10 @@
 """The C++ backend: loads its library and gives its stages the signatures of `reference`.
 
-The library lies in bdkernels/lib, built by setup.py from csrc/cpu; importing this module never compiles anything.
+The library lies in bdkernels/lib, built by setup.py from csrc/cpu, or where the environment variable BDKERNELS_LIBRARY says (a
+build under a sanitizer); importing this module never compiles anything.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from .reference import Steps, WeightCode
 from .seen import Seen
 from .weights import KINDS
 
-LIBRARY = Path(__file__).parent / "lib" / "libbdkernels_cpu.so"
+LIBRARY = Path(os.environ.get("BDKERNELS_LIBRARY") or Path(__file__).parent / "lib" / "libbdkernels_cpu.so")
 ISAS = ("portable", "avx2", "avx512")  # the order of isa() in csrc/binding/cpu_score.cpp
 TILE = 0  # items of a tile, 0 = chosen by the kernel; tests change it, results do not
 

@@ -1,8 +1,9 @@
 """The public functions, in the order of the pipeline: score, rank, topk, sample, loss.
 
 Shapes: B users of a batch, N items, C listed items a user, d factors, k draws. Every function raises ValueError that names the
-argument, what was expected and what was found (wrong shape, dtype, device, id out of range, unsorted `seen`, NaN scores), and
-`backends.BackendError` where an explicit backend cannot be honoured. Only the two losses have gradients; the others detach.
+argument, what was expected and what was found (wrong shape, dtype, device, id out of range, unsorted `seen`, NaN scores),
+TypeError where its Python type is wrong, and `backends.BackendError` where an explicit backend cannot be honoured. Only the two
+losses have gradients; the others detach.
 """
 
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import ops  # noqa: F401 (registers the operators)
+from . import checks, ops  # noqa: F401 (registers the operators)
 from .autograd import BdStep
 from .factors import Factors
 from .seen import Seen
@@ -70,7 +71,7 @@ def score(factors: Factors, ids: Tensor, *, backend: str | None = None) -> Tenso
     Returns:
         [B, C] float32.
     """
-    return torch.ops.bdkernels.score(*_detach(factors), ids, backend=backend or "")
+    return torch.ops.bdkernels.score(*_detach(factors), _tensor("ids", ids), backend=_name(backend))
 
 
 def rank(factors: Factors, ids: Tensor, seen: Seen | None = None, *, backend: str | None = None) -> Tensor:
@@ -89,7 +90,7 @@ def rank(factors: Factors, ids: Tensor, seen: Seen | None = None, *, backend: st
     Returns:
         [B, C] int64, 1 = best.
     """
-    return torch.ops.bdkernels.rank(*_detach(factors), ids, *_pair(seen), backend=backend or "")
+    return torch.ops.bdkernels.rank(*_detach(factors), _tensor("ids", ids), *_pair(seen), backend=_name(backend))
 
 
 def count_above(
@@ -108,16 +109,18 @@ def count_above(
     Args:
         factors: users [B, d], items [n, d] (one shard), item_bias [n] or None.
         thresholds: [B, C] float32; infinities are fine, NaN is an error.
-        tie_ids: [B, C] int64: an item with the same score counts if its id is below this one.
+        tie_ids: [B, C] int64: an item with the same score counts if its id is below this one; any integer.
         seen: rows of the B users with ids of the whole catalog; those outside of the shard are ignored.
-        item_offset: id of the shard's first item.
+        item_offset: id of the shard's first item; the last id is below 2^31.
         backend: see `score`.
 
     Returns:
         [B, C] int64.
     """
+    checks.int64("item_offset", item_offset)
+    queries = _tensor("thresholds", thresholds).detach(), _tensor("tie_ids", tie_ids)
     return torch.ops.bdkernels.count_above(
-        *_detach(factors), thresholds.detach(), tie_ids, *_pair(seen), item_offset, backend=backend or ""
+        *_detach(factors), *queries, *_pair(seen), item_offset, backend=_name(backend)
     )
 
 
@@ -131,8 +134,10 @@ def count_above_block(
     backend: str | None = None,
 ) -> Tensor:
     """`count_above` on scores [B, n] float32 that the caller computed: for models whose score is no dot product."""
+    checks.int64("item_offset", item_offset)
+    queries = _tensor("thresholds", thresholds).detach(), _tensor("tie_ids", tie_ids)
     return torch.ops.bdkernels.count_above_block(
-        scores.detach(), thresholds.detach(), tie_ids, *_pair(seen), item_offset, backend=backend or ""
+        _tensor("scores", scores).detach(), *queries, *_pair(seen), item_offset, backend=_name(backend)
     )
 
 
@@ -145,7 +150,8 @@ def topk(factors: Factors, k: int, seen: Seen | None = None, *, backend: str | N
         seen: rows of the B users, never recommended; None for nothing seen.
         backend: see `score`.
     """
-    return TopK(*torch.ops.bdkernels.topk(*_detach(factors), k, *_pair(seen), backend=backend or ""))
+    checks.int64("k", k)
+    return TopK(*torch.ops.bdkernels.topk(*_detach(factors), k, *_pair(seen), backend=_name(backend)))
 
 
 def sample(
@@ -170,24 +176,29 @@ def sample(
     Args:
         teacher: users [B, d_t], items [N, d_t], item_bias [N] or None.
         student: users [B, d_s], items [N, d_s], item_bias [N] or None, of the same users and items.
-        k: draws a user and direction, >= 1.
+        k: draws a user and direction, from 1 to 2^31 - 1.
         seen: rows of the B users, never drawn; None for nothing seen.
         to_student: weight of the items that the student learns from the teacher; None turns the direction off.
         to_teacher: weight of the items that the teacher learns from the student; None turns the direction off.
-        seed: any 64-bit integer.
+        seed: any integer in [-2^63, 2^63).
         step: in [0, 2^32): training step or refresh, so that each draws anew.
         user_ids: [B] int64 in [0, 2^32), which user each row is; row numbers unless given. Repeats get equal draws.
         backend: see `score`.
     """
+    models = *_detach(teacher, "teacher"), *_detach(student, "student")
+    for name, value in (("k", k), ("seed", seed), ("step", step)):
+        checks.int64(name, value)
+    for name, w in (("to_student", to_student), ("to_teacher", to_teacher)):
+        checks.instance(name, w, Weight, type(None))
     if user_ids is None:
-        user_ids = torch.arange(teacher.users.shape[0], device=teacher.users.device)
-    n_items = teacher.items.shape[0]
+        user_ids = torch.arange(len(teacher.users), device=teacher.users.device)
+    n_items = len(teacher.items)
     weights = [
         ("", 0.0, False) if w is None else (w.kind, w.parameter(n_items), w.flipped) for w in (to_student, to_teacher)
     ]
     drawn = torch.ops.bdkernels.sample(
-        *_detach(teacher), *_detach(student), *_pair(seen), user_ids, k, seed, step, *weights[0], *weights[1],
-        backend=backend or "",
+        *models, *_pair(seen), _tensor("user_ids", user_ids), k, seed, step, *weights[0], *weights[1],
+        backend=_name(backend),
     )  # fmt: skip
     student_draws, teacher_draws = (Draws(ids, ids >= 0) for ids in drawn)
     return Samples(
@@ -215,7 +226,12 @@ def distill_loss(
     Returns:
         scalar, float32 (float64 for float64 scores); 0 where nothing counts.
     """
-    return torch.ops.bdkernels.distill_loss(learner_scores, guide_scores.detach(), tau_learner, tau_guide, mask)
+    _tensor("learner_scores", learner_scores)
+    guide = _tensor("guide_scores", guide_scores).detach()
+    mask = None if mask is None else _tensor("mask", mask)
+    for name, value in (("tau_learner", tau_learner), ("tau_guide", tau_guide)):
+        checks.float64(name, value)
+    return torch.ops.bdkernels.distill_loss(learner_scores, guide, tau_learner, tau_guide, mask)
 
 
 def bd_step_loss(
@@ -252,6 +268,17 @@ def bd_step_loss(
         sparse: gradients as sparse rows, as from torch.nn.Embedding(sparse=True), so that a step's cost does not grow with N
             or U; False for dense gradients, which any optimizer takes.
     """
+    checks.instance("distill", distill, Draws)
+    checks.instance("cf", cf, str)
+    for name, value in (("lambda_", lambda_), ("tau_learner", tau_learner), ("tau_guide", tau_guide)):
+        checks.float64(name, value)
+    required = {
+        "user_table": user_table, "item_table": item_table, "users": users, "positives": positives,
+        "negatives": negatives, "distill.ids": distill.ids, "guide_scores": guide_scores,
+    }  # fmt: skip
+    optional = {"item_bias": item_bias, "distill.mask": distill.mask}
+    for name, t in (required | {k: v for k, v in optional.items() if v is not None}).items():
+        _tensor(name, t)
     out = BdStep.apply(
         user_table,
         item_table,
@@ -265,9 +292,25 @@ def bd_step_loss(
     return StepLoss(*out)
 
 
-def _detach(f: Factors) -> tuple[Tensor, Tensor, Tensor | None]:
-    return f.users.detach(), f.items.detach(), None if f.item_bias is None else f.item_bias.detach()
+def _tensor(name: str, t: Tensor) -> Tensor:
+    checks.instance(name, t, Tensor)
+    return t
+
+
+def _name(backend: str | None) -> str:
+    checks.instance("backend", backend, str, type(None))
+    return backend or ""
+
+
+def _detach(f: Factors, name: str = "factors") -> tuple[Tensor, Tensor, Tensor | None]:
+    checks.instance(name, f, Factors)
+    users, items, bias = f
+    users, items = _tensor(f"{name}.users", users).detach(), _tensor(f"{name}.items", items).detach()
+    return users, items, None if bias is None else _tensor(f"{name}.item_bias", bias).detach()
 
 
 def _pair(seen: Seen | None) -> tuple[Tensor, Tensor] | tuple[None, None]:
-    return (None, None) if seen is None else (seen.indptr, seen.indices)
+    if seen is None:
+        return None, None
+    checks.instance("seen", seen, Seen)
+    return _tensor("seen.indptr", seen.indptr), _tensor("seen.indices", seen.indices)

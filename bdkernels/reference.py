@@ -55,9 +55,8 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 def score_block(f: Factors) -> Tensor:
     """[B, N] float32 scores of one block of items: a sequential fused multiply-add over d that starts at the bias."""
     users, items = f.users.float(), f.items.float()
-    acc = users.new_zeros(users.shape[0], items.shape[0])
-    if f.item_bias is not None:
-        acc += f.item_bias.float()
+    bias = items.new_zeros(items.shape[0]) if f.item_bias is None else f.item_bias.float()
+    acc = bias.repeat(users.shape[0], 1)  # not added to 0, which would lose the sign of -0.0
     for k in range(users.shape[1]):
         acc = fma(users[:, k, None], items[None, :, k], acc)
     return acc
@@ -66,9 +65,11 @@ def score_block(f: Factors) -> Tensor:
 def score(f: Factors, ids: Tensor) -> Tensor:
     """[B, C] float32 scores of the listed items, the same bits as `score_block` gives them."""
     users, items = f.users.float().T.contiguous(), f.items[ids].float().movedim(2, 0).contiguous()  # [d, B], [d, B, C]
-    acc = torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
-    if f.item_bias is not None:
-        acc += f.item_bias[ids].float()
+    acc = (
+        torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
+        if f.item_bias is None
+        else f.item_bias[ids].float()
+    )
     for u, v in zip(users, items, strict=True):
         acc = fma(u[:, None], v, acc)
     return acc
@@ -99,15 +100,15 @@ def count_above_block(
     scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int
 ) -> Tensor:
     """[B, C] int64: how many unseen items of a block of scores [B, n] come before each (threshold, tie id)."""
-    keys, order = order_key(thresholds, tie_ids).sort(dim=1)
+    keys, order = order_key(thresholds, tie_ids).contiguous().sort(dim=1)
     ids = torch.arange(item_offset, item_offset + scores.shape[1], device=scores.device)
-    hist = _histogram(torch.searchsorted(keys, order_key(scores, ids)), keys.shape[1], seen, item_offset)
+    hist = _histogram(torch.searchsorted(keys, order_key(scores, ids).contiguous()), keys.shape[1], seen, item_offset)
     return _suffix_counts(hist, order)
 
 
 def count_above(f: Factors, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int) -> Tensor:
     """`count_above_block` over the whole item table, tile by tile. Raises ValueError on a NaN score."""
-    keys, order = order_key(thresholds, tie_ids).sort(dim=1)
+    keys, order = order_key(thresholds, tie_ids).contiguous().sort(dim=1)
     hist = tie_ids.new_zeros(tie_ids.shape[0], tie_ids.shape[1] + 1)
     tile = tile_size(f.users.shape[0])
     for start in range(0, f.n_items, tile):
@@ -127,12 +128,12 @@ def _bins(f: Factors, keys: Tensor, first_id: int) -> Tensor:
     if f.item_bias is not None:
         approximate += f.item_bias.double()
         size += f.item_bias.double().abs()
+    certain = size < 3e38  # of every partial sum: no overflow, no NaN
     steps = users.shape[1] + 2
     bound = size.mul_(steps * 2.0**-24 * (1 + steps * 2.0**-22)).add_(steps * 2.0**-149)  # of |chain - approximate|
     sorted_thresholds = order_score(keys).double()
     bins = torch.searchsorted(sorted_thresholds, approximate - bound)
-    certain = bins == torch.searchsorted(sorted_thresholds, approximate + bound, right=True)
-    certain &= approximate.abs() + bound < 3e38  # no overflow, no NaN
+    certain &= bins == torch.searchsorted(sorted_thresholds, approximate + bound, right=True)
     unsure = certain.logical_not_().nonzero()
     ids = torch.arange(first_id, first_id + f.n_items, device=keys.device)
     if unsure.shape[0] * 2 > bins.numel():
@@ -242,7 +243,7 @@ def log_weight(kind: str, parameter: float, delta: Tensor, n: Tensor, rank_guide
     if kind == "linear":
         return gap.clamp(min=0).log()
     if kind == "rank_only":
-        return -rank_guide.double() / parameter
+        return -(rank_guide - 1).double() / parameter  # 0 at the best, however small the parameter
     return torch.zeros_like(gap)  # uniform
 
 
@@ -278,7 +279,7 @@ def accept(
 
 def distill_loss(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None) -> Tensor:
     """Mean over the mask of BCE(sigmoid(learner / tau_learner), sigmoid(guide / tau_guide)); 0 where the mask is empty."""
-    target = torch.sigmoid(_wide(guide) / tau_guide)
+    target = torch.sigmoid(_wide(guide) / tau_guide).to(_wide(learner).dtype)
     terms = F.binary_cross_entropy_with_logits(_wide(learner) / tau_learner, target, reduction="none")
     return (terms if mask is None else terms.where(mask, 0.0)).sum() / _count(learner, mask)
 
@@ -289,7 +290,8 @@ def distill_loss_backward(
     """Gradient of `distill_loss` for the learner's scores: (sigmoid(learner / tau) - target) / tau / count."""
     slope = torch.sigmoid(_wide(learner) / tau_learner) - torch.sigmoid(_wide(guide) / tau_guide)
     slope = slope if mask is None else slope.where(mask, 0.0)
-    return (grad * slope / (tau_learner * _count(learner, mask))).to(learner.dtype)
+    # One division after the other: a float times an integer tensor is float32, also where the scores are float64.
+    return (grad * slope / _count(learner, mask) / tau_learner).to(learner.dtype)
 
 
 def _wide(scores: Tensor) -> Tensor:
@@ -298,6 +300,13 @@ def _wide(scores: Tensor) -> Tensor:
 
 def _count(scores: Tensor, mask: Tensor | None) -> Tensor | int:
     return max(1, scores.numel()) if mask is None else mask.sum().clamp(min=1)
+
+
+def touched_items(positives: Tensor, negatives: Tensor, distill_ids: Tensor, distill_mask: Tensor | None) -> Tensor:
+    """[B, 1 + M + k]: the item rows of a step. A masked entry, of any id, names its row's positive: touched anyway."""
+    positives = positives[:, None]
+    live = distill_ids if distill_mask is None else distill_ids.where(distill_mask, positives)
+    return torch.cat([positives, negatives, live], 1)
 
 
 def bd_step(
@@ -320,7 +329,7 @@ def bd_step(
     Returns: cf loss [], distillation loss [], and the gradient of cf + lambda_ * distillation for the user rows [B, d], for
     the item rows [B, 1 + M + k, d] (positive, negatives, distilled) and for their biases [B, 1 + M + k].
     """
-    listed = torch.cat([positives[:, None], negatives, distill_ids.clamp(min=0)], 1)
+    listed = touched_items(positives, negatives, distill_ids, distill_mask)
     u, v = user_table[users], item_table[listed]
     scores = torch.einsum("bd,bcd->bc", u, v)
     if item_bias is not None:

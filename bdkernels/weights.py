@@ -4,15 +4,19 @@ With n candidates and the gap g = (rank_guide - rank_learner) / n of an item, po
 `side="under"` puts -g in the place of g. Probabilities are proportional to the weights.
 """
 
-import math
+import sys
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
+
+import numpy as np
 
 Side = Literal["over", "under"]
 
 
 def _positive(name: str, value: float | None) -> None:
-    if value is not None and not (math.isfinite(value) and value > 0):
+    if not isinstance(value, (float, int, np.floating, np.integer, type(None))):
+        raise TypeError(f"{name}: expected float, got {type(value).__name__}")
+    if value is not None and not 0 < value <= sys.float_info.max:
         raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
 
 

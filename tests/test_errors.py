@@ -33,6 +33,7 @@ CASES = [
     ({"indptr": torch.tensor([0, 2, 3])}, r"seen.indptr: expected shape \[4\], got \[3\]"),
     ({"indptr": torch.tensor([0, 2, 2, 4])}, r"seen.indptr: expected first 0 and last 3, got \[0, 4\]"),
     ({"indptr": torch.tensor([0, 3, 2, 3])}, r"seen.indptr: expected non-decreasing values"),
+    ({"indptr": torch.tensor([0, 2**63 - 1, -2, 3])}, r"seen.indptr: expected non-decreasing values"),
     ({"indices": torch.tensor([5, 1, 0])}, r"seen.indices: expected strictly increasing ids in each row"),
     ({"indices": torch.tensor([5, 5, 0])}, r"seen.indices: expected strictly increasing ids in each row"),
     ({"indices": torch.tensor([1, 10, 0])}, r"seen.indices: expected ids in \[0, 10\), got 0 to 10"),
@@ -81,14 +82,16 @@ def test_nan_thresholds(backend):
         bd.count_above(f, torch.full((3, 1), NAN), tie, backend=backend)
     with pytest.raises(ValueError, match="scores: expected no NaN"):
         bd.count_above_block(torch.full((3, 5), NAN), torch.zeros(3, 1), tie, backend=backend)
-    with pytest.raises(ValueError, match="item_offset: expected an integer >= 0, got -1"):
-        bd.count_above(f, torch.zeros(3, 1), tie, item_offset=-1, backend=backend)
+    for offset in (-1, 2**31 - 9, 2**63 - 1):  # the last id is below 2^31
+        with pytest.raises(ValueError, match=f"item_offset: expected an integer >= 0 and <= 2147483638, got {offset}"):
+            bd.count_above(f, torch.zeros(3, 1), tie, item_offset=offset, backend=backend)
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"k": 0}, r"k: expected an integer >= 1, got 0"),
+        ({"k": 0}, r"k: expected an integer >= 1 and <= 2147483647, got 0"),
+        ({"k": 2**31}, r"k: expected an integer >= 1 and <= 2147483647, got 2147483648"),
         ({"step": -1}, r"step: expected an integer >= 0 and <= 4294967295, got -1"),
         ({"user_ids": torch.tensor([0, 1])}, r"user_ids: expected shape \[3\], got \[2\]"),
         ({"user_ids": torch.tensor([0, 1, 2**32])}, r"user_ids: expected ids in \[0, 4294967296\)"),
@@ -125,6 +128,9 @@ def test_losses():
         bd.distill_loss(z, z.T)
     with pytest.raises(ValueError, match="tau_guide: expected a finite number > 0, got 0.0"):
         bd.distill_loss(z, z, tau_guide=0.0)
+    for tau in (1e-300, 1e300):  # 0 and infinity in float32
+        with pytest.raises(ValueError, match="tau_learner: expected a number in"):
+            bd.distill_loss(z, z, tau_learner=tau)
     with pytest.raises(ValueError, match="mask: expected bool, got torch.float32"):
         bd.distill_loss(z, z, mask=torch.ones(2, 3))
     draws = bd.Draws(torch.tensor([[5]]), torch.tensor([[True]]))
@@ -132,6 +138,8 @@ def test_losses():
     one = torch.tensor([0])
     with pytest.raises(ValueError, match=r"distill_ids: expected ids in \[0, 4\), got 5 to 5"):
         bd.bd_step_loss(*tables, one, one, one[None], draws, torch.randn(1, 1))
+    with pytest.raises(ValueError, match="lambda_: expected a finite number, got nan"):
+        bd.bd_step_loss(*tables, one, one, one[None], draws, torch.randn(1, 1), lambda_=NAN)
     with pytest.raises(ValueError, match="cf: expected 'bce' or 'bpr', got 'hinge'"):
         bd.bd_step_loss(*tables, one, one, one[None], draws, torch.randn(1, 1), cf="hinge")
 
@@ -141,6 +149,7 @@ def test_losses():
     [
         (lambda: bd.Tanh(0.0), "alpha: expected a finite number > 0, got 0.0"),
         (lambda: bd.Exp(NAN), "alpha: expected a finite number > 0, got nan"),
+        (lambda: bd.Exp(10**400), "alpha: expected a finite number > 0, got 1000"),
         (lambda: bd.Exp(2.0, eps=0.1), "alpha, eps: expected one of them"),
         (lambda: bd.Tanh(eps=-1.0), "eps: expected a finite number > 0"),
         (lambda: bd.Linear(side="left"), "side: expected 'over' or 'under', got 'left'"),
@@ -150,6 +159,54 @@ def test_losses():
 def test_weights(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def everything() -> dict:
+    """Every public function's good arguments."""
+    f = bd.Factors(torch.randn(3, 4), torch.randn(10, 4), torch.randn(10))
+    seen = bd.Seen(torch.tensor([0, 2, 2, 3]), torch.tensor([1, 5, 0]))
+    ids = torch.zeros(3, 2, dtype=torch.int64)
+    z, rows = torch.randn(3, 2), torch.arange(3)
+    counted = {"thresholds": z, "tie_ids": ids, "seen": seen, "item_offset": 0}
+    tau = {"tau_learner": 1.0, "tau_guide": 2.0}
+    return {
+        "score": {"factors": f, "ids": ids},
+        "rank": {"factors": f, "ids": ids, "seen": seen},
+        "count_above": {"factors": f, **counted},
+        "count_above_block": {"scores": torch.randn(3, 10), **counted},
+        "topk": {"factors": f, "k": 2, "seen": seen},
+        "sample": {
+            "teacher": f, "student": f, "k": 2, "seen": seen, "to_student": bd.Tanh(), "to_teacher": bd.Exp(),
+            "seed": 1, "step": 2, "user_ids": rows,
+        },
+        "distill_loss": {"learner_scores": z, "guide_scores": z, "mask": z > 0, **tau},
+        "bd_step_loss": {
+            "user_table": f.users, "item_table": f.items, "item_bias": f.item_bias, "users": rows, "positives": rows,
+            "negatives": ids, "distill": bd.Draws(ids, z > 0), "guide_scores": z, "cf": "bce", "lambda_": 0.5, **tau,
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "name"), [(op, name) for op, named in everything().items() for name in named])
+def test_wrong_python_types(op, name):
+    """A TypeError that names the argument, before torch sees it; numbers that 64 bits cannot hold are a ValueError."""
+    run, named = getattr(bd, op), everything()[op]
+    run(**named)
+    for wrong in ([[0.5]], "half", object()):
+        if isinstance(named[name], str) and isinstance(wrong, str):
+            continue
+        with pytest.raises(TypeError, match=f"^{name}: expected .*, got {type(wrong).__name__}"):
+            run(**{**named, name: wrong})
+    if isinstance(named[name], tuple):
+        for part in named[name]._fields:
+            with pytest.raises(TypeError, match=f"^{name}.{part}: expected Tensor, got list"):
+                run(**{**named, name: named[name]._replace(**{part: [1]})})
+    if isinstance(named[name], int | float):
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
+            run(**{**named, name: 10**400})
+    if isinstance(named[name], torch.Tensor):
+        with pytest.raises(ValueError, match=f"{name}: expected a dense tensor, got torch.sparse_coo"):
+            run(**{**named, name: named[name].to_sparse()})
 
 
 def test_seen_pairs():

@@ -69,6 +69,20 @@ def test_distill_loss_error_is_that_of_float32(dtype):
     assert z.grad.dtype == dtype
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_distill_loss_has_the_learners_precision(dtype):
+    """Whatever the guide's: as the fake says, and to the last digits of float64."""
+    z, g, mask = torch.randn(6, 5, dtype=dtype), torch.randn(6, 5), torch.rand(6, 5) < 0.6
+    want = z.clone().double().requires_grad_()
+    F.binary_cross_entropy_with_logits(want[mask] / 0.7, torch.sigmoid(g[mask].to(dtype) / 2).double()).backward()
+    for guide in (g, g.double()):
+        leaf = z.clone().requires_grad_()
+        loss = bd.distill_loss(leaf, guide, 0.7, 2.0, mask)
+        loss.backward()
+        assert loss.dtype == leaf.grad.dtype == dtype
+    torch.testing.assert_close(leaf.grad.double(), want.grad, rtol=0, atol=1e-15 if dtype == torch.float64 else 1e-8)
+
+
 def step_inputs(dtype=torch.float64, masked=True):
     user, item = torch.randn(9, 4, dtype=dtype), torch.randn(15, 4, dtype=dtype)
     bias = torch.randn(15, dtype=dtype)
@@ -139,6 +153,24 @@ def test_bd_step_loss_gradcheck():
         )
 
 
+@pytest.mark.parametrize("anything", [-5, 15, 2**63 - 1, -(2**63)])
+def test_bd_step_loss_is_deaf_to_what_is_masked(anything):
+    """Masked ids may be no ids at all, and no row is touched for them: here row 0, which holds NaN."""
+    user, item, bias, _, _, _, draws, guide = step_inputs()
+    users, positives, negatives = torch.arange(5), torch.tensor([2, 2, 14, 1, 7]), torch.tensor([[3]] * 5)
+    item[0] = float("nan")
+    mask = torch.tensor([[True, False, False, True]] * 5)
+    guide[~mask] = float("nan")
+    leaves = [t.requires_grad_() for t in (user, item, bias)]
+    ids = (draws.ids.clamp(min=1)).masked_fill(~mask, anything)
+    loss = bd.bd_step_loss(*leaves, users, positives, negatives, bd.Draws(ids, mask), guide).loss
+    loss.backward()
+    assert loss.isfinite()
+    for leaf in leaves:
+        assert leaf.grad.coalesce().values().isfinite().all()
+    assert 0 not in leaves[1].grad.coalesce().indices()
+
+
 def test_bd_step_loss_touches_only_its_rows():
     user, item, bias, users, positives, negatives, draws, guide = step_inputs(torch.float32)
     leaves = [t.requires_grad_() for t in (user, item, bias)]
@@ -150,8 +182,6 @@ def test_bd_step_loss_touches_only_its_rows():
     optimizer = torch.optim.SparseAdam(leaves, lr=0.1)
     before = [t.detach().clone() for t in leaves]
     optimizer.step()
-    untouched = [
-        i for i in range(15) if i not in listed and i != 0
-    ]  # row 0 stands in for masked entries, with gradient 0
+    untouched = [i for i in range(15) if i not in listed]
     assert torch.equal(leaves[1][untouched], before[1][untouched])
     assert not torch.equal(leaves[1][positives], before[1][positives])

@@ -66,6 +66,16 @@ def test_infinite_scores(backend):
     assert bd.rank(f, torch.arange(6)[None], backend=backend).tolist() == [[4, 1, 6, 3, 2, 5]]
 
 
+def test_sums_that_overflow_on_the_way(backend):
+    """The exact sum of item 0 is 0, but its chain ends at infinity; that of item 3 is NaN."""
+    big = 3e38
+    items = torch.tensor([[big, big, -big, -big], [1.0, 1, 1, 1], [2.0, 2, 2, 2], [big, big, -float("inf"), 0.0]])
+    f, t, tie = bd.Factors(torch.ones(1, 4), items[:3]), torch.tensor([[1e35, 2e35]]), torch.tensor([[0, 0]])
+    assert bd.count_above(f, t, tie, backend=backend).tolist() == [[1, 1]]
+    with pytest.raises(ValueError, match="NaN for user row 0, item 3"):
+        bd.count_above(f._replace(items=items), t, tie, backend=backend)
+
+
 @pytest.mark.parametrize("c", [3, 40])
 def test_same_counts_whatever_the_tile_and_threads(monkeypatch, two_threads, backend, c):
     f = bd.Factors(torch.randn(67, 9), torch.randn(3001, 9), torch.randn(3001))
@@ -126,6 +136,16 @@ def test_thresholds_from_outside(backend):
     t = torch.tensor([[float("-inf"), -1.0, 4.5, 4.0, 4.0, 9.0, float("inf")]])
     tie = torch.tensor([[0, 0, 0, 4, 5, 100, 0]])
     assert bd.count_above(f, t, tie, backend=backend).tolist() == [[10, 10, 5, 5, 6, 1, 0]]
+    ties = torch.tensor(
+        [[-(2**63), -1, 3, 2**31, 2**32, 2**32 + 1, 2**63 - 1]]
+    )  # of an item 5 that shares the score 5.0
+    for shift in (0, 1, 2**31 - 10):
+        got = bd.count_above(f, torch.full((1, 7), 5.0), ties, item_offset=shift, backend=backend)
+        assert got.tolist() == [[4 + (5 + shift < tie) for tie in ties[0].tolist()]]
+        dense = torch.arange(10.0)[None]
+        assert torch.equal(
+            bd.count_above_block(dense, torch.full((1, 7), 5.0), ties, None, shift, backend=backend), got
+        )
     many = torch.randperm(70_000).float()[None] / 7000
     got = bd.count_above(f, many, torch.zeros_like(many, dtype=torch.int64), backend=backend)
     assert torch.equal(got, (torch.arange(10.0)[:, None] > many[0]).sum(0)[None])

@@ -85,6 +85,15 @@ def test_support_is_exact(rng, backend, weight, n):
             assert (ids[~mask] == -1).all()
 
 
+@pytest.mark.parametrize("weight", [bd.RankOnly(5e-324), bd.Exp(1.7e308), bd.Tanh(1e-300), bd.Tanh(1.7e308)])
+def test_extreme_parameters(backend, weight):
+    """Peaked beyond float64's range, a weight still has its best item; flat to its end, it still has its support."""
+    t = bd.Factors(torch.ones(1, 1), torch.tensor([[3.0], [2], [1], [0]]))
+    s = bd.Factors(torch.ones(1, 1), torch.tensor([[1.0], [0], [3], [2]]))  # gaps: -2, -2, 2, 2
+    drawn = bd.sample(t, s, 64, to_student=weight, to_teacher=None, backend=backend).to_student.ids
+    assert set(drawn[0].tolist()) == ({0} if weight.kind == "rank_only" else {2, 3})
+
+
 @pytest.mark.parametrize("weight", WEIGHTS, ids=IDS)
 def test_draws_depend_on_seed_step_user_and_index_only(monkeypatch, backend, weight):
     b, n, k = 7, 151, 12

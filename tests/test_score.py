@@ -64,6 +64,15 @@ def test_half_precision_specials(backend):
     assert torch.equal(bd.score(f, torch.arange(len(finite))[None], backend=backend)[0], finite.float())
 
 
+@pytest.mark.parametrize("d", [0, 1])
+def test_sign_of_zero(backend, d):
+    """A bias of -0.0 starts the chain, and stays where only -0.0 is added."""
+    f = bd.Factors(torch.full((1, d), -1.0), torch.zeros(2, d), torch.tensor([-0.0, 0.0]))
+    got = bd.score(f, torch.tensor([[0, 1]]), backend=backend)
+    assert got.signbit().tolist() == [[True, False]]
+    assert torch.equal(reference.score_block(f).signbit(), got.signbit())
+
+
 def test_strided_rows_and_columns(backend):
     wide = torch.randn(40, 24)
     users = torch.randn(3, 8)
@@ -74,6 +83,12 @@ def test_strided_rows_and_columns(backend):
 
 
 def test_empty(backend):
+    strided = bd.Factors(
+        torch.randn(2, 3), torch.randn(3, 0).T
+    )  # of no items, and "contiguous" to torch whatever the strides
+    none = torch.zeros(2, 0, dtype=torch.int64)
+    assert bd.score(strided, none, backend=backend).shape == bd.rank(strided, none, backend=backend).shape == (2, 0)
+    assert bd.count_above(strided, torch.zeros(2, 1), none.new_zeros(2, 1), backend=backend).tolist() == [[0], [0]]
     f = bd.Factors(torch.randn(0, 4), torch.randn(6, 4))
     assert bd.score(f, torch.zeros(0, 3, dtype=torch.int64), backend=backend).shape == (0, 3)
     f = bd.Factors(torch.randn(2, 0), torch.randn(6, 0), torch.arange(6.0))

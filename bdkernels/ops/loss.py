@@ -58,6 +58,7 @@ def _bd_step_fake(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     checks.step(user_table, item_table, item_bias, users, positives, negatives, distill_ids, guide_scores, distill_mask)
     checks.temperatures(tau_learner, tau_guide)
+    checks.finite("lambda_", lambda_)
     checks.choice("cf", cf, ("bce", "bpr"))
     (n_rows, m), k, d = negatives.shape, distill_ids.shape[1], user_table.shape[1]
     new = user_table.new_empty

@@ -9,6 +9,11 @@ from ..factors import Factors
 from .define import FACTORS, OPTIONS, SEEN, define, seen_rows
 
 
+def _ids_or_bounds(tie_ids: Tensor) -> Tensor:
+    """Any integer may break a tie; beyond every item id they are all the same, and the backends' keys have 32 bits for one."""
+    return tie_ids.clamp(0, checks.MAX_ITEMS)
+
+
 def _count_above_fake(
     users: Tensor,
     items: Tensor,
@@ -22,7 +27,7 @@ def _count_above_fake(
     backend: str = "",
 ) -> Tensor:
     checks.factors(Factors(users, items, item_bias))
-    checks.thresholds(users.shape[0], thresholds, tie_ids, item_offset, users.device)
+    checks.thresholds(users.shape[0], items.shape[0], thresholds, tie_ids, item_offset, users.device)
     seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
     return torch.empty_like(tie_ids, memory_format=torch.contiguous_format)
 
@@ -44,7 +49,7 @@ def _count_above(
     checks.no_nan("thresholds", thresholds)
     checks.seen_values(seen, checks.MAX_ITEMS)
     f = Factors(users, items, item_bias)
-    return steps(users.device, backend).count_above(f, thresholds, tie_ids, seen, item_offset)
+    return steps(users.device, backend).count_above(f, thresholds, _ids_or_bounds(tie_ids), seen, item_offset)
 
 
 define(
@@ -66,7 +71,7 @@ def _count_above_block_fake(
     backend: str = "",
 ) -> Tensor:
     checks.tensor("scores", scores, ("B", "n"), (torch.float32,), scores.device)
-    checks.thresholds(scores.shape[0], thresholds, tie_ids, item_offset, scores.device)
+    checks.thresholds(scores.shape[0], scores.shape[1], thresholds, tie_ids, item_offset, scores.device)
     seen_rows(seen_indptr, seen_indices, scores.shape[0], scores.device)
     return torch.empty_like(tie_ids, memory_format=torch.contiguous_format)
 
@@ -86,7 +91,8 @@ def _count_above_block(
     checks.no_nan("scores", scores)
     checks.no_nan("thresholds", thresholds)
     checks.seen_values(seen, checks.MAX_ITEMS)
-    return steps(scores.device, backend).count_above_block(scores, thresholds, tie_ids, seen, item_offset)
+    ties = _ids_or_bounds(tie_ids)
+    return steps(scores.device, backend).count_above_block(scores, thresholds, ties, seen, item_offset)
 
 
 define(

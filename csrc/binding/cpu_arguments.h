@@ -43,7 +43,8 @@ inline Users users_of(const Tensor& users) { return {data<float>(users, ScalarTy
 // bias and seen are optional: an empty tensor stands for None.
 inline Items items_of(const Tensor& users, const Tensor& items, const Tensor& bias) {
   STD_TORCH_CHECK(users.dim() == 2 && items.dim() == 2 && users.size(1) == items.size(1), "bdkernels: users, items: shapes");
-  STD_TORCH_CHECK(items.stride(1) == 1 || items.size(1) <= 1, "bdkernels: items: columns must not be strided");
+  STD_TORCH_CHECK(items.stride(1) == 1 || items.size(1) <= 1 || items.size(0) == 0,
+                  "bdkernels: items: columns must not be strided");
   STD_TORCH_CHECK(bias.numel() == 0 ||
                       (bias.numel() == items.size(0) && bias.is_contiguous() && bias.scalar_type() == items.scalar_type()),
                   "bdkernels: item_bias: must match items");

@@ -27,7 +27,7 @@ inline double log_weight(const Weight& w, int64_t delta, int64_t n, int64_t rank
     case Kind::kLinear:
       return std::log(positive);
     case Kind::kRankOnly:
-      return -static_cast<double>(rank_guide) / w.parameter;
+      return -static_cast<double>(rank_guide - 1) / w.parameter;  // 0 at the best, however small the parameter
     case Kind::kUniform:
       break;
   }

@@ -1,0 +1,106 @@
+// The stages of the CPU backend on plain threads, for ThreadSanitizer: torch's own pool is libgomp, which is not
+// instrumented, so its barriers look like races. Here the same torch-free ranges run on std::thread, split more finely than
+// torch would.
+//
+//   threads        every stage, twice: answers must agree with one thread's
+//   threads race   a planted fault: two threads prepare the same rows, which must be reported
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace {
+
+using namespace bdkernels;
+
+constexpr int64_t kUsers = 70, kItems = 5003, kFactors = 5, kSeen = 40;  // more than one block of users, chunk and tile
+
+// Ranges of `grain` of [0, n) dealt to the threads in turn; returns when all are done.
+void parallel(int threads, int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& work) {
+  std::vector<std::thread> pool;
+  for (int t = 0; t < threads; ++t) {
+    pool.emplace_back([&, t] {
+      for (int64_t i = t * grain; i < n; i += threads * grain) work(i, std::min(n, i + grain));
+    });
+  }
+  for (std::thread& thread : pool) thread.join();
+}
+
+struct Data {
+  std::vector<float> users, items;
+  std::vector<int64_t> ids, user_ids, indptr{0}, seen_ids;
+
+  explicit Data(int64_t c) : users(kUsers * kFactors), items(kItems * kFactors), ids(kUsers * c), user_ids(kUsers) {
+    std::mt19937 random(7);
+    for (float& x : users) x = static_cast<float>(random() % 33) / 8 - 2;
+    for (float& x : items) x = static_cast<float>(random() % 33) / 8 - 2;
+    for (int64_t& id : ids) id = static_cast<int64_t>(random() % kItems);
+    for (int64_t row = 0; row < kUsers; ++row) {
+      user_ids[row] = row;
+      for (int64_t j = 0; j < kSeen; ++j) seen_ids.push_back(j * 100 + row);
+      indptr.push_back(static_cast<int64_t>(seen_ids.size()));
+    }
+  }
+};
+
+struct Answer {
+  std::vector<float> scores, block;
+  std::vector<int64_t> counts, proposals;
+  std::vector<char> accepted;
+  bool operator==(const Answer&) const = default;
+};
+
+Answer answer(int threads, int64_t c) {
+  const Data data(c);
+  const Users users{data.users.data(), kUsers};
+  const Items items{data.items.data(), nullptr, Dtype::kFloat32, kItems, kFactors, kFactors};
+  const Seen seen{data.indptr.data(), data.seen_ids.data()};
+  Answer out{std::vector<float>(kUsers * c), std::vector<float>(kUsers * kItems), std::vector<int64_t>(kUsers * c),
+             std::vector<int64_t>(kUsers * c), std::vector<char>(kUsers * c)};
+  parallel(threads, kUsers, 3,
+           [&](int64_t a, int64_t b) { cpu::score(users, items, data.ids.data(), c, a, b, out.scores.data()); });
+  parallel(threads, kItems, 300, [&](int64_t a, int64_t b) { cpu::score_block(users, items, a, b, out.block.data()); });
+  cpu::CountAbove work(users, items, out.scores.data(), data.ids.data(), c, seen, 0, 64);
+  parallel(threads, work.rows(), 3, [&](int64_t a, int64_t b) { work.prepare(a, b); });
+  parallel(threads, work.tasks(), 1, [&](int64_t a, int64_t b) { work.run(a, b); });
+  parallel(threads, work.rows(), 3, [&](int64_t a, int64_t b) { work.finish(a, b, out.counts.data()); });
+  parallel(threads, kUsers, 3, [&](int64_t a, int64_t b) {
+    cpu::propose(1, 2, data.user_ids.data(), 0, c, kItems, seen, a, b, out.proposals.data());
+  });
+  const std::vector<int64_t> candidates(kUsers, kItems - kSeen);
+  bool* accepted = reinterpret_cast<bool*>(out.accepted.data());
+  parallel(threads, kUsers, 3, [&](int64_t a, int64_t b) {
+    cpu::accept(1, 2, data.user_ids.data(), 0, c, out.counts.data(), out.proposals.data(), candidates.data(),
+                {Kind::kExp, 2.5, false}, true, a, b, accepted);
+  });
+  return out;
+}
+
+void race() {
+  const Data data(8);
+  const std::vector<float> thresholds(kUsers * 8);
+  cpu::CountAbove work({data.users.data(), kUsers},
+                       {data.items.data(), nullptr, Dtype::kFloat32, kItems, kFactors, kFactors}, thresholds.data(),
+                       data.ids.data(), 8, {nullptr, nullptr}, 0, 64);
+  parallel(2, 2, 1, [&](int64_t, int64_t) { work.prepare(0, kUsers); });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc > 1 && !std::strcmp(argv[1], "race")) {
+    race();
+    return 0;
+  }
+  for (const int64_t c : {3, 33}) {  // few thresholds, and many
+    if (answer(4, c) != answer(1, c)) {
+      std::printf("four threads and one disagree with %d thresholds\n", static_cast<int>(c));
+      return 1;
+    }
+  }
+}

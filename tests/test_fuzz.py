@@ -1,0 +1,310 @@
+"""Random arguments, good and bad, for every operator on every backend: an exact answer or a clear error, and inputs left alone.
+
+An example is one `Case` of plain values, and its repr all that it takes to run it again: `python tests/test_fuzz.py "test_rank
+Case(...)"`. `make test` takes the same few examples each time; `make fuzz` takes many new ones in a process that may crash.
+"""
+
+import dataclasses
+import faulthandler
+import os
+import re
+import sys
+from pathlib import Path
+
+import fuzz_data as data
+import numpy as np
+import oracle
+import pytest
+import torch
+from conftest import CPU_BACKENDS
+from fuzz_data import Case, Numbers
+from hypothesis import HealthCheck, given, settings
+
+import bdkernels as bd
+from bdkernels import backends, cpu, reference
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))  # 0: a short run, the same every time
+LAST = os.environ.get("FUZZ_LAST")  # a file that tells of the example under way, for the one who finds the process dead
+HANG = 120  # seconds
+NAMED = re.compile(r"^(number of )?[a-z_][\w.]*: expected .*(got|a row)|^alpha, eps: expected", re.S)
+QUIET = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+
+
+def fuzz(check):
+    """A test of `check` on many cases."""
+
+    def test(case: Case) -> None:
+        if LAST:
+            Path(LAST).write_text(f"{check.__name__} {case!r}\n")
+            faulthandler.dump_traceback_later(HANG, exit=True)
+        check(case)
+        faulthandler.cancel_dump_traceback_later()
+
+    test.__name__ = test.__qualname__ = check.__name__
+    test.__doc__ = check.__doc__
+    count = {"max_examples": EXAMPLES} if EXAMPLES else {"max_examples": 300, "derandomize": True}
+    return settings(**count, **QUIET)(given(case=data.cases())(test))
+
+
+def outcome(run, *tensors):
+    """What a backend answers, or the message of its error; anything but the documented errors is a failure."""
+    before = [data.memory(t) for t in tensors]
+    try:
+        answer = run()
+    except (ValueError, TypeError, bd.BackendError) as error:
+        answer = str(error)
+    if isinstance(answer, str):
+        assert NAMED.match(answer), f"an error that names no argument: {answer}"
+    for t, bits in zip(tensors, before, strict=True):
+        assert torch.equal(data.memory(t), bits), "an input was written to"
+    return answer
+
+
+def everywhere(case: Case, run, *tensors) -> list:
+    """The outcome in each backend, with the case's tiles."""
+    names = [name for name in CPU_BACKENDS if backends.missing(name) is None]
+    old = cpu.TILE, reference.TILE_ELEMENTS
+    cpu.TILE, reference.TILE_ELEMENTS = case.tile, max(40 * case.tile or 1 << 18, case.b * case.n // 50)
+    try:
+        return [outcome(lambda name=name: run(name), *tensors) for name in names]
+    finally:
+        cpu.TILE, reference.TILE_ELEMENTS = old
+
+
+def refused(outcomes: list, why: str) -> None:
+    for o in outcomes:
+        assert isinstance(o, str), f"accepted, though {why}"
+
+
+def same(outcomes: list, want: np.ndarray) -> None:
+    for o in outcomes:
+        assert isinstance(o, torch.Tensor), o
+        np.testing.assert_array_equal(o.numpy(), want)
+
+
+@fuzz
+def test_score(case):
+    f, ids = data.factors(case), data.ids(case)
+    got = everywhere(case, lambda name: bd.score(f, ids, backend=name), *data.given(f, ids))
+    if why := data.bad_factors(f) or data.bad_ids(ids, case.b, case.n):
+        return refused(got, why)
+    want = np.take_along_axis(data.dense(f), ids.numpy(), 1)
+    if np.isnan(want).any():
+        return refused(got, "a score is NaN")
+    same([o if isinstance(o, str) else o.view(torch.int32) for o in got], want.view(np.int32))  # the sign of 0 too
+
+
+@fuzz
+def test_rank(case):
+    f, ids, seen = data.factors(case), data.ids(case), data.seen(case)
+    got = everywhere(case, lambda name: bd.rank(f, ids, seen, backend=name), *data.given(f, ids, seen))
+    if why := data.bad_factors(f) or data.bad_ids(ids, case.b, case.n) or data.bad_seen(seen, case.b, case.n):
+        return refused(got, why)
+    scores = data.dense(f)
+    if np.isnan(scores).any():
+        return refused(got, "a score is NaN")
+    same(got, np.take_along_axis(data.ranks(scores, seen), ids.numpy(), 1))
+
+
+def counts(scores, thresholds, ties, seen, offset):
+    """Count item by item in integers of any size."""
+    b, n = scores.shape
+    items = np.arange(n) + offset
+    out = np.zeros(ties.shape, np.int64)
+    for row in range(b):
+        unseen = ~np.isin(items, oracle.seen_row(seen, row))
+        for j, (t, tie) in enumerate(zip(thresholds[row], ties[row], strict=True)):
+            out[row, j] = (unseen & ((scores[row] > t) | ((scores[row] == t) & (items < tie)))).sum()
+    return out
+
+
+def check_count(case, run, scores, bad, *tensors):
+    """`scores` is called where the arguments are good."""
+    thresholds, ties, seen, offset = data.thresholds(case), data.ties(case), data.seen(case), Numbers(case).offset()
+    got = everywhere(case, lambda name: run(thresholds, ties, seen, offset, name), *tensors, thresholds, ties)
+    if why := bad or data.bad_seen(seen, case.b, 2**31) or (offset not in range(2**31 - case.n + 1) and "the offset"):
+        return refused(got, why)
+    if thresholds.isnan().any() or np.isnan(s := scores()).any():
+        return refused(got, "something is NaN")
+    same(got, counts(s, thresholds.resolve_neg().numpy(), ties.numpy(), seen, offset))
+
+
+@fuzz
+def test_count_above(case):
+    f = data.factors(case)
+    check_count(
+        case,
+        lambda t, ties, seen, offset, name: bd.count_above(f, t, ties, seen, offset, backend=name),
+        lambda: data.dense(f),
+        data.bad_factors(f),
+        *data.given(f),
+    )
+
+
+@fuzz
+def test_count_above_block(case):
+    block = data.floats(case, 7, case.b, case.n, dtype="float32")
+    check_count(
+        case,
+        lambda t, ties, seen, offset, name: bd.count_above_block(block, t, ties, seen, offset, backend=name),
+        lambda: block.resolve_neg().numpy(),
+        None,
+        block,
+    )
+
+
+@fuzz
+def test_topk(case):
+    f, seen, k = data.factors(case), data.seen(case), Numbers(case).topk()
+    got = everywhere(case, lambda name: bd.topk(f, k, seen, backend=name), *data.given(f, seen))
+    bad_k = k not in range(1, case.n + 1) and "k"
+    if why := data.bad_factors(f) or bad_k or data.bad_seen(seen, case.b, case.n):
+        return refused(got, why)
+    scores = data.dense(f)
+    if np.isnan(scores).any():
+        return refused(got, "a score is NaN")
+    ranks = data.ranks(scores, seen)
+    for o in got:
+        assert not isinstance(o, str), o
+        for row in range(case.b):
+            unseen = np.setdiff1d(np.arange(case.n), oracle.seen_row(seen, row))
+            best = unseen[np.argsort(ranks[row, unseen])][:k]
+            missing = k - len(best)
+            assert o.ids[row].tolist() == [*best, *[-1] * missing]
+            assert o.scores[row].tolist() == [*scores[row, best], *[-np.inf] * missing]
+
+
+@fuzz
+def test_sample(case):
+    t, s, seen, number = data.factors(case), data.factors(case, student=True), data.seen(case), Numbers(case)
+    users, k, seed, step, weight = data.user_ids(case), number.draws(), number.seed(), number.step(), number.weight()
+    bad_weight = isinstance(weight, str) and "a weight was refused"
+    if bad_weight:
+        assert NAMED.match(weight)
+        return None
+    got = everywhere(
+        case,
+        lambda name: bd.sample(
+            t, s, k, seen, to_student=weight, to_teacher=weight, seed=seed, step=step, user_ids=users, backend=name
+        ),
+        *data.given(t, s, seen, users),
+    )
+    bad = data.bad_factors(t) or data.bad_factors(s) or data.bad_seen(seen, case.b, case.n) or (case.n < 1 and "N")
+    bad = bad or data.bad_ids(users[:, None], case.b, 2**32) or (k not in range(1, 2**31) and "k")
+    bad = bad or (step not in range(2**32) and "step") or (seed not in range(-(2**63), 2**63) and "seed")
+    if bad:
+        return refused(got, bad)
+    scores = data.dense(t), data.dense(s)
+    alive = [case.n > len(oracle.seen_row(seen, row)) for row in range(case.b)]
+    if any(np.isnan(x[alive]).any() for x in scores):
+        return refused(got, "a score is NaN")
+    for o in got:
+        assert not isinstance(o, str), o
+        for a, b in zip(o, got[0], strict=True):
+            assert torch.equal(a.ids, b.ids)
+        check_draws(o, weight, [data.ranks(x, seen) for x in scores], seen, k)
+    return None
+
+
+def check_draws(samples, weight, ranks, seen, k):
+    for draws, (guide, learner) in ((samples.to_student, ranks), (samples.to_teacher, ranks[::-1])):
+        assert draws.ids.shape[1] == k
+        assert torch.equal(draws.mask, draws.ids >= 0)
+        for row, ids in enumerate(draws.ids.numpy()):
+            unseen = np.ones(guide.shape[1], bool)
+            unseen[oracle.seen_row(seen, row)] = False
+            if not unseen.any():
+                assert (ids == -1).all()
+                continue
+            side = "under" if weight.flipped else "over"
+            p = oracle.probabilities(weight.kind, weight.parameter(len(unseen)), side, guide[row], learner[row], unseen)
+            assert (p[ids] > 0).all() if p.sum() > 0 else (ids == -1).all()
+            assert (ids >= 0).all() or p.sum() == 0
+
+
+@fuzz
+def test_distill_loss(case):
+    """Against long doubles; what is masked out has gradient 0, NaN or not."""
+    number, shape = Numbers(case), data.shape(case)
+    z, g = (data.floats(case, i, *shape, dtype=name) for i, name in enumerate(number.loss_dtypes()))
+    mask, (tau_z, tau_g) = data.mask(case, shape), (number.tau(0), number.tau(1))
+    z.requires_grad_()
+    got = outcome(lambda: bd.distill_loss(z, g, tau_z, tau_g, mask), z, g, *([] if mask is None else [mask]))
+    tiny, most = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
+    if not all(tiny <= tau <= most for tau in (tau_z, tau_g)):
+        return refused([got], "a temperature")
+    assert not isinstance(got, str), got
+    got.backward()
+    assert (got.dtype, z.grad.dtype) == (torch.float64 if z.dtype == torch.float64 else torch.float32, z.dtype)
+    live = np.ones(shape, bool) if mask is None else mask.numpy()
+    assert (z.grad.double().numpy()[~live] == 0).all()
+    want, slope, size = data.distill(z.detach(), g, tau_z, tau_g, live)
+    if not live.any():
+        assert got.item() == 0
+    elif np.isnan(size):
+        assert np.isnan(got.item())
+    elif size * live.sum() < 1e37 and tau_z >= 1e-6:  # else float32 overflows, and rightly
+        fine = 1e-13 if torch.float64 == z.dtype == g.dtype else 3e-6
+        assert abs(got.item() - want) <= fine * (1 + size)
+        coarse = {torch.float16: 1e-3, torch.bfloat16: 1e-2}.get(z.dtype, fine)
+        bound = (fine + coarse * np.abs(slope)) / tau_z / live.sum() + (6e-8 if z.dtype == torch.float16 else 1e-37)
+        largest = torch.finfo(z.dtype).max
+        exact = np.clip(slope / tau_z / live.sum(), -largest, largest)
+        assert (np.abs(np.clip(z.grad.double().numpy(), -largest, largest) - exact)[live] <= bound[live]).all()
+    return None
+
+
+@fuzz
+def test_bd_step_loss(case):
+    """Against float64 sums over the listed ids, and the gradient against finite sums of the same."""
+    step = data.step(case)
+    leaves = [t for t in (step.user_table, step.item_table, step.item_bias) if t is not None]
+    for leaf in leaves:
+        leaf.requires_grad_(leaf.is_floating_point())
+    got = outcome(lambda: bd.bd_step_loss(**step._asdict()), *data.given(step))
+    if why := data.bad_step(step):
+        return refused([got], why)
+    assert not isinstance(got, str), got
+    got.loss.backward()
+    assert all(leaf.grad.is_sparse == step.sparse and leaf.grad.shape == leaf.shape for leaf in leaves)
+    if case.kind in ("exact", "ties", "normal"):
+        want, gradients = data.step_oracle(step)
+        tolerance = (
+            {"rtol": 1e-9, "atol": 1e-9} if step.user_table.dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-4}
+        )
+        torch.testing.assert_close(got.loss.double(), want, **tolerance)
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            torch.testing.assert_close(leaf.grad.to_dense().double(), gradient, **tolerance)
+    return None
+
+
+def _off_by_one(counts, scores, *rest):
+    return counts(scores, *rest) + (scores.shape[1] > 4)
+
+
+def _careless(counts, scores, *rest):
+    out = counts(scores, *rest)
+    scores.add_(1)
+    return out
+
+
+@pytest.mark.parametrize("fault", [_off_by_one, _careless])
+def test_planted_faults_are_found(monkeypatch, fault):
+    """A wrong count, and a kernel that writes to what it was given."""
+    honest = reference.count_above_block
+    broken = reference.STEPS._replace(count_above_block=lambda *a: fault(honest, *a))
+    monkeypatch.setattr("bdkernels.ops.rank.steps", lambda device, asked: broken)
+    with pytest.raises(AssertionError, match="Arrays are not equal|an input was written to"):
+        test_count_above_block()
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(Case)])
+def test_cases_are_what_their_repr_says(field):
+    """The repr that a failure prints is the example: Python reads it back."""
+    example = Case(b=1, n=2, d=3, c=4)
+    assert getattr(eval(repr(example)), field) == getattr(example, field)
+
+
+if __name__ == "__main__":
+    name, example = sys.argv[1].split(" ", 1)
+    globals()[name].hypothesis.inner_test(eval(example))
