@@ -13,6 +13,7 @@ from torch import Tensor
 from . import ops  # noqa: F401 (registers the operators)
 from .autograd import BdStep
 from .factors import Factors
+from .optim import RowOptimizer
 from .seen import Seen
 from .weights import Exp, Tanh, Weight
 
@@ -49,7 +50,7 @@ class Samples(NamedTuple):
 
 
 class StepLoss(NamedTuple):
-    """Scalars of `bd_step_loss`: loss = cf + lambda_ * distill is differentiable, its two parts are for the log."""
+    """Scalars of a step: of `bd_step_loss`, loss = cf + lambda_ * distill is differentiable; the rest is for the log."""
 
     loss: Tensor
     cf: Tensor
@@ -233,6 +234,7 @@ def bd_step_loss(
     tau_learner: float = 1.0,
     tau_guide: float = 1.0,
     sparse: bool = True,
+    backend: str | None = None,
 ) -> StepLoss:
     """One learner's whole training loss, with the gradient of just the rows that it touches.
 
@@ -244,13 +246,14 @@ def bd_step_loss(
     Args:
         user_table: [U, d] float32 or float64 parameter; item_table: [N, d]; item_bias: [N] or None, of the same dtype.
         users: [B] int64; positives: [B] int64; negatives: [B, M] int64, item ids.
-        distill: ids [B, k] and mask [B, k], from `sample` with the rows of `users`.
+        distill: ids [B, k] and mask [B, k], from `sample` with the rows of `users`. What is masked out may hold anything.
         guide_scores: [B, k], the other model's scores of the distilled items; a constant to the gradient.
         cf: "bce" or "bpr".
         lambda_: weight of the distillation.
         tau_learner, tau_guide: temperatures, > 0.
         sparse: gradients as sparse rows, as from torch.nn.Embedding(sparse=True), so that a step's cost does not grow with N
             or U; False for dense gradients, which any optimizer takes.
+        backend: see `score`. float64 tables are served by the reference alone, so "cpu" refuses them.
     """
     out = BdStep.apply(
         user_table,
@@ -261,8 +264,49 @@ def bd_step_loss(
         distill.mask,
         (cf, lambda_, tau_learner, tau_guide),
         sparse,
+        backend or "",
     )
     return StepLoss(*out)
+
+
+def bd_step_update(
+    optimizer: RowOptimizer,
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    distill: Draws,
+    guide_scores: Tensor,
+    *,
+    cf: str = "bce",
+    lambda_: float = 1.0,
+    tau_learner: float = 1.0,
+    tau_guide: float = 1.0,
+    backend: str | None = None,
+) -> StepLoss:
+    """One learner's whole training step: the loss of `bd_step_loss`, its gradient, and the update of the rows, in one call.
+
+    The optimizer stands where the tables do in `bd_step_loss`: it holds them and changes them in place, just the rows that the
+    batch touches. Repeats of a user or an item are summed before the rule is applied, in the order of the batch, so that the
+    result does not depend on the thread count. On an error nothing has changed.
+
+    Args:
+        optimizer: `SGD`, `Adagrad` or `LazyAdam` of (user_table, item_table, item_bias or None). Parameters that require
+            grad are fine: autograd sees an in-place change, no gradient.
+        users, positives, negatives, distill, guide_scores: the batch, see `bd_step_loss`.
+        cf, lambda_, tau_learner, tau_guide: see `bd_step_loss`.
+        backend: see `score`. float64 tables are served by the reference alone, so "cpu" refuses them.
+
+    Returns:
+        the losses before the update; they carry no gradient.
+    """
+    tables = optimizer.user_table, optimizer.item_table, optimizer.item_bias
+    batch = users, positives, negatives, distill.ids, guide_scores.detach(), distill.mask
+    cf_loss, distill_loss = torch.ops.bdkernels.bd_step_update(
+        *(None if t is None else t.detach() for t in tables), optimizer.state, *batch,
+        cf, lambda_, tau_learner, tau_guide, *optimizer.rule(), backend=backend or "",
+    )  # fmt: skip
+    optimizer.step += 1
+    return StepLoss(cf_loss + lambda_ * distill_loss, cf_loss, distill_loss)
 
 
 def _detach(f: Factors) -> tuple[Tensor, Tensor, Tensor | None]:

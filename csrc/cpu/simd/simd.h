@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "../../core/rule.h"
 #include "../../core/score.h"
 
 namespace bdkernels::cpu {
@@ -59,6 +60,13 @@ struct Simd {
   // runs of the same bin do not wait for each other. `scratch` has room for n integers.
   int64_t (*count_many)(const float* scores, int64_t n, const Thresholds& t, int64_t first_id, int32_t* hist,
                         int32_t* scratch);
+
+  // Products of one user with n rows of d numbers: vectorised, so in another order than `dot`.
+  void (*dots)(const float* user, const float* const* rows, int64_t n, int64_t d, float* out);
+  // out += the sum of weights[j] * rows[j], in the order of j.
+  void (*add_rows)(const float* const* rows, const float* weights, int64_t n, int64_t d, float* out);
+  // The rule on one row and what the optimizer keeps of it (null where the rule has no such state).
+  void (*update)(const Rule& rule, const float* grad, int64_t d, float* row, float* first, float* second);
 };
 
 const Simd& portable_simd();

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "row.h"
 #include "simd.h"
 
 namespace bdkernels::cpu {
@@ -166,7 +167,9 @@ struct Tile {
     return -1;
   }
 
-  static constexpr Simd table() { return {V::name, W, pack, score, dot, count_few, count_many}; }
+  static constexpr Simd table() {
+    return {V::name, W, pack, score, dot, count_few, count_many, Row<V>::dots, Row<V>::add_rows, Row<V>::update};
+  }
 };
 
 }  // namespace bdkernels::cpu
