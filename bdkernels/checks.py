@@ -20,8 +20,10 @@ def tensor(
     name: str, t: Tensor, shape: tuple[int | str, ...], dtypes: tuple[torch.dtype, ...], device: torch.device
 ) -> None:
     """A letter in `shape` stands for any size, a number for just that."""
-    want = "[" + ", ".join(str(s) for s in shape) + "]"
     fits = t.dim() == len(shape) and all(isinstance(s, str) or t.shape[i] == s for i, s in enumerate(shape))
+    if fits and t.dtype in dtypes and t.device == device:
+        return
+    want = "[" + ", ".join(str(s) for s in shape) + "]"
     _is(fits, name, f"shape {want}", list(t.shape))
     _is(t.dtype in dtypes, name, " or ".join(str(d).removeprefix("torch.") for d in dtypes), t.dtype)
     _is(t.device == device, name, f"device {device}", t.device)

@@ -112,12 +112,13 @@ def _bd_step(
     *,
     backend: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tables: Args = (user_table, item_table, item_bias)
-    batch: Args = (users, positives, negatives, distill_ids, guide_scores, distill_mask)
-    objective: Args = (cf, lambda_, tau_learner, tau_guide)
-    _bd_step_fake(*tables, *batch, *objective)
+    arguments: Args = (
+        user_table, item_table, item_bias, users, positives, negatives, distill_ids, guide_scores, distill_mask,
+        cf, lambda_, tau_learner, tau_guide,
+    )  # fmt: skip
+    _bd_step_fake(*arguments)
     _check_values(user_table, item_table, users, positives, negatives, distill_ids, distill_mask)
-    return steps(user_table.device, backend, user_table.dtype).bd_step(*tables, *batch, *objective)
+    return steps(user_table.device, backend, user_table.dtype).bd_step(*arguments)
 
 
 define(
@@ -152,9 +153,20 @@ def _bd_step_update_fake(
     *,
     backend: str = "",
 ) -> tuple[Tensor, Tensor]:
-    tables: Args = (user_table, item_table, item_bias)
-    batch: Args = (users, positives, negatives, distill_ids, guide_scores, distill_mask)
-    cf_loss, loss, *_ = _bd_step_fake(*tables, *batch, cf, lambda_, tau_learner, tau_guide)
+    tables = user_table, item_table, item_bias
+    cf_loss, loss, *_ = _bd_step_fake(
+        *tables,
+        users,
+        positives,
+        negatives,
+        distill_ids,
+        guide_scores,
+        distill_mask,
+        cf,
+        lambda_,
+        tau_learner,
+        tau_guide,
+    )
     checks.in_place(*tables)
     checks.choice("rule", rule, RULES)
     checks.state([t for t in tables if t is not None], state, RULES.index(rule))
@@ -185,15 +197,16 @@ def _bd_step_update(
     *,
     backend: str = "",
 ) -> tuple[Tensor, Tensor]:
-    tables: Args = (user_table, item_table, item_bias)
-    batch: Args = (users, positives, negatives, distill_ids, guide_scores, distill_mask)
-    objective: Args = (cf, lambda_, tau_learner, tau_guide)
-    step: Args = (rule, lr, weight_decay, beta1, beta2, eps)
-    _bd_step_update_fake(*tables, state, *batch, *objective, *step)
+    arguments: Args = (
+        user_table, item_table, item_bias, state, users, positives, negatives, distill_ids, guide_scores, distill_mask,
+        cf, lambda_, tau_learner, tau_guide,
+    )  # fmt: skip
+    change = Rule(rule, lr, weight_decay, beta1, beta2, eps)
+    _bd_step_update_fake(*arguments, *change)
     _check_values(user_table, item_table, users, positives, negatives, distill_ids, distill_mask)
-    chosen = steps(user_table.device, backend, user_table.dtype)
-    out = chosen.bd_step_update(*tables, state, *batch, *objective, Rule(*step))
-    increment_version([t for t in (*tables, *state) if t is not None])  # the kernels write behind autograd's back
+    out = steps(user_table.device, backend, user_table.dtype).bd_step_update(*arguments, change)
+    written = (user_table, item_table, item_bias, *state)
+    increment_version([t for t in written if t is not None])  # the kernels write behind autograd's back
     return out
 
 
