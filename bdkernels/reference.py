@@ -289,7 +289,7 @@ def distill_loss_backward(
     """Gradient of `distill_loss` for the learner's scores: (sigmoid(learner / tau) - target) / tau / count."""
     slope = torch.sigmoid(_wide(learner) / tau_learner) - torch.sigmoid(_wide(guide) / tau_guide)
     slope = slope if mask is None else slope.where(mask, 0.0)
-    return (grad * slope / (tau_learner * _count(learner, mask))).to(learner.dtype)
+    return (grad * slope / tau_learner / _count(learner, mask)).to(learner.dtype)
 
 
 def _wide(scores: Tensor) -> Tensor:

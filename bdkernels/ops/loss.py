@@ -201,10 +201,10 @@ def _bd_step_update(
         user_table, item_table, item_bias, state, users, positives, negatives, distill_ids, guide_scores, distill_mask,
         cf, lambda_, tau_learner, tau_guide,
     )  # fmt: skip
-    change = Rule(rule, lr, weight_decay, beta1, beta2, eps)
+    change: Args = (rule, lr, weight_decay, beta1, beta2, eps)
     _bd_step_update_fake(*arguments, *change)
     _check_values(user_table, item_table, users, positives, negatives, distill_ids, distill_mask)
-    out = steps(user_table.device, backend, user_table.dtype).bd_step_update(*arguments, change)
+    out = steps(user_table.device, backend, user_table.dtype).bd_step_update(*arguments, Rule(*change))
     written = (user_table, item_table, item_bias, *state)
     increment_version([t for t in written if t is not None])  # the kernels write behind autograd's back
     return out
