@@ -123,7 +123,6 @@ def tables(user_table: Tensor, item_table: Tensor, item_bias: Tensor | None) -> 
     tensor("item_table", item_table, ("N", user_table.shape[1]), dtype, device)
     if item_bias is not None:
         tensor("item_bias", item_bias, (item_table.shape[0],), dtype, device)
-    _is(item_table.shape[0] < MAX_ITEMS, "item_table", "fewer than 2^31 rows", item_table.shape[0])
 
 
 def in_place(user_table: Tensor, item_table: Tensor, item_bias: Tensor | None) -> None:

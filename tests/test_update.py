@@ -11,6 +11,7 @@ from test_loss import plain_step, tables_and_batch
 import bdkernels as bd
 from bdkernels import backends, cpu
 
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch.optim.Adagrad's own
 OPTIMIZERS = {
     "sgd": (lambda t, **o: bd.SGD(t, 0.1, **o), lambda t: torch.optim.SGD(t, 0.1)),
     "adagrad": (
