@@ -132,6 +132,10 @@ def in_place(user_table: Tensor, item_table: Tensor, item_bias: Tensor | None) -
         _is(whole, name, "rows in one piece each", f"strides {t.stride()}")
     if item_bias is not None:
         _is(item_bias.is_contiguous(), "item_bias", "a contiguous tensor", f"stride {item_bias.stride()}")
+
+
+def own_memory(user_table: Tensor, item_table: Tensor, item_bias: Tensor | None) -> None:
+    """A value, not a shape: fake tensors have no memory to compare."""
     starts = [t.data_ptr() for t in (user_table, item_table, item_bias) if t is not None and t.numel()]
     _is(len(set(starts)) == len(starts), "tables", "memory of their own", "two that share it")
 

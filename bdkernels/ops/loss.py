@@ -203,6 +203,7 @@ def _bd_step_update(
     )  # fmt: skip
     change: Args = (rule, lr, weight_decay, beta1, beta2, eps)
     _bd_step_update_fake(*arguments, *change)
+    checks.own_memory(user_table, item_table, item_bias)
     _check_values(user_table, item_table, users, positives, negatives, distill_ids, distill_mask)
     out = steps(user_table.device, backend, user_table.dtype).bd_step_update(*arguments, Rule(*change))
     written = (user_table, item_table, item_bias, *state)

@@ -135,9 +135,9 @@ void step_rows(const Table& users, const Table& items, const float* bias, const 
 void item_grads(const Table& users, const Batch& batch, const float* slopes, int64_t row0, int64_t row1, float* out) {
   const Simd& isa = simd();
   const int64_t width = batch.width(), d = users.d;
-  std::fill(out + row0 * width * d, out + row1 * width * d, 0.0f);
   for (int64_t row = row0; row < row1; ++row) {
     const float* user = users.row(batch.users[row]);
+    std::fill_n(out + row * width * d, width * d, 0.0f);
     for (int64_t at = row * width; at < (row + 1) * width; ++at) isa.add_rows(&user, slopes + at, 1, d, out + at * d);
   }
 }

@@ -29,10 +29,23 @@ struct Row {
   }
 
   static void add_rows(const float* const* rows, const float* weights, int64_t n, int64_t d, float* __restrict out) {
+    constexpr int64_t kBlock = 16;  // two blocks of sums stay in registers over all rows
+    int64_t k = 0;
+    for (; k + 2 * kBlock <= d; k += 2 * kBlock) {
+      float low[kBlock], high[kBlock];
+      for (int64_t i = 0; i < kBlock; ++i) low[i] = out[k + i];
+      for (int64_t i = 0; i < kBlock; ++i) high[i] = out[k + kBlock + i];
+      for (int64_t j = 0; j < n; ++j) {
+        const float weight = weights[j];
+        const float* row = rows[j] + k;
+        for (int64_t i = 0; i < kBlock; ++i) low[i] += weight * row[i];
+        for (int64_t i = 0; i < kBlock; ++i) high[i] += weight * row[kBlock + i];
+      }
+      for (int64_t i = 0; i < kBlock; ++i) out[k + i] = low[i];
+      for (int64_t i = 0; i < kBlock; ++i) out[k + kBlock + i] = high[i];
+    }
     for (int64_t j = 0; j < n; ++j) {
-      const float* __restrict row = rows[j];
-      const float weight = weights[j];
-      for (int64_t k = 0; k < d; ++k) out[k] += weight * row[k];
+      for (int64_t i = k; i < d; ++i) out[i] += weights[j] * rows[j][i];
     }
   }
 
