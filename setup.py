@@ -52,7 +52,16 @@ def compile_library(out: Path) -> None:
     torch, cxx = torch_folder(), compiler()
     work = ROOT / "build" / out.stem
     work.mkdir(parents=True, exist_ok=True)
-    flags = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
+    flags = [
+        "-std=c++20",
+        "-O3",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-ffp-contract=off",
+        "-fno-math-errno",
+        "-Wall",
+        "-Wextra",
+    ]
     flags += os.environ.get("BDKERNELS_CXXFLAGS", "").split()
     includes = ["-isystem", str(torch / "include"), "-isystem", str(torch / "include/torch/csrc/api/include")]
     jobs = []

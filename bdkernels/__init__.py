@@ -1,6 +1,6 @@
 """Fused, exact kernels for bidirectional distillation of top-K recommenders at catalog scale.
 
-The pipeline, and so the order of this file: factors -> score -> rank -> topk -> sample -> loss. Importing registers the
+The pipeline, and so the order of this file: factors -> score -> rank -> topk -> sample -> loss -> update. Importing registers the
 operators as torch.ops.bdkernels.*; it compiles nothing and touches no GPU driver.
 """
 
@@ -14,6 +14,7 @@ from .functional import (
     StepLoss,
     TopK,
     bd_step_loss,
+    bd_step_update,
     count_above,
     count_above_block,
     distill_loss,
@@ -22,6 +23,7 @@ from .functional import (
     score,
     topk,
 )
+from .optim import SGD, Adagrad, LazyAdam, RowOptimizer
 from .seen import Seen
 from .weights import Exp, Linear, RankOnly, Tanh, Uniform, Weight
 
@@ -31,12 +33,16 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0+unknown"
 
 __all__ = [
+    "SGD",
+    "Adagrad",
     "BackendError",
     "Draws",
     "Exp",
     "Factors",
+    "LazyAdam",
     "Linear",
     "RankOnly",
+    "RowOptimizer",
     "Samples",
     "Seen",
     "StepLoss",
@@ -45,6 +51,7 @@ __all__ = [
     "Uniform",
     "Weight",
     "bd_step_loss",
+    "bd_step_update",
     "count_above",
     "count_above_block",
     "distill_loss",

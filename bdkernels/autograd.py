@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .ops import LIBRARY
-from .reference import touched_items
+from .reference import listed_items
 
 
 def _distill_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -39,12 +39,14 @@ class BdStep(torch.autograd.Function):
         distill_mask: Tensor | None,
         options: tuple[str, float, float, float],
         sparse: bool,
+        backend: str,
     ) -> tuple[Tensor, Tensor, Tensor]:
         cf, distill, *rows = torch.ops.bdkernels.bd_step(
-            user_table, item_table, item_bias, *ids, guide_scores, distill_mask, *options
+            user_table, item_table, item_bias, *ids, guide_scores, distill_mask, *options, backend=backend
         )
-        listed = touched_items(*ids[1:], distill_mask).flatten()
-        ctx.save_for_backward(ids[0], listed, *rows)
+        users, positives, negatives, distilled = ids
+        listed = listed_items(positives, negatives, distilled, distill_mask)
+        ctx.save_for_backward(users, listed.flatten(), *rows)
         ctx.shapes = user_table.shape, item_table.shape, None if item_bias is None else item_bias.shape
         ctx.sparse = sparse
         ctx.mark_non_differentiable(cf, distill)
@@ -64,5 +66,5 @@ class BdStep(torch.autograd.Function):
             rows(users, g_users, user_shape),
             rows(listed, g_items.flatten(0, 1), item_shape),
             None if bias_shape is None else rows(listed, g_bias.flatten(), bias_shape),
-            *(None,) * 5,
+            *(None,) * 6,
         )

@@ -12,8 +12,8 @@ from . import cpu, reference
 from .reference import Steps
 
 NAMES = ("reference", "cpu", "triton", "cuda")
-# The losses exist in plain PyTorch only, on every device; the choice of a backend is not theirs to make.
-CHOOSING_OPS = ("score", "rank", "count_above", "count_above_block", "topk", "sample")
+# distill_loss exists in plain PyTorch only, on every device; the choice of a backend is not its to make.
+CHOOSING_OPS = ("score", "rank", "count_above", "count_above_block", "topk", "sample", "bd_step", "bd_step_update")
 
 _missing: dict[str, str | None] = {
     "reference": None,
@@ -32,28 +32,31 @@ def missing(name: str) -> str | None:
     return _missing[name]
 
 
-def choose(device: torch.device, asked: str | None = None) -> str:
+def choose(device: torch.device, asked: str | None = None, dtype: torch.dtype = torch.float32) -> str:
     """Name of the backend that runs the choosing operators on a device.
 
     Args:
         device: where the tensors are.
         asked: an explicit choice; None or "" for the environment variable or the best.
+        dtype: of the tables; only the reference has float64.
 
     Raises:
         BackendError: the explicit choice cannot be honoured.
     """
     source, name = ("backend", asked) if asked else ("BDKERNELS_BACKEND", os.environ.get("BDKERNELS_BACKEND"))
     if not name:
-        return "cpu" if device.type == "cpu" and missing("cpu") is None else "reference"
+        return "cpu" if device.type == "cpu" and dtype != torch.float64 and missing("cpu") is None else "reference"
     if name not in NAMES:
         raise BackendError(f"{source}: expected one of {', '.join(NAMES)}, got {name!r}")
     if (reason := missing(name)) is not None:
         raise BackendError(f"{source}={name}: {reason}")
     if name == "cpu" and device.type != "cpu":
         raise BackendError(f"{source}=cpu: expected tensors on the CPU, got {device}")
+    if name == "cpu" and dtype == torch.float64:
+        raise BackendError(f"{source}=cpu: expected float32 tables, got float64, which only the reference has")
     return name
 
 
-def steps(device: torch.device, asked: str | None = None) -> Steps:
+def steps(device: torch.device, asked: str | None = None, dtype: torch.dtype = torch.float32) -> Steps:
     """The stages of the chosen backend."""
-    return cpu.STEPS if choose(device, asked) == "cpu" else reference.STEPS
+    return cpu.STEPS if choose(device, asked, dtype) == "cpu" else reference.STEPS

@@ -40,8 +40,10 @@ def tensor(
     name: str, t: Tensor, shape: tuple[int | str, ...], dtypes: tuple[torch.dtype, ...], device: torch.device
 ) -> None:
     """A letter in `shape` stands for any size, a number for just that."""
-    want = "[" + ", ".join(str(s) for s in shape) + "]"
     fits = t.dim() == len(shape) and all(isinstance(s, str) or t.shape[i] == s for i, s in enumerate(shape))
+    if fits and t.layout == torch.strided and t.dtype in dtypes and t.device == device:
+        return
+    want = "[" + ", ".join(str(s) for s in shape) + "]"
     _is(fits, name, f"shape {want}", list(t.shape))
     _is(t.layout == torch.strided, name, "a dense tensor", t.layout)
     _is(t.dtype in dtypes, name, " or ".join(str(d).removeprefix("torch.") for d in dtypes), t.dtype)
@@ -97,6 +99,15 @@ def integer(name: str, value: int, low: int, high: int | None = None) -> None:
     _is(fits, name, f"an integer >= {low}" + ("" if high is None else f" and <= {high}"), value)
 
 
+def like(name: str, t: Tensor, other: Tensor) -> None:
+    tensor(name, t, tuple(other.shape), (other.dtype,), t.device)
+
+
+def number(name: str, value: float, low: float, below: float = float("inf")) -> None:
+    expected = f"a finite number >= {low:g}" + ("" if below == float("inf") else f" and < {below:g}")
+    _is(low <= value < below, name, expected, value)
+
+
 def weight(name: str, kind: str, parameter: float) -> None:
     _is(kind in ("", *KINDS), name, "a weight kind of " + ", ".join(KINDS), repr(kind))
     _is(
@@ -134,6 +145,38 @@ def losses(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float,
     temperatures(tau_learner, tau_guide)
 
 
+def tables(user_table: Tensor, item_table: Tensor, item_bias: Tensor | None) -> None:
+    device, dtype = user_table.device, (user_table.dtype,)
+    tensor("user_table", user_table, ("U", "d"), (torch.float32, torch.float64), device)
+    tensor("item_table", item_table, ("N", user_table.shape[1]), dtype, device)
+    if item_bias is not None:
+        tensor("item_bias", item_bias, (item_table.shape[0],), dtype, device)
+
+
+def in_place(user_table: Tensor, item_table: Tensor, item_bias: Tensor | None) -> None:
+    """Tables that a step may change: no number stands twice in memory, and a row is one piece."""
+    for name, t in (("user_table", user_table), ("item_table", item_table)):
+        whole = t.numel() == 0 or (t.stride(1) == 1 and t.stride(0) >= t.shape[1]) or t.is_contiguous()
+        _is(whole, name, "rows in one piece each", f"strides {t.stride()}")
+    if item_bias is not None:
+        _is(item_bias.is_contiguous(), "item_bias", "a contiguous tensor", f"stride {item_bias.stride()}")
+
+
+def own_memory(user_table: Tensor, item_table: Tensor, item_bias: Tensor | None) -> None:
+    """A value, not a shape: fake tensors have no memory to compare."""
+    starts = [t.data_ptr() for t in (user_table, item_table, item_bias) if t is not None and t.numel()]
+    _is(len(set(starts)) == len(starts), "tables", "memory of their own", "two that share it")
+
+
+def state(tables: list[Tensor], state: list[Tensor], per_table: int) -> None:
+    """The optimizer's state: `per_table` contiguous tensors like each table, one table after the other."""
+    _is(len(state) == per_table * len(tables), "state", f"{per_table} tensors for each table", len(state))
+    for i, t in enumerate(state):
+        like = tables[i // per_table]
+        tensor(f"state[{i}]", t, tuple(like.shape), (like.dtype,), like.device)
+        _is(t.is_contiguous(), f"state[{i}]", "a contiguous tensor", f"strides {t.stride()}")
+
+
 def step(
     user_table: Tensor,
     item_table: Tensor,
@@ -145,11 +188,8 @@ def step(
     guide_scores: Tensor,
     distill_mask: Tensor | None,
 ) -> None:
+    tables(user_table, item_table, item_bias)
     device, dtype, n_rows = user_table.device, (user_table.dtype,), users.shape[0]
-    tensor("user_table", user_table, ("U", "d"), (torch.float32, torch.float64), device)
-    tensor("item_table", item_table, ("N", user_table.shape[1]), dtype, device)
-    if item_bias is not None:
-        tensor("item_bias", item_bias, (item_table.shape[0],), dtype, device)
     tensor("users", users, ("B",), (torch.int64,), device)
     tensor("positives", positives, (n_rows,), (torch.int64,), device)
     tensor("negatives", negatives, (n_rows, "M"), (torch.int64,), device)

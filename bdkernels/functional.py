@@ -6,6 +6,7 @@ TypeError where its Python type is wrong, and `backends.BackendError` where an e
 losses have gradients; the others detach.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from . import checks, ops  # noqa: F401 (registers the operators)
 from .autograd import BdStep
 from .factors import Factors
+from .optim import RowOptimizer
 from .seen import Seen
 from .weights import Exp, Tanh, Weight
 
@@ -50,7 +52,7 @@ class Samples(NamedTuple):
 
 
 class StepLoss(NamedTuple):
-    """Scalars of `bd_step_loss`: loss = cf + lambda_ * distill is differentiable, its two parts are for the log."""
+    """Scalars of a step: of `bd_step_loss`, loss = cf + lambda_ * distill is differentiable; the rest is for the log."""
 
     loss: Tensor
     cf: Tensor
@@ -249,6 +251,7 @@ def bd_step_loss(
     tau_learner: float = 1.0,
     tau_guide: float = 1.0,
     sparse: bool = True,
+    backend: str | None = None,
 ) -> StepLoss:
     """One learner's whole training loss, with the gradient of just the rows that it touches.
 
@@ -260,25 +263,18 @@ def bd_step_loss(
     Args:
         user_table: [U, d] float32 or float64 parameter; item_table: [N, d]; item_bias: [N] or None, of the same dtype.
         users: [B] int64; positives: [B] int64; negatives: [B, M] int64, item ids.
-        distill: ids [B, k] and mask [B, k], from `sample` with the rows of `users`.
+        distill: ids [B, k] and mask [B, k], from `sample` with the rows of `users`. What is masked out may hold anything.
         guide_scores: [B, k], the other model's scores of the distilled items; a constant to the gradient.
         cf: "bce" or "bpr".
         lambda_: weight of the distillation.
         tau_learner, tau_guide: temperatures, > 0.
         sparse: gradients as sparse rows, as from torch.nn.Embedding(sparse=True), so that a step's cost does not grow with N
             or U; False for dense gradients, which any optimizer takes.
+        backend: see `score`. float64 tables are served by the reference alone, so "cpu" refuses them.
     """
-    checks.instance("distill", distill, Draws)
-    checks.instance("cf", cf, str)
-    for name, value in (("lambda_", lambda_), ("tau_learner", tau_learner), ("tau_guide", tau_guide)):
-        checks.float64(name, value)
-    required = {
-        "user_table": user_table, "item_table": item_table, "users": users, "positives": positives,
-        "negatives": negatives, "distill.ids": distill.ids, "guide_scores": guide_scores,
-    }  # fmt: skip
-    optional = {"item_bias": item_bias, "distill.mask": distill.mask}
-    for name, t in (required | {k: v for k, v in optional.items() if v is not None}).items():
-        _tensor(name, t)
+    tables = {"user_table": user_table, "item_table": item_table, "item_bias": item_bias}
+    batch = {"users": users, "positives": positives, "negatives": negatives, "guide_scores": guide_scores}
+    _check_step({**tables, **batch}, distill, cf, lambda_, tau_learner, tau_guide)
     out = BdStep.apply(
         user_table,
         item_table,
@@ -288,8 +284,64 @@ def bd_step_loss(
         distill.mask,
         (cf, lambda_, tau_learner, tau_guide),
         sparse,
+        _name(backend),
     )
     return StepLoss(*out)
+
+
+def bd_step_update(
+    optimizer: RowOptimizer,
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    distill: Draws,
+    guide_scores: Tensor,
+    *,
+    cf: str = "bce",
+    lambda_: float = 1.0,
+    tau_learner: float = 1.0,
+    tau_guide: float = 1.0,
+    backend: str | None = None,
+) -> StepLoss:
+    """One learner's whole training step: the loss of `bd_step_loss`, its gradient, and the update of the rows, in one call.
+
+    The optimizer stands where the tables do in `bd_step_loss`: it holds them and changes them in place, just the rows that the
+    batch touches. Repeats of a user or an item are summed before the rule is applied, in the order of the batch, so that the
+    result does not depend on the thread count. On an error nothing has changed.
+
+    Args:
+        optimizer: `SGD`, `Adagrad` or `LazyAdam` of (user_table, item_table, item_bias or None). Parameters that require
+            grad are fine: autograd sees an in-place change, no gradient.
+        users, positives, negatives, distill, guide_scores: the batch, see `bd_step_loss`.
+        cf, lambda_, tau_learner, tau_guide: see `bd_step_loss`.
+        backend: see `score`. float64 tables are served by the reference alone, so "cpu" refuses them.
+
+    Returns:
+        the losses before the update; they carry no gradient.
+    """
+    checks.instance("optimizer", optimizer, RowOptimizer)
+    given = {"users": users, "positives": positives, "negatives": negatives, "guide_scores": guide_scores}
+    _check_step(given, distill, cf, lambda_, tau_learner, tau_guide)
+    tables = optimizer.user_table, optimizer.item_table, optimizer.item_bias
+    batch = users, positives, negatives, distill.ids, guide_scores.detach(), distill.mask
+    cf_loss, distill_loss = torch.ops.bdkernels.bd_step_update(
+        *(None if t is None else t.detach() for t in tables), optimizer.state, *batch,
+        cf, lambda_, tau_learner, tau_guide, *optimizer.rule(), backend=_name(backend),
+    )  # fmt: skip
+    optimizer.step += 1
+    return StepLoss(cf_loss + lambda_ * distill_loss, cf_loss, distill_loss)
+
+
+def _check_step(
+    tensors: Mapping[str, Tensor | None], distill: Draws, cf: str, lambda_: float, tau_learner: float, tau_guide: float
+) -> None:
+    checks.instance("distill", distill, Draws)
+    checks.instance("cf", cf, str)
+    for name, value in (("lambda_", lambda_), ("tau_learner", tau_learner), ("tau_guide", tau_guide)):
+        checks.float64(name, value)
+    for name, t in {**tensors, "distill.ids": distill.ids, "distill.mask": distill.mask}.items():
+        if t is not None or name not in ("item_bias", "distill.mask"):
+            checks.instance(name, t, Tensor)
 
 
 def _tensor(name: str, t: Tensor) -> Tensor:

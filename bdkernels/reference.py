@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .factors import Factors
+from .optim import Rule
 from .seen import Seen
 
 TILE_ELEMENTS = 1 << 18  # users x items of one tile: a few MB of float64 scratch; tests change it, results do not
@@ -30,6 +31,8 @@ class Steps(NamedTuple):
     propose: Callable[[int, int, Tensor, int, int, int, Seen | None], Tensor]
     accept: Callable[[int, int, Tensor, int, Tensor, Tensor, Tensor, WeightCode, bool], Tensor]
     topk: Callable[[Factors, int, Seen | None], tuple[Tensor, Tensor]]
+    bd_step: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+    bd_step_update: Callable[..., tuple[Tensor, Tensor]]
     # The whole sampler in one call, where a backend has that; else `sampler` makes it of the steps above.
     draw: Callable[..., tuple[Tensor, Tensor]] | None = None
 
@@ -302,8 +305,8 @@ def _count(scores: Tensor, mask: Tensor | None) -> Tensor | int:
     return max(1, scores.numel()) if mask is None else mask.sum().clamp(min=1)
 
 
-def touched_items(positives: Tensor, negatives: Tensor, distill_ids: Tensor, distill_mask: Tensor | None) -> Tensor:
-    """[B, 1 + M + k]: the item rows of a step. A masked entry, of any id, names its row's positive: touched anyway."""
+def listed_items(positives: Tensor, negatives: Tensor, distill_ids: Tensor, distill_mask: Tensor | None) -> Tensor:
+    """[B, 1 + M + k] item ids of a step. The positive, touched anyway, stands in for what is masked: its slope there is 0."""
     positives = positives[:, None]
     live = distill_ids if distill_mask is None else distill_ids.where(distill_mask, positives)
     return torch.cat([positives, negatives, live], 1)
@@ -329,7 +332,7 @@ def bd_step(
     Returns: cf loss [], distillation loss [], and the gradient of cf + lambda_ * distillation for the user rows [B, d], for
     the item rows [B, 1 + M + k, d] (positive, negatives, distilled) and for their biases [B, 1 + M + k].
     """
-    listed = touched_items(positives, negatives, distill_ids, distill_mask)
+    listed = listed_items(positives, negatives, distill_ids, distill_mask)
     u, v = user_table[users], item_table[listed]
     scores = torch.einsum("bd,bcd->bc", u, v)
     if item_bias is not None:
@@ -349,6 +352,56 @@ def bd_step(
     slopes.append(distill_loss_backward(one, distilled, guide_scores, tau_learner, tau_guide, distill_mask))
     slope = torch.cat(slopes, 1)
     return cf_loss, loss, torch.einsum("bc,bcd->bd", slope, v), slope[:, :, None] * u[:, None, :], slope
+
+
+# ---- update ----
+
+
+def bd_step_update(
+    user_table: Tensor,
+    item_table: Tensor,
+    item_bias: Tensor | None,
+    state: list[Tensor],
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    distill_ids: Tensor,
+    guide_scores: Tensor,
+    distill_mask: Tensor | None,
+    cf: str,
+    lambda_: float,
+    tau_learner: float,
+    tau_guide: float,
+    rule: Rule,
+) -> tuple[Tensor, Tensor]:
+    """The losses of `bd_step`, then the rule on the rows that they touch, in place; see `bdkernels.bd_step_update`."""
+    cf_loss, loss, g_users, g_items, g_bias = bd_step(
+        user_table, item_table, item_bias, users, positives, negatives, distill_ids, guide_scores, distill_mask,
+        cf, lambda_, tau_learner, tau_guide,
+    )  # fmt: skip
+    listed = listed_items(positives, negatives, distill_ids, distill_mask).flatten()
+    touched = [(user_table, users, g_users), (item_table, listed, g_items.flatten(0, 1))]
+    if item_bias is not None:
+        touched.append((item_bias, listed, g_bias.flatten()))
+    each = len(state) // len(touched)
+    for i, (table, ids, grads) in enumerate(touched):
+        update_rows(table, state[i * each : (i + 1) * each], ids, grads, rule)
+    return cf_loss, loss
+
+
+def update_rows(table: Tensor, state: list[Tensor], ids: Tensor, grads: Tensor, rule: Rule) -> None:
+    """Sum the gradients of equal ids and apply the rule once to each of those rows; formulas in `bdkernels.optim`."""
+    ids, place = ids.unique(return_inverse=True)
+    old = table[ids]
+    g = torch.zeros_like(old).index_add_(0, place, grads) + rule.weight_decay * old
+    if rule.kind == "adagrad":
+        state[0][ids] += g * g
+        g = g / (state[0][ids].sqrt() + rule.eps)
+    elif rule.kind == "adam":
+        for average, new, beta in zip(state, (g, g * g), (rule.beta1, rule.beta2), strict=True):
+            average[ids] += (1 - beta) * (new - average[ids])
+        g = state[0][ids] / (state[1][ids].sqrt() + rule.eps)
+    table[ids] = old - rule.lr * g
 
 
 # ---- topk ----
@@ -373,4 +426,4 @@ def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
     return order_score(best).masked_fill(missing, -torch.inf), (_LOW32 - (best & _LOW32)).masked_fill(missing, -1)
 
 
-STEPS = Steps(score, score_block, count_above, count_above_block, propose, accept, topk)
+STEPS = Steps(score, score_block, count_above, count_above_block, propose, accept, topk, bd_step, bd_step_update)

@@ -27,6 +27,26 @@ def arguments() -> dict[str, tuple]:
         "sample": (*f, *s, *seen, torch.arange(b), 5, 1, 2, "tanh", 252.0, False, "exp", 2.5, True),
         "distill_loss": (scores, torch.randn(b, c), 1.0, 2.0, torch.rand(b, c) < 0.5),
         "distill_loss_backward": (torch.ones(()), torch.randn(b, c), torch.randn(b, c), 1.0, 2.0, None),
+        "bd_step_update": (
+            *table,
+            [torch.rand_like(t) for t in table for _ in range(2)],
+            users,
+            positives,
+            negatives,
+            ids,
+            t,
+            None,
+            "bpr",
+            0.5,
+            1.0,
+            2.0,
+            "adam",
+            0.1,
+            0.01,
+            0.9,
+            0.99,
+            1e-8,
+        ),
         "bd_step": (*table, users, positives, negatives, ids, t, None, "bce", 0.5, 1.0, 1.0),
     }
 
@@ -45,11 +65,11 @@ def test_every_operator_is_checked():
     assert registered == set(arguments())
 
 
-@pytest.mark.parametrize("name", ["score", "rank", "count_above", "topk", "sample", "bd_step"])
+@pytest.mark.parametrize("name", ["score", "rank", "count_above", "topk", "sample", "bd_step", "bd_step_update"])
 def test_fake_shapes_and_dtypes(name):
     """The fake's answer is the real one's, on meta tensors."""
     real = getattr(OPS, name)(*arguments()[name])
-    meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments()[name]]
+    meta = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), arguments()[name])
     fake = getattr(OPS, name)(*meta)
     for r, f in zip(
         real if isinstance(real, tuple) else (real,), fake if isinstance(fake, tuple) else (fake,), strict=True

@@ -144,6 +144,89 @@ def test_bd_step_loss_against_autograd(cf, with_bias, sparse):
             torch.testing.assert_close(leaf.grad.to_dense(), twin.grad)
 
 
+def tables_and_batch(b, m, k, d=19, n_users=40, n_items=60, masked=True):
+    """float32 tables and a batch with many repeats; what is masked out is an impossible id and a NaN."""
+    tables = [torch.randn(n_users, d), torch.randn(n_items, d), torch.randn(n_items)]
+    mask = torch.rand(b, k) < (0.7 if masked else 2.0)
+    draws = bd.Draws(torch.randint(0, n_items, (b, k)).masked_fill(~mask, 10**12), mask)
+    guide = (torch.randn(b, k) * 3).masked_fill(~mask, float("nan"))
+    batch = torch.randint(0, n_users, (b,)), torch.randint(0, n_items, (b,)), torch.randint(0, n_items, (b, m))
+    return tables, (*batch, draws, guide)
+
+
+def step_results(tables, batch, **options):
+    leaves = [None if t is None else t.clone().requires_grad_() for t in tables]
+    out = bd.bd_step_loss(*leaves, *batch, **options)
+    out.loss.backward()
+    grads = [leaf.grad.to_dense() for leaf in leaves if leaf is not None]
+    return [out.loss.detach(), out.cf, out.distill, *grads]
+
+
+@pytest.mark.parametrize("cf", ["bce", "bpr"])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize(("b", "m", "k"), [(1, 1, 1), (37, 1, 10), (64, 5, 0), (64, 33, 3), (0, 1, 2), (5, 0, 2)])
+def test_bd_step_loss_error_is_that_of_plain_float32(backend, cf, with_bias, b, m, k):
+    """Against float64, no backend is further off than plain PyTorch in float32, but for a few roundings."""
+    tables, batch = tables_and_batch(b, m, k)
+    if not with_bias:
+        tables[2] = None
+    options = {"cf": cf, "lambda_": 0.6, "tau_learner": 0.7, "tau_guide": 2.0}
+    wide = [None if t is None else t.double() for t in tables]
+    truth = step_results(wide, (*batch[:-1], batch[-1].double()), **options)
+    plain = step_results(tables, batch, **options, backend="reference")
+    for got, want, base in zip(step_results(tables, batch, **options, backend=backend), truth, plain, strict=True):
+        assert got.dtype == torch.float32
+        budget = (base.double() - want).abs() + 2e-6 * (1 + want.abs())
+        assert ((got.double() - want).abs() <= budget).all()
+
+
+def test_bd_step_loss_is_deaf_to_what_is_masked(backend):
+    tables, (users, positives, negatives, draws, guide) = tables_and_batch(20, 2, 6)
+    clean = bd.Draws(draws.ids.where(draws.mask, 0), draws.mask), guide.where(draws.mask, 0.0)
+    poisoned = step_results(tables, (users, positives, negatives, draws, guide), backend=backend)
+    for a, b in zip(
+        poisoned, step_results(tables, (users, positives, negatives, *clean), backend=backend), strict=True
+    ):
+        assert torch.equal(a, b)
+    nothing = bd.Draws(torch.full_like(draws.ids, -1), torch.zeros_like(draws.mask))
+    out = bd.bd_step_loss(*tables, users, positives, negatives, nothing, guide * float("nan"), backend=backend)
+    assert out.distill == 0 and out.loss == out.cf
+
+
+def test_bd_step_loss_gradient_rows_are_touched_rows(backend):
+    """Nothing stands in for a masked entry that the batch does not touch anyway: lazy optimizers move what is listed."""
+    tables, (users, positives, negatives, draws, guide) = tables_and_batch(6, 1, 3)
+    item = tables[1].requires_grad_()
+    bd.bd_step_loss(tables[0], item, None, users, positives, negatives, draws, guide, backend=backend).loss.backward()
+    listed = {*positives.tolist(), *negatives.flatten().tolist(), *draws.ids[draws.mask].tolist()}
+    assert set(item.grad.coalesce().indices()[0].tolist()) == listed
+
+
+def test_bd_step_loss_of_nan_tables_is_nan(backend):
+    tables, (users, *rest) = tables_and_batch(8, 2, 3, masked=False)
+    tables[0][users[0]] = float("nan")
+    assert bd.bd_step_loss(*tables, users, *rest, backend=backend).loss.isnan()
+
+
+def test_bd_step_loss_takes_strided_tables(backend):
+    tables, batch = tables_and_batch(9, 2, 3)
+    padded = [torch.full((t.shape[0], 24), float("nan")) for t in tables[:2]]
+    for wide, t in zip(padded, tables[:2], strict=True):
+        wide[:, 2:21] = t
+    want = step_results(tables, batch, backend=backend)
+    for views in ([p[:, 2:21] for p in padded], [t.T.contiguous().T for t in tables[:2]]):
+        out = bd.bd_step_loss(*views, tables[2], *batch, backend=backend)
+        assert torch.equal(out.loss, want[0])
+
+
+def test_bd_step_loss_does_not_depend_on_threads(backend, two_threads):
+    tables, batch = tables_and_batch(301, 2, 5)
+    two = step_results(tables, batch, backend=backend, sparse=True)
+    torch.set_num_threads(1)
+    for a, b in zip(two[:3], step_results(tables, batch, backend=backend)[:3], strict=True):
+        assert torch.equal(a, b) or backend == "reference"  # its sums are PyTorch's
+
+
 def test_bd_step_loss_gradcheck():
     user, item, bias, *rest = step_inputs()
     leaves = tuple(t.requires_grad_() for t in (user, item, bias))
@@ -154,7 +237,7 @@ def test_bd_step_loss_gradcheck():
 
 
 @pytest.mark.parametrize("anything", [-5, 15, 2**63 - 1, -(2**63)])
-def test_bd_step_loss_is_deaf_to_what_is_masked(anything):
+def test_bd_step_loss_touches_no_row_for_what_is_masked(anything):
     """Masked ids may be no ids at all, and no row is touched for them: here row 0, which holds NaN."""
     user, item, bias, _, _, _, draws, guide = step_inputs()
     users, positives, negatives = torch.arange(5), torch.tensor([2, 2, 14, 1, 7]), torch.tensor([[3]] * 5)

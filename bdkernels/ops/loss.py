@@ -1,10 +1,15 @@
 """The operators of the stage `loss`: schema, checks, dispatch."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from .. import checks, reference
-from .define import define
+from ..backends import steps
+from ..optim import RULES, Rule
+from .define import OPTIONS, define
 
 
 def _distill_loss_fake(
@@ -41,6 +46,30 @@ define(
 )
 
 
+def _check_values(
+    user_table: Tensor,
+    item_table: Tensor,
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    distill_ids: Tensor,
+    distill_mask: Tensor | None,
+) -> None:
+    checks.ids_values("users", users, user_table.shape[0])
+    checks.ids_values("positives", positives, item_table.shape[0])
+    checks.ids_values("negatives", negatives, item_table.shape[0])
+    live = distill_ids if distill_mask is None else distill_ids[distill_mask]
+    checks.ids_values("distill_ids", live, item_table.shape[0])
+
+
+Args = tuple[Any, ...]
+TABLES = "Tensor user_table, Tensor item_table, Tensor? item_bias"
+BATCH = (
+    "Tensor users, Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide_scores, Tensor? distill_mask, "
+    "str cf, float lambda_, float tau_learner, float tau_guide"
+)
+
+
 def _bd_step_fake(
     user_table: Tensor,
     item_table: Tensor,
@@ -55,6 +84,8 @@ def _bd_step_fake(
     lambda_: float,
     tau_learner: float,
     tau_guide: float,
+    *,
+    backend: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     checks.step(user_table, item_table, item_bias, users, positives, negatives, distill_ids, guide_scores, distill_mask)
     checks.temperatures(tau_learner, tau_guide)
@@ -79,22 +110,113 @@ def _bd_step(
     lambda_: float,
     tau_learner: float,
     tau_guide: float,
+    *,
+    backend: str = "",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tensors = (user_table, item_table, item_bias, users, positives, negatives, distill_ids, guide_scores, distill_mask)
-    _bd_step_fake(*tensors, cf, lambda_, tau_learner, tau_guide)
-    checks.ids_values("users", users, user_table.shape[0])
-    checks.ids_values("positives", positives, item_table.shape[0])
-    checks.ids_values("negatives", negatives, item_table.shape[0])
-    live = distill_ids if distill_mask is None else distill_ids[distill_mask]
-    checks.ids_values("distill_ids", live, item_table.shape[0])
-    return reference.bd_step(*tensors, cf, lambda_, tau_learner, tau_guide)
+    arguments: Args = (
+        user_table, item_table, item_bias, users, positives, negatives, distill_ids, guide_scores, distill_mask,
+        cf, lambda_, tau_learner, tau_guide,
+    )  # fmt: skip
+    _bd_step_fake(*arguments)
+    _check_values(user_table, item_table, users, positives, negatives, distill_ids, distill_mask)
+    return steps(user_table.device, backend, user_table.dtype).bd_step(*arguments)
 
 
 define(
     "bd_step",
-    "(Tensor user_table, Tensor item_table, Tensor? item_bias, Tensor users, Tensor positives, Tensor negatives, "
-    "Tensor distill_ids, Tensor guide_scores, Tensor? distill_mask, str cf, float lambda_, float tau_learner, "
-    "float tau_guide) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    f"({TABLES}, {BATCH}, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _bd_step,
     _bd_step_fake,
+)
+
+
+def _bd_step_update_fake(
+    user_table: Tensor,
+    item_table: Tensor,
+    item_bias: Tensor | None,
+    state: list[Tensor],
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    distill_ids: Tensor,
+    guide_scores: Tensor,
+    distill_mask: Tensor | None,
+    cf: str,
+    lambda_: float,
+    tau_learner: float,
+    tau_guide: float,
+    rule: str,
+    lr: float,
+    weight_decay: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    *,
+    backend: str = "",
+) -> tuple[Tensor, Tensor]:
+    tables = user_table, item_table, item_bias
+    cf_loss, loss, *_ = _bd_step_fake(
+        *tables,
+        users,
+        positives,
+        negatives,
+        distill_ids,
+        guide_scores,
+        distill_mask,
+        cf,
+        lambda_,
+        tau_learner,
+        tau_guide,
+    )
+    checks.in_place(*tables)
+    checks.choice("rule", rule, RULES)
+    checks.state([t for t in tables if t is not None], state, RULES.index(rule))
+    return cf_loss, loss
+
+
+def _bd_step_update(
+    user_table: Tensor,
+    item_table: Tensor,
+    item_bias: Tensor | None,
+    state: list[Tensor],
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    distill_ids: Tensor,
+    guide_scores: Tensor,
+    distill_mask: Tensor | None,
+    cf: str,
+    lambda_: float,
+    tau_learner: float,
+    tau_guide: float,
+    rule: str,
+    lr: float,
+    weight_decay: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    *,
+    backend: str = "",
+) -> tuple[Tensor, Tensor]:
+    arguments: Args = (
+        user_table, item_table, item_bias, state, users, positives, negatives, distill_ids, guide_scores, distill_mask,
+        cf, lambda_, tau_learner, tau_guide,
+    )  # fmt: skip
+    change: Args = (rule, lr, weight_decay, beta1, beta2, eps)
+    _bd_step_update_fake(*arguments, *change)
+    checks.own_memory(user_table, item_table, item_bias)
+    _check_values(user_table, item_table, users, positives, negatives, distill_ids, distill_mask)
+    out = steps(user_table.device, backend, user_table.dtype).bd_step_update(*arguments, Rule(*change))
+    written = (user_table, item_table, item_bias, *state)
+    increment_version([t for t in written if t is not None])  # the kernels write behind autograd's back
+    return out
+
+
+define(
+    "bd_step_update",
+    "(Tensor(a!) user_table, Tensor(b!) item_table, Tensor(c!)? item_bias, Tensor(d!)[] state, "
+    f"{BATCH}, str rule, float lr, float weight_decay, float beta1, float beta2, float eps, {OPTIONS}) "
+    "-> (Tensor, Tensor)",
+    _bd_step_update,
+    _bd_step_update_fake,
 )

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/sampler.h"
 
 namespace {
 
@@ -50,7 +51,7 @@ struct Data {
 
 struct Answer {
   std::vector<float> scores, block;
-  std::vector<int64_t> counts, proposals;
+  std::vector<int64_t> counts, proposals, best, drawn[2];
   std::vector<char> accepted;
   bool operator==(const Answer&) const = default;
 };
@@ -60,15 +61,19 @@ Answer answer(int threads, int64_t c) {
   const Users users{data.users.data(), kUsers};
   const Items items{data.items.data(), nullptr, Dtype::kFloat32, kItems, kFactors, kFactors};
   const Seen seen{data.indptr.data(), data.seen_ids.data()};
-  Answer out{std::vector<float>(kUsers * c), std::vector<float>(kUsers * kItems), std::vector<int64_t>(kUsers * c),
-             std::vector<int64_t>(kUsers * c), std::vector<char>(kUsers * c)};
+  Answer out{std::vector<float>(kUsers * c),   std::vector<float>(kUsers * kItems), std::vector<int64_t>(kUsers * c),
+             std::vector<int64_t>(kUsers * c), std::vector<int64_t>(kUsers * c),    {},
+             std::vector<char>(kUsers * c)};
   parallel(threads, kUsers, 3,
            [&](int64_t a, int64_t b) { cpu::score(users, items, data.ids.data(), c, a, b, out.scores.data()); });
   parallel(threads, kItems, 300, [&](int64_t a, int64_t b) { cpu::score_block(users, items, a, b, out.block.data()); });
-  cpu::CountAbove work(users, items, out.scores.data(), data.ids.data(), c, seen, 0, 64);
-  parallel(threads, work.rows(), 3, [&](int64_t a, int64_t b) { work.prepare(a, b); });
+  cpu::CountAbove work({users, items, nullptr}, kUsers, {out.scores.data(), data.ids.data(), c, 0, kItems}, seen, 64,
+                       out.counts.data());
   parallel(threads, work.tasks(), 1, [&](int64_t a, int64_t b) { work.run(a, b); });
-  parallel(threads, work.rows(), 3, [&](int64_t a, int64_t b) { work.finish(a, b, out.counts.data()); });
+  cpu::TopK best(users, items, c, seen, threads, 64);
+  parallel(threads, best.tasks(), 1, [&](int64_t a, int64_t b) { best.run(a, b); });
+  std::vector<float> top(kUsers * c);
+  parallel(threads, kUsers, 3, [&](int64_t a, int64_t b) { best.finish(a, b, top.data(), out.best.data()); });
   parallel(threads, kUsers, 3, [&](int64_t a, int64_t b) {
     cpu::propose(1, 2, data.user_ids.data(), 0, c, kItems, seen, a, b, out.proposals.data());
   });
@@ -78,16 +83,36 @@ Answer answer(int threads, int64_t c) {
     cpu::accept(1, 2, data.user_ids.data(), 0, c, out.counts.data(), out.proposals.data(), candidates.data(),
                 {Kind::kExp, 2.5, false}, true, a, b, accepted);
   });
+  const std::vector<int64_t> nobody(kUsers, 0);
+  std::vector<int64_t> hits[2] = {nobody, nobody};
+  for (auto& drawn : out.drawn) drawn.assign(kUsers * c, -1);
+  const auto direction = [&](int i) {  // of the teacher nearly nothing is accepted: full rows
+    const Weight weight{Kind::kExp, i ? 500.0 : 2.5, false};
+    return cpu::Direction{true, weight, out.drawn[i].data(), hits[i].data()};
+  };
+  const Items fewer{data.items.data() + 1, nullptr, Dtype::kFloat32, kItems, kFactors - 1, kFactors};
+  const std::vector<float> student(data.users.begin(), data.users.begin() + kUsers * (kFactors - 1));
+  const cpu::Sampler sampler{{{users, items}, {{student.data(), kUsers}, fewer}},
+                             {direction(0), direction(1)},
+                             seen,
+                             data.user_ids.data(),
+                             c,
+                             1,
+                             2,
+                             1024,
+                             16,
+                             4096,
+                             64,
+                             [&](int64_t n, int64_t grain, const cpu::Body& body) { parallel(threads, n, grain, body); }};
+  sampler.run();
   return out;
 }
 
 void race() {
   const Data data(8);
   const std::vector<float> thresholds(kUsers * 8);
-  cpu::CountAbove work({data.users.data(), kUsers},
-                       {data.items.data(), nullptr, Dtype::kFloat32, kItems, kFactors, kFactors}, thresholds.data(),
-                       data.ids.data(), 8, {nullptr, nullptr}, 0, 64);
-  parallel(2, 2, 1, [&](int64_t, int64_t) { work.prepare(0, kUsers); });
+  cpu::ThresholdBlock block({thresholds.data(), data.ids.data(), 8, 0, kItems}, kUsers);
+  parallel(2, 2, 1, [&](int64_t, int64_t) { block.begin(0, kUsers); });
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 
+#include "../../core/rule.h"
 #include "../../core/score.h"
 
 namespace bdkernels::cpu {
@@ -78,6 +79,12 @@ struct Simd {
   // Scores of items [item0, item0 + n) for one user, straight from the table: packing pays for many users only. The same
   // bits as `score` gives -> out, which has room for a multiple of lanes.
   void (*score_one)(const float* user, const Items& items, int64_t item0, int64_t n, float* out);
+  // Products of one user with n rows of d numbers: vectorised, so in another order than `dot`.
+  void (*dots)(const float* user, const float* const* rows, int64_t n, int64_t d, float* out);
+  // out += the sum of weights[j] * rows[j], in the order of j.
+  void (*add_rows)(const float* const* rows, const float* weights, int64_t n, int64_t d, float* out);
+  // The rule on one row and what the optimizer keeps of it (null where the rule has no such state).
+  void (*update)(const Rule& rule, const float* grad, int64_t d, float* row, float* first, float* second);
 };
 
 const Simd& portable_simd();

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "row.h"
 #include "simd.h"
 
 namespace bdkernels::cpu {
@@ -286,7 +287,9 @@ struct Tile {
     }
   }
 
-  static constexpr Simd table() { return {V::name, W, pack, score, dot, count, select, score_one}; }
+  static constexpr Simd table() {
+    return {V::name, W, pack, score, dot, count, select, score_one, Row<V>::dots, Row<V>::add_rows, Row<V>::update};
+  }
 };
 
 }  // namespace bdkernels::cpu

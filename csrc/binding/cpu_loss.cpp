@@ -1,0 +1,149 @@
+// loss
+#include <memory>
+#include <numeric>
+#include <tuple>
+#include <vector>
+
+#include "../cpu/kernels.h"
+#include "cpu_arguments.h"
+
+namespace bdkernels::binding {
+namespace {
+
+constexpr int64_t kRows = 16, kTouches = 256;  // of a task, at least
+
+cpu::Table table_of(const Tensor& t, const char* name) {
+  STD_TORCH_CHECK(t.dim() == 2 && t.scalar_type() == ScalarType::Float && (t.stride(1) == 1 || t.size(1) <= 1),
+                  "bdkernels: ", name, ": expected float32 rows");
+  return {static_cast<const float*>(t.const_data_ptr()), t.size(0), t.size(1), t.stride(0)};
+}
+
+// bias and mask are optional: an empty tensor stands for None.
+const float* bias_of(const Tensor& bias) {
+  return bias.numel() ? data<float>(bias, ScalarType::Float, "item_bias") : nullptr;
+}
+
+cpu::Batch batch_of(const Tensor& users, const Tensor& positives, const Tensor& negatives, const Tensor& distilled,
+                    const Tensor& guide, const Tensor& mask) {
+  return {longs(users, "users"),
+          longs(positives, "positives"),
+          longs(negatives, "negatives"),
+          longs(distilled, "distill_ids"),
+          data<float>(guide, ScalarType::Float, "guide_scores"),
+          mask.numel() ? data<bool>(mask, ScalarType::Bool, "distill_mask") : nullptr,
+          users.size(0),
+          negatives.size(1),
+          distilled.size(1)};
+}
+
+Tensor scalar(const Tensor& like, double value) {
+  Tensor out = torch::stable::new_empty(like, {});
+  *static_cast<float*>(out.mutable_data_ptr()) = static_cast<float>(value);
+  return out;
+}
+
+// Losses of the batch, from the rows' in their order; user_grad [b, d] and slopes [b, width] are filled.
+std::tuple<Tensor, Tensor> losses(const Tensor& like, const cpu::Table& users, const cpu::Table& items, const float* bias,
+                                  const cpu::Batch& batch, bool bpr, double lambda, double tau_learner, double tau_guide,
+                                  float* user_grad, float* slopes) {
+  int64_t live = batch.b * batch.k;
+  if (batch.mask) live = std::accumulate(batch.mask, batch.mask + live, int64_t{0});
+  const cpu::Objective objective{bpr, lambda, tau_learner, tau_guide, live > 0 ? static_cast<double>(live) : 1.0};
+  std::vector<double> cf(batch.b), distill(batch.b);
+  const cpu::RowLosses out{cf.data(), distill.data(), user_grad, slopes};
+  parallel_for(0, batch.b, kRows,
+               [&](int64_t a, int64_t b) { cpu::step_rows(users, items, bias, batch, objective, a, b, out); });
+  const double rows = batch.b > 0 ? static_cast<double>(batch.b) : 1.0;
+  return {scalar(like, std::accumulate(cf.begin(), cf.end(), 0.0) / rows),
+          scalar(like, std::accumulate(distill.begin(), distill.end(), 0.0) / objective.live)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bd_step(const Tensor& user_table, const Tensor& item_table,
+                                                           const Tensor& bias, const Tensor& users, const Tensor& positives,
+                                                           const Tensor& negatives, const Tensor& distilled,
+                                                           const Tensor& guide, const Tensor& mask, bool bpr, double lambda,
+                                                           double tau_learner, double tau_guide) {
+  const auto user_rows = table_of(user_table, "user_table"), item_rows = table_of(item_table, "item_table");
+  const auto batch = batch_of(users, positives, negatives, distilled, guide, mask);
+  Tensor user_grad = torch::stable::new_empty(user_table, {batch.b, user_rows.d});
+  Tensor item_grad = torch::stable::new_empty(user_table, {batch.b, batch.width(), user_rows.d});
+  Tensor slopes = torch::stable::new_empty(user_table, {batch.b, batch.width()});
+  float* slope = static_cast<float*>(slopes.mutable_data_ptr());
+  float* grad = static_cast<float*>(item_grad.mutable_data_ptr());
+  auto [cf, distill] = losses(user_table, user_rows, item_rows, bias_of(bias), batch, bpr, lambda, tau_learner, tau_guide,
+                              static_cast<float*>(user_grad.mutable_data_ptr()), slope);
+  parallel_for(0, batch.b, kRows, [&](int64_t a, int64_t b) { cpu::item_grads(user_rows, batch, slope, a, b, grad); });
+  return {cf, distill, user_grad, item_grad, slopes};
+}
+
+// A table [n, d] or [n] whose state is per_table tensors of the same size, from state[first] on.
+cpu::Trained trained_of(Tensor table, const std::vector<Tensor>& state, size_t first, size_t per_table) {
+  STD_TORCH_CHECK(first + per_table <= state.size() && per_table <= 2, "bdkernels: state: too few tensors");
+  float* kept[2] = {nullptr, nullptr};
+  for (size_t i = 0; i < per_table; ++i) {
+    Tensor each = state[first + i];
+    data<float>(each, ScalarType::Float, "state");
+    STD_TORCH_CHECK(each.numel() == table.numel(), "bdkernels: state: wrong size");
+    kept[i] = static_cast<float*>(each.mutable_data_ptr());
+  }
+  float* rows = static_cast<float*>(table.mutable_data_ptr());
+  if (table.dim() == 1) return {rows, table.size(0), 1, 1, kept[0], kept[1]};
+  return {rows, table.size(0), table.size(1), table.stride(0), kept[0], kept[1]};
+}
+
+std::tuple<Tensor, Tensor> bd_step_update(const Tensor& user_table, const Tensor& item_table, const Tensor& bias,
+                                          std::vector<Tensor> state, const Tensor& users, const Tensor& positives,
+                                          const Tensor& negatives, const Tensor& distilled, const Tensor& guide,
+                                          const Tensor& mask, bool bpr, double lambda, double tau_learner, double tau_guide,
+                                          int64_t kind, double lr, double weight_decay, double beta1, double beta2,
+                                          double eps) {
+  const auto user_rows = table_of(user_table, "user_table"), item_rows = table_of(item_table, "item_table");
+  const float* item_bias = bias_of(bias);
+  const auto batch = batch_of(users, positives, negatives, distilled, guide, mask);
+  const Rule rule{static_cast<RuleKind>(kind),   static_cast<float>(lr),        static_cast<float>(weight_decay),
+                  static_cast<float>(1 - beta1), static_cast<float>(1 - beta2), static_cast<float>(eps)};
+  const auto per_table = static_cast<size_t>(kind);
+  const auto user_training = trained_of(user_table, state, 0, per_table);
+  const auto item_training = trained_of(item_table, state, per_table, per_table);
+
+  const auto user_grad = std::make_unique_for_overwrite<float[]>(batch.b * user_rows.d);
+  const auto slopes = std::make_unique_for_overwrite<float[]>(batch.b * batch.width());
+  auto out = losses(user_table, user_rows, item_rows, item_bias, batch, bpr, lambda, tau_learner, tau_guide, user_grad.get(),
+                    slopes.get());
+
+  // Items first: their gradients need the old user rows.
+  const auto items = cpu::sort_touches(cpu::listed_items(batch).data(), batch.b * batch.width(), item_rows.n);
+  parallel_for(0, items.size(), kTouches, [&](int64_t a, int64_t b) {
+    cpu::update_items(item_training, user_rows, batch, slopes.get(), rule, items, a, b);
+  });
+  if (item_bias) {
+    const auto bias_training = trained_of(bias, state, 2 * per_table, per_table);
+    parallel_for(0, items.size(), kTouches,
+                 [&](int64_t a, int64_t b) { cpu::update_own(bias_training, slopes.get(), rule, items, a, b); });
+  }
+  const auto touched = cpu::sort_touches(batch.users, batch.b, user_rows.n);
+  parallel_for(0, touched.size(), kTouches,
+               [&](int64_t a, int64_t b) { cpu::update_own(user_training, user_grad.get(), rule, touched, a, b); });
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cpu, m) {
+  m.def(
+      "bd_step(Tensor user_table, Tensor item_table, Tensor bias, Tensor users, Tensor positives, Tensor negatives, "
+      "Tensor distill_ids, Tensor guide, Tensor mask, bool bpr, float lambda_, float tau_learner, float tau_guide) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "bd_step_update(Tensor(a!) user_table, Tensor(b!) item_table, Tensor(c!) bias, Tensor(d!)[] state, Tensor users, "
+      "Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide, Tensor mask, bool bpr, float lambda_, "
+      "float tau_learner, float tau_guide, int kind, float lr, float weight_decay, float beta1, float beta2, float eps) "
+      "-> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(bdkernels_cpu, CPU, m) {
+  m.impl("bd_step", TORCH_BOX(&bd_step));
+  m.impl("bd_step_update", TORCH_BOX(&bd_step_update));
+}
+
+}  // namespace bdkernels::binding

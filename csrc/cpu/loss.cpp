@@ -1,0 +1,177 @@
+// loss: one learner's step in two passes. The first gathers the rows of each user, scores, and turns scores into losses and
+// slopes; nothing else is needed for the gradient, since that of an item row is a slope times a user row. The second, where
+// an optimizer is fused, visits each touched row once, in the order of ids. Both ask for rows ahead: the tables are far
+// larger than any cache, and waiting for them is most of the time.
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+
+namespace bdkernels::cpu {
+namespace {
+
+void prefetch(const float* row, int64_t d) {
+  for (int64_t k = 0; k < d; k += 16) __builtin_prefetch(row + k, 1);
+}
+
+struct Logistic {
+  float sigmoid, softplus;
+};
+
+// Both from one exponential that cannot overflow; NaN gives NaN.
+Logistic logistic(float x) {
+  const float e = std::exp(-std::fabs(x)), log = std::log1p(e);
+  return x >= 0 ? Logistic{1 / (1 + e), x + log} : Logistic{e / (1 + e), log};
+}
+
+float sigmoid(float x) {
+  const float e = std::exp(-std::fabs(x));
+  return (x >= 0 ? 1 : e) / (1 + e);
+}
+
+double cf_terms(const float* scores, const Batch& batch, bool bpr, float* slopes) {
+  const float n = static_cast<float>(batch.b);
+  double sum = 0;
+  slopes[0] = 0;
+  if (!bpr) {
+    const auto [pull, loss] = logistic(-scores[0]);
+    slopes[0] = -pull / n;
+    sum = loss;
+  }
+  for (int64_t j = 1; j <= batch.m; ++j) {
+    const auto [push, loss] = logistic(bpr ? scores[j] - scores[0] : scores[j]);
+    slopes[j] = push / n;
+    if (bpr) slopes[0] -= slopes[j];
+    sum += loss;
+  }
+  return sum;
+}
+
+double distill_terms(const float* scores, const Batch& batch, const Objective& objective, int64_t row, float* slopes) {
+  const auto tau_learner = static_cast<float>(objective.tau_learner), tau_guide = static_cast<float>(objective.tau_guide);
+  const auto scale = static_cast<float>(objective.lambda / (objective.tau_learner * objective.live));
+  double sum = 0;
+  for (int64_t j = 0; j < batch.k; ++j) {
+    slopes[j] = 0;
+    if (!batch.live(row, j)) continue;
+    const float x = scores[j] / tau_learner, target = sigmoid(batch.guide[row * batch.k + j] / tau_guide);
+    const auto [chance, loss] = logistic(x);
+    slopes[j] = scale * (chance - target);
+    sum += loss - x * target;
+  }
+  return sum;
+}
+
+// Counting sort by 11 bits of the id at a time: stable, so equal ids stay in the order of `at`.
+void sort_by_bits(const std::vector<Touch>& from, std::vector<Touch>& to, int shift) {
+  constexpr int64_t kBins = 1 << 11;
+  std::vector<int64_t> next(kBins + 1);
+  for (const Touch& t : from) ++next[((t.id >> shift) & (kBins - 1)) + 1];
+  for (int64_t i = 0; i < kBins; ++i) next[i + 1] += next[i];
+  for (const Touch& t : from) to[next[(t.id >> shift) & (kBins - 1)]++] = t;
+}
+
+// `of(at)` is the row that place `at` of the batch adds to its gradient, and its weight.
+template <class Of>
+void update_rows(const Trained& rows, const Rule& rule, const std::vector<Touch>& touches, int64_t first, int64_t last,
+                 Of of) {
+  constexpr int64_t kTogether = 32, kAhead = 8;
+  const Simd& isa = simd();
+  const int64_t d = rows.d;
+  const auto n = static_cast<int64_t>(touches.size());
+  const float* parts[kTogether];
+  float weights[kTogether];
+  std::vector<float> grad(d);
+  int64_t i = first;
+  while (i > 0 && i < last && touches[i].id == touches[i - 1].id) ++i;
+  while (i < last) {
+    const int64_t id = touches[i].id, ahead = touches[std::min(i + kAhead, n - 1)].id;
+    prefetch(rows.data + ahead * rows.stride, d);
+    if (rows.first) prefetch(rows.first + ahead * d, d);
+    if (rows.second) prefetch(rows.second + ahead * d, d);
+    std::fill(grad.begin(), grad.end(), 0.0f);
+    while (i < n && touches[i].id == id) {
+      int64_t together = 0;
+      for (; together < kTogether && i < n && touches[i].id == id; ++i, ++together) {
+        std::tie(parts[together], weights[together]) = of(touches[i].at);
+      }
+      isa.add_rows(parts, weights, together, d, grad.data());
+    }
+    isa.update(rule, grad.data(), d, rows.data + id * rows.stride, rows.first ? rows.first + id * d : nullptr,
+               rows.second ? rows.second + id * d : nullptr);
+  }
+}
+
+}  // namespace
+
+void step_rows(const Table& users, const Table& items, const float* bias, const Batch& batch, const Objective& objective,
+               int64_t row0, int64_t row1, const RowLosses& out) {
+  const Simd& isa = simd();
+  const int64_t width = batch.width(), d = items.d;
+  std::vector<const float*> rows(width);
+  std::vector<float> scores(width);
+  for (int64_t row = row0; row < row1; ++row) {
+    if (row + 1 < row1) {
+      prefetch(users.row(batch.users[row + 1]), d);
+      for (int64_t c = 0; c < width; ++c) prefetch(items.row(batch.item(row + 1, c)), d);
+    }
+    for (int64_t c = 0; c < width; ++c) rows[c] = items.row(batch.item(row, c));
+    isa.dots(users.row(batch.users[row]), rows.data(), width, d, scores.data());
+    if (bias != nullptr) {
+      for (int64_t c = 0; c < width; ++c) scores[c] += bias[batch.item(row, c)];
+    }
+    float* slopes = out.slopes + row * width;
+    out.cf[row] = cf_terms(scores.data(), batch, objective.bpr, slopes);
+    out.distill[row] = distill_terms(scores.data() + 1 + batch.m, batch, objective, row, slopes + 1 + batch.m);
+    float* user_grad = out.user_grad + row * d;
+    std::fill_n(user_grad, d, 0.0f);
+    isa.add_rows(rows.data(), slopes, width, d, user_grad);
+  }
+}
+
+void item_grads(const Table& users, const Batch& batch, const float* slopes, int64_t row0, int64_t row1, float* out) {
+  const Simd& isa = simd();
+  const int64_t width = batch.width(), d = users.d;
+  for (int64_t row = row0; row < row1; ++row) {
+    const float* user = users.row(batch.users[row]);
+    std::fill_n(out + row * width * d, width * d, 0.0f);
+    for (int64_t at = row * width; at < (row + 1) * width; ++at) isa.add_rows(&user, slopes + at, 1, d, out + at * d);
+  }
+}
+
+std::vector<int64_t> listed_items(const Batch& batch) {
+  std::vector<int64_t> ids(batch.b * batch.width());
+  for (int64_t row = 0, at = 0; row < batch.b; ++row) {
+    for (int64_t c = 0; c < batch.width(); ++c) ids[at++] = batch.item(row, c);
+  }
+  return ids;
+}
+
+std::vector<Touch> sort_touches(const int64_t* ids, int64_t n, int64_t limit) {
+  std::vector<Touch> touches(n), other(n);
+  for (int64_t i = 0; i < n; ++i) touches[i] = {ids[i], i};
+  for (int shift = 0; limit >> shift > 0; shift += 11) {
+    sort_by_bits(touches, other, shift);
+    touches.swap(other);
+  }
+  return touches;
+}
+
+void update_items(const Trained& items, const Table& users, const Batch& batch, const float* slopes, const Rule& rule,
+                  const std::vector<Touch>& touches, int64_t first, int64_t last) {
+  const int64_t width = batch.width();
+  update_rows(items, rule, touches, first, last,
+              [&](int64_t at) { return std::pair<const float*, float>(users.row(batch.users[at / width]), slopes[at]); });
+}
+
+void update_own(const Trained& rows, const float* grads, const Rule& rule, const std::vector<Touch>& touches, int64_t first,
+                int64_t last) {
+  const int64_t d = rows.d;
+  update_rows(rows, rule, touches, first, last,
+              [=](int64_t at) { return std::pair<const float*, float>(grads + at * d, 1.0f); });
+}
+
+}  // namespace bdkernels::cpu

@@ -1,0 +1,78 @@
+// Loops over the d numbers of a row, plain so that the compiler makes vectors of them. Every sum has one order, whatever the
+// width of a vector, and no multiply-add is contracted: the same bits in every instruction set.
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+#include "../../core/rule.h"
+
+namespace bdkernels::cpu {
+
+// V only makes one copy of the code for each instruction set.
+template <class V>
+struct Row {
+  static void dots(const float* __restrict user, const float* const* rows, int64_t n, int64_t d, float* __restrict out) {
+    constexpr int64_t kSums = 16;  // partial sums of a product, then added up pairwise
+    for (int64_t j = 0; j < n; ++j) {
+      const float* __restrict row = rows[j];
+      float sums[kSums] = {};
+      const int64_t whole = d - d % kSums;
+      for (int64_t k = 0; k < whole; k += kSums) {
+        for (int64_t i = 0; i < kSums; ++i) sums[i] += user[k + i] * row[k + i];
+      }
+      for (int64_t k = whole; k < d; ++k) sums[k - whole] += user[k] * row[k];
+      for (int64_t half = kSums / 2; half > 0; half /= 2) {
+        for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+      }
+      out[j] = sums[0];
+    }
+  }
+
+  static void add_rows(const float* const* rows, const float* weights, int64_t n, int64_t d, float* __restrict out) {
+    constexpr int64_t kBlock = 16;  // two blocks of sums stay in registers over all rows
+    int64_t k = 0;
+    for (; k + 2 * kBlock <= d; k += 2 * kBlock) {
+      float low[kBlock], high[kBlock];
+      for (int64_t i = 0; i < kBlock; ++i) low[i] = out[k + i];
+      for (int64_t i = 0; i < kBlock; ++i) high[i] = out[k + kBlock + i];
+      for (int64_t j = 0; j < n; ++j) {
+        const float weight = weights[j];
+        const float* row = rows[j] + k;
+        for (int64_t i = 0; i < kBlock; ++i) low[i] += weight * row[i];
+        for (int64_t i = 0; i < kBlock; ++i) high[i] += weight * row[kBlock + i];
+      }
+      for (int64_t i = 0; i < kBlock; ++i) out[k + i] = low[i];
+      for (int64_t i = 0; i < kBlock; ++i) out[k + kBlock + i] = high[i];
+    }
+    for (int64_t j = 0; j < n; ++j) {
+      for (int64_t i = k; i < d; ++i) out[i] += weights[j] * rows[j][i];
+    }
+  }
+
+  static void update(const Rule& rule, const float* __restrict grad, int64_t d, float* __restrict row,
+                     float* __restrict first, float* __restrict second) {
+    const auto [kind, lr, decay, new1, new2, eps] = rule;
+    switch (kind) {
+      case RuleKind::kSgd:
+        for (int64_t k = 0; k < d; ++k) row[k] -= lr * (grad[k] + decay * row[k]);
+        return;
+      case RuleKind::kAdagrad:
+        for (int64_t k = 0; k < d; ++k) {
+          const float g = grad[k] + decay * row[k];
+          first[k] += g * g;
+          row[k] -= lr * (g / (std::sqrt(first[k]) + eps));
+        }
+        return;
+      case RuleKind::kAdam:
+        for (int64_t k = 0; k < d; ++k) {
+          const float g = grad[k] + decay * row[k];
+          first[k] += new1 * (g - first[k]);
+          second[k] += new2 * (g * g - second[k]);
+          row[k] -= lr * (first[k] / (std::sqrt(second[k]) + eps));
+        }
+        return;
+    }
+  }
+};
+
+}  // namespace bdkernels::cpu

@@ -1,0 +1,349 @@
+"""bd_step_update: against autograd and torch.optim, bit for bit across threads and instruction sets, just the touched rows."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_loss import plain_step, tables_and_batch
+
+import bdkernels as bd
+from bdkernels import backends, cpu
+
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch.optim.Adagrad's own
+OPTIMIZERS = {
+    "sgd": (lambda t, **o: bd.SGD(t, 0.1, **o), lambda t: torch.optim.SGD(t, 0.1)),
+    "adagrad": (
+        lambda t, **o: bd.Adagrad(t, 0.1, eps=1e-8, initial_accumulator_value=0.01, **o),
+        lambda t: torch.optim.Adagrad(t, 0.1, eps=1e-8, initial_accumulator_value=0.01),
+    ),
+    "adam": (
+        lambda t, **o: bd.LazyAdam(t, 0.05, betas=(0.8, 0.95), **o),
+        lambda t: torch.optim.SparseAdam(t, 0.05, betas=(0.8, 0.95)),
+    ),
+}
+OPTIONS = {"cf": "bpr", "lambda_": 0.6, "tau_learner": 0.7, "tau_guide": 2.0}
+
+
+def make(rule, tables, **options):
+    """A fused optimizer on copies of the tables."""
+    return OPTIMIZERS[rule][0]([None if t is None else t.clone() for t in tables], **options)
+
+
+def results(optimizer):
+    tables = optimizer.user_table, optimizer.item_table, optimizer.item_bias
+    return [t.detach() for t in (*tables, *optimizer.state) if t is not None]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def touched(batch):
+    users, positives, negatives, draws, _ = batch
+    return users.unique(), torch.cat([positives, negatives.flatten(), draws.ids[draws.mask]]).unique()
+
+
+def torch_step(tables, optimizer, batch, weight_decay, options):
+    """One step of everyday PyTorch: dense autograd, then the touched rows as a sparse gradient."""
+    *rest, draws, guide = batch
+    clean = bd.Draws(draws.ids.where(draws.mask, 0), draws.mask), guide.where(draws.mask, 0.0)
+    optimizer.zero_grad()
+    loss = plain_step(*tables, *rest, *clean, *options.values())
+    loss.backward()
+    users, items = touched(batch)
+    for table, ids in zip(tables, (users, items, items), strict=True):
+        if table is not None:
+            rows = table.grad[ids] + weight_decay * table.detach()[ids]
+            table.grad = torch.sparse_coo_tensor(
+                ids[None], rows, table.shape, is_coalesced=True, check_invariants=False
+            )
+    optimizer.step()
+    return loss.detach()
+
+
+def batches(kind, steps, dtype):
+    sizes = {"many": (40, 4, 5), "one row": (1, 1, 1), "nothing distilled": (30, 1, 0), "wide": (12, 31, 2)}
+    for step in range(steps):
+        torch.manual_seed(step + 1)
+        _, (users, positives, negatives, draws, guide) = tables_and_batch(*sizes.get(kind, (40, 3, 4)))
+        if kind == "all the same":
+            users, positives, negatives = (torch.full_like(t, 7) for t in (users, positives, negatives))
+            draws = bd.Draws(draws.ids.where(~draws.mask, 7), draws.mask)
+        if kind == "all masked":
+            draws = bd.Draws(torch.full_like(draws.ids, -1), torch.zeros_like(draws.mask))
+        yield users, positives, negatives, draws, guide.to(dtype)
+
+
+@pytest.mark.parametrize("rule", list(OPTIMIZERS))
+@pytest.mark.parametrize("kind", ["many", "one row", "nothing distilled", "wide", "all the same", "all masked"])
+@pytest.mark.parametrize(
+    ("cf", "with_bias", "weight_decay"), [("bce", True, 0.0), ("bpr", True, 0.02), ("bpr", False, 0.0)]
+)
+def test_like_torch_optim(backend, rule, kind, cf, with_bias, weight_decay):
+    """float32 in every backend; float64, near enough to tell a wrong formula, in the reference, which alone has it."""
+    dtypes = (torch.float32, torch.float64) if backend == "reference" else (torch.float32,)
+    for dtype in dtypes:
+        like_torch_optim(backend, rule, kind, {**OPTIONS, "cf": cf}, with_bias, weight_decay, dtype)
+
+
+def like_torch_optim(backend, rule, kind, options, with_bias, weight_decay, dtype):
+    tables = [t.to(dtype) for t in tables_and_batch(1, 1, 1)[0]]
+    if not with_bias:
+        tables[2] = None
+    twins = [None if t is None else t.clone().requires_grad_() for t in tables]
+    optimizer = make(rule, tables, weight_decay=weight_decay)
+    peer = OPTIMIZERS[rule][1]([t for t in twins if t is not None])
+    rtol, atol = (1e-10, 1e-12) if dtype == torch.float64 else (2e-5, 2e-5)
+    for batch in batches(kind, 4, dtype):
+        out = bd.bd_step_update(optimizer, *batch, **options, backend=backend)
+        want = torch_step(twins, peer, batch, weight_decay, options)
+        torch.testing.assert_close(out.loss, want, rtol=rtol, atol=atol)
+        for got, twin in zip(results(optimizer), (t for t in twins if t is not None), strict=False):
+            torch.testing.assert_close(got, twin.detach(), rtol=rtol, atol=atol)
+    assert optimizer.step == 4
+
+
+@pytest.mark.parametrize("rule", list(OPTIMIZERS))
+def test_losses_are_those_of_bd_step_loss(backend, rule):
+    tables, batch = tables_and_batch(33, 3, 4)
+    want = bd.bd_step_loss(*tables, *batch, **OPTIONS, backend=backend)
+    out = bd.bd_step_update(make(rule, tables), *batch, **OPTIONS, backend=backend)
+    assert same(out, want)
+
+
+@pytest.mark.parametrize("rule", list(OPTIMIZERS))
+def test_other_rows_keep_their_bits(backend, rule):
+    tables, batch = tables_and_batch(3, 1, 2)
+    optimizer = make(rule, tables, weight_decay=0.1)
+    before = [t.clone() for t in results(optimizer)]
+    bd.bd_step_update(optimizer, *batch, backend=backend)
+    each = len(optimizer.state) // 3
+    owners = [0, 1, 2] + [i for i in range(3) for _ in range(each)]
+    users, items = touched(batch)
+    for was, now, owner in zip(before, results(optimizer), owners, strict=True):
+        ids = users if owner == 0 else items
+        moved = (was != now).reshape(len(was), -1).any(1).nonzero().flatten()
+        assert torch.equal(moved, ids)
+
+
+@pytest.mark.parametrize("rule", list(OPTIMIZERS))
+@pytest.mark.parametrize("spread", [40, 4000])
+def test_threads_change_no_bit(backend, rule, spread, two_threads):
+    """Repeats of a row may lie in the ranges of two threads: one of them owns it."""
+    torch.manual_seed(5)
+    tables, batch = tables_and_batch(700, 2, 9, n_users=spread // 2, n_items=spread)
+    outcomes = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        optimizer = make(rule, tables)
+        outs = [bd.bd_step_update(optimizer, *batch, **OPTIONS, backend=backend) for _ in range(2)]
+        outcomes.append([*results(optimizer), *outs[0], *outs[1]])
+    if backend == "cpu":
+        assert same(*outcomes)
+    else:  # its sums are PyTorch's
+        torch.testing.assert_close(*outcomes)
+
+
+@pytest.mark.parametrize("isa", cpu.ISAS)
+def test_instruction_sets_change_no_bit(isa):
+    """Forced by BDKERNELS_ISA in processes of their own."""
+    if backends.missing("cpu") is not None:
+        pytest.skip(f"backend cpu: {backends.missing('cpu')}")
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); import torch, bdkernels as bd; from test_update import *; torch.manual_seed(3);"
+        "tables, batch = tables_and_batch(50, 3, 4, d=37); optimizer = make('adam', tables, weight_decay=0.1);"
+        "out = [bd.bd_step_update(optimizer, *batch, cf=cf, backend='cpu').loss for cf in ('bce', 'bpr')];"
+        "print(cpu.isa(), hash(b''.join(t.numpy().tobytes() for t in (*out, *results(optimizer)))))"
+    )
+
+    def run(name):
+        env = {**os.environ, "BDKERNELS_ISA": name, "PYTHONHASHSEED": "0"}
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=env)
+
+    out = run(isa)
+    if "one that this CPU has" in out.stderr + out.stdout:
+        pytest.skip(f"this CPU has no {isa}")
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.split() == [isa, run("").stdout.split()[1]]
+
+
+def test_what_is_masked_moves_nothing(backend):
+    tables, (users, positives, negatives, draws, guide) = tables_and_batch(20, 2, 6)
+    clean = bd.Draws(draws.ids.where(draws.mask, 3), draws.mask), guide.where(draws.mask, 1.0)
+    optimizers = make("adam", tables), make("adam", tables)
+    bd.bd_step_update(optimizers[0], users, positives, negatives, draws, guide, backend=backend)
+    bd.bd_step_update(optimizers[1], users, positives, negatives, *clean, backend=backend)
+    assert same(results(optimizers[0]), results(optimizers[1]))
+
+
+@pytest.mark.parametrize("rule", list(OPTIMIZERS))
+def test_an_empty_batch_moves_nothing(backend, rule):
+    tables, batch = tables_and_batch(0, 1, 2)
+    optimizer = make(rule, tables)
+    before = [t.clone() for t in results(optimizer)]
+    out = bd.bd_step_update(optimizer, *batch, backend=backend)
+    assert out.loss == 0
+    assert same(before, results(optimizer))
+
+
+def test_nan_stays_in_the_rows_that_met_it(backend):
+    tables, batch = tables_and_batch(8, 1, 2, n_users=9, n_items=400)
+    users = torch.arange(8)
+    tables[0][3] = float("nan")
+    optimizer = make("adam", tables)
+    assert bd.bd_step_update(optimizer, users, *batch[1:], backend=backend).loss.isnan()
+    _, items = touched(tuple(t[3:4] if isinstance(t, torch.Tensor) else bd.Draws(*(x[3:4] for x in t)) for t in batch))
+    assert set(optimizer.item_table.isnan().any(1).nonzero().flatten().tolist()) == set(items.tolist())
+
+
+def test_parameters_and_strided_rows(backend):
+    """Parameters that require grad, and rows inside of wider ones, whose other columns keep their bits."""
+    tables, batch = tables_and_batch(15, 2, 3)
+    wide = [torch.full((len(t), 30), 5.0) for t in tables[:2]]
+    for w, t in zip(wide, tables[:2], strict=True):
+        w[:, 4:23] = t
+    plain = make("adagrad", [torch.nn.Parameter(t) for t in tables])
+    inside = bd.Adagrad([*(w[:, 4:23] for w in wide), tables[2].clone()], 0.1, eps=1e-8, initial_accumulator_value=0.01)
+    for optimizer in (plain, inside):
+        assert not bd.bd_step_update(optimizer, *batch, backend=backend).loss.requires_grad
+    assert same(results(plain), results(inside))
+    for w in wide:
+        assert (w[:, :4] == 5).all() and (w[:, 23:] == 5).all()
+
+
+def test_autograd_notices_the_change(backend):
+    tables, batch = tables_and_batch(4, 1, 2)
+    item = torch.nn.Parameter(tables[1])
+    stale = (item**2).sum()
+    bd.bd_step_update(bd.SGD([tables[0], item]), *batch, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stale.backward()
+
+
+@pytest.mark.parametrize("rule", list(OPTIMIZERS))
+def test_a_run_goes_on_from_its_state(backend, rule, tmp_path):
+    tables, batch = tables_and_batch(15, 2, 3)
+    straight = make(rule, tables)
+    for _ in range(2):
+        bd.bd_step_update(straight, *batch, backend=backend)
+    torch.save(straight.state_dict(), tmp_path / "state.pt")
+    resumed = make(rule, [straight.user_table, straight.item_table, straight.item_bias])
+    resumed.load_state_dict(torch.load(tmp_path / "state.pt"))
+    for optimizer in (straight, resumed):
+        bd.bd_step_update(optimizer, *batch, backend=backend)
+    assert resumed.step == 3
+    assert same(results(straight), results(resumed))
+
+
+def test_a_foreign_state_is_refused():
+    tables, _ = tables_and_batch(1, 1, 1)
+    adam = bd.LazyAdam(tables)
+    with pytest.raises(ValueError, match="state_dict: expected keys .*exp_avg.*, got .*sum"):
+        adam.load_state_dict(bd.Adagrad(tables).state_dict())
+    other = bd.LazyAdam([tables[0][:5].clone(), *tables[1:]]).state_dict()
+    with pytest.raises(ValueError, match=r"state_dict: user_table.exp_avg: expected shape \[40, 19\], got \[5, 19\]"):
+        adam.load_state_dict(other)
+
+
+def wrong(name, value):
+    """A batch of which one tensor is replaced."""
+    names = ("users", "positives", "negatives", "distill", "guide_scores")
+    _, batch = tables_and_batch(4, 1, 2, masked=False)
+    return {**dict(zip(names, batch, strict=True)), name: value}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("users", torch.tensor([0, 1, 2, 40]), r"users: expected ids in \[0, 40\), got 0 to 40"),
+        ("positives", torch.tensor([0, -1, 2, 3]), r"positives: expected ids in \[0, 60\), got -1 to 3"),
+        ("negatives", torch.full((4, 1), 60), r"negatives: expected ids in \[0, 60\), got 60 to 60"),
+        (
+            "distill",
+            bd.Draws(torch.full((4, 2), -1), torch.ones(4, 2, dtype=torch.bool)),
+            r"distill_ids: expected ids in \[0, 60\), got -1 to -1",
+        ),
+        ("users", torch.zeros(4), "users: expected int64, got torch.float32"),
+        ("guide_scores", torch.zeros(4, 2).double(), "guide_scores: expected float32, got torch.float64"),
+        ("guide_scores", torch.zeros(4, 3), r"guide_scores: expected shape \[4, 2\], got \[4, 3\]"),
+    ],
+)
+def test_errors_change_nothing(backend, name, value, message):
+    optimizer = make("adam", tables_and_batch(4, 1, 2)[0])
+    before = [t.clone() for t in results(optimizer)]
+    with pytest.raises(ValueError, match=message):
+        bd.bd_step_update(optimizer, **wrong(name, value), backend=backend)
+    assert optimizer.step == 0
+    assert same(before, results(optimizer))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda u, v, b: bd.SGD([u.half(), v, b]), "user_table: expected float32 or float64, got torch.float16"),
+        (lambda u, v, b: bd.SGD([u, v.double(), b]), "item_table: expected float32, got torch.float64"),
+        (lambda u, v, b: bd.SGD([u, v[:, :3], b]), r"item_table: expected shape \[N, 19\], got \[60, 3\]"),
+        (lambda u, v, b: bd.SGD([u, v, b[:5]]), r"item_bias: expected shape \[60\], got \[5\]"),
+        (
+            lambda u, v, b: bd.SGD([u, v.T.contiguous().T, b]),
+            r"item_table: expected rows in one piece each, got strides",
+        ),
+        (
+            lambda u, v, b: bd.SGD([u[:1].expand(40, 19), v, b]),
+            r"user_table: expected rows in one piece each, got strides",
+        ),
+        (lambda u, v, b: bd.SGD([u, v, v[:, 0]]), "item_bias: expected a contiguous tensor, got stride"),
+        (
+            lambda u, v, b: bd.SGD([u, v, v.flatten()[:60]]),
+            "tables: expected memory of their own, got two that share it",
+        ),
+        (lambda u, v, b: bd.SGD([u, None]), "tables: expected user_table, item_table and item_bias or None"),
+        (lambda u, v, b: bd.SGD([u, v, b], weight_decay=-1.0), "weight_decay: expected a finite number >= 0, got -1.0"),
+        (
+            lambda u, v, b: bd.LazyAdam([u, v, b], betas=(0.9, 1.0)),
+            "betas: expected a finite number >= 0 and < 1, got 1.0",
+        ),
+        (lambda u, v, b: bd.LazyAdam([u, v, b], eps=-1.0), "eps: expected a finite number >= 0, got -1.0"),
+        (lambda u, v, b: bd.SGD([u, v, b], float("nan")).rule(), "lr: expected a finite number >= 0, got nan"),
+    ],
+)
+def test_tables_and_settings(build, message):
+    with pytest.raises(ValueError, match=message):
+        build(*tables_and_batch(1, 1, 1)[0])
+
+
+def test_float64_is_the_references(monkeypatch):
+    if backends.missing("cpu") is not None:
+        pytest.skip(f"backend cpu: {backends.missing('cpu')}")
+    tables, (*batch, guide) = tables_and_batch(4, 1, 2)
+    wide = [t.double() for t in tables]
+    message = "=cpu: expected float32 tables, got float64, which only the reference has"
+    with pytest.raises(bd.BackendError, match="backend" + message):
+        bd.bd_step_update(bd.SGD(wide), *batch, guide.double(), backend="cpu")
+    monkeypatch.setenv("BDKERNELS_BACKEND", "cpu")
+    with pytest.raises(bd.BackendError, match="BDKERNELS_BACKEND" + message):
+        bd.bd_step_loss(*wide, *batch, guide.double())
+    monkeypatch.delenv("BDKERNELS_BACKEND")
+    assert bd.bd_step_update(bd.SGD(wide), *batch, guide.double()).loss.dtype == torch.float64
+
+
+def test_a_state_that_does_not_fit_is_refused():
+    (user, item, bias), (*batch, draws, guide) = tables_and_batch(4, 1, 2)
+    arguments = *batch, draws.ids, guide, draws.mask, "bce", 1.0, 1.0, 1.0
+    op = torch.ops.bdkernels.bd_step_update
+    with pytest.raises(ValueError, match="state: expected 2 tensors for each table, got 1"):
+        op(user, item, bias, [user.clone()], *arguments, "adam", 0.1, 0.0, 0.9, 0.9, 1e-8)
+    with pytest.raises(ValueError, match=r"state\[1\]: expected shape \[60, 19\], got \[40, 19\]"):
+        op(user, item, None, [user.clone()] * 2, *arguments, "adagrad", 0.1, 0.0, 0.0, 0.0, 1e-8)
+    with pytest.raises(ValueError, match="rule: expected 'sgd' or 'adagrad' or 'adam', got 'adamw'"):
+        op(user, item, None, [], *arguments, "adamw", 0.1, 0.0, 0.0, 0.0, 1e-8)
+
+
+def test_the_learning_rate_may_change(backend):
+    tables, batch = tables_and_batch(4, 1, 2)
+    optimizer = bd.SGD([t.clone() for t in tables], lr=0.1)
+    optimizer.lr = 0.0
+    bd.bd_step_update(optimizer, *batch, backend=backend)
+    assert same(results(optimizer), tables)
