@@ -34,7 +34,7 @@ class Case:
         sizes: what the job is, for the row.
         contenders: name: call. The first is the library's; a call may carry a `note` that the row shall tell.
         check: gets what each contender's first call returned; raises AssertionError where one is wrong, before any timing.
-        work: what one call must do at least.
+        work: what one call must do at least; None where contenders do unlike things.
         absent: contender: why it does not run.
         slow: contenders that only the full suite has time for.
         threads: torch threads meanwhile; None for all.
@@ -44,7 +44,7 @@ class Case:
     sizes: dict[str, Any]
     contenders: dict[str, Callable[[], Any]]
     check: Callable[[dict[str, Any]], None]
-    work: Work
+    work: Work | None
     absent: dict[str, str] = field(default_factory=dict)
     slow: frozenset[str] = frozenset()
     threads: int | None = None

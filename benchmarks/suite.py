@@ -1,4 +1,4 @@
-"""Runs the cases, in the order of `cases.NAMES`: `python -m pytest benchmarks/suite.py --suite bench|full [-k sample]`.
+"""Runs the cases of a suite (`cases.py`): `python -m pytest benchmarks/suite.py --suite bench|full [-k sample]`.
 
 Writes RESULTS/<workload>.json: {"rows": [...]}, a row a case and contender, each with the machine, commit and peaks that it was
 measured with. A case that runs replaces its old rows and no others.
@@ -12,7 +12,7 @@ import pytest
 
 from bdkernels.measure import Peaks, quartiles, rates
 from benchmarks.case import Case, Timing
-from benchmarks.cases import SUITES, build
+from benchmarks.cases import FULL, SUITES, build
 from benchmarks.child import Child
 
 
@@ -52,6 +52,7 @@ def row(
 ) -> dict[str, Any]:
     """What is known of one contender in one case."""
     timing, times = timings[contender], quartiles(timings[contender].times)
+    best = Peaks(where["peak_gflops"], where["peak_gbs"])
     floor = quartiles(timings["floor"].times)["median_s"] if "floor" in timings else None
     return {
         "case": name,
@@ -60,7 +61,7 @@ def row(
         **times,
         "repeats": len(timing.times),
         "first_s": timing.first_s,
-        **rates(case.work, times["median_s"], Peaks(where["peak_gflops"], where["peak_gbs"])),
+        **(rates(case.work, times["median_s"], best) if case.work else {}),
         "times_the_floor": floor and times["median_s"] / floor,
         "peak_extra_mb": memory,
         "note": note,
@@ -72,7 +73,7 @@ def row(
 def save(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
     """The rows in the place of those that the case had."""
     old = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = [each for each in old if each["case"] != name] + rows
+    rows = sorted([each for each in old if each["case"] != name] + rows, key=lambda each: FULL.index(each["case"]))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
@@ -85,4 +86,5 @@ def line(row: dict[str, Any]) -> str:
     floor = f"{row['times_the_floor']:.2f} x floor" if row["times_the_floor"] else ""
     memory = "" if row["peak_extra_mb"] is None else f"{row['peak_extra_mb']:.0f} MB"
     spread = f"({row['q25_s']:.4f}-{row['q75_s']:.4f}, {row['repeats']})"
-    return f"{who}{row['median_s']:>9.4f} s {spread:<26}{row['ns_a_score']:>9.2f} ns a score {floor:>16}{memory:>10}"
+    rate = f"{row['ns_a_score']:.2f} ns a score" if "ns_a_score" in row else ""
+    return f"{who}{row['median_s']:>9.4f} s {spread:<26}{rate:>20}{floor:>16}{memory:>10}"
