@@ -38,6 +38,8 @@ class Tile(NamedTuple):
 class Floor:
     """The score products of these models, each in its fastest tiles; the first call finds those."""
 
+    sets_up = True  # the search
+
     def __init__(self, *models: Factors) -> None:
         self.models = models
         self.tiles: list[Tile] = []

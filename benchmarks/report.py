@@ -95,11 +95,11 @@ def speed_section(results: dict[str, list[dict[str, Any]]], folder: Path, readme
     everything = [row for rows in results.values() for row in rows]
     rows: Rows = {(row["case"], row["contender"]): row for row in everything if "absent" not in row}
     first = everything[0]
+    peaks = f"{first['peak_gflops']:.0f} GFLOP/s (torch.mm; the percentages below) and {first['peak_gbs']:.0f} GB/s"
     runs = sorted({where(row) for row in everything if row["case"] != "rank/search"})
     lines = [
         f"**Speed** (`make bench-full`; {'; '.join(runs)}): contenders take turns in one process, medians; peak memory of",
-        f"each in a process of its own. Peaks measured with torch: {first['peak_gflops']:.0f} GFLOP/s (torch.mm, the percentages below), "
-        f"{first['peak_gbs']:.0f} GB/s.\n",
+        f"each in a process of its own. Peaks measured with torch: {peaks}.\n",
         *targets_table(rows),
     ]
     relative = os.path.relpath(folder, readme.parent)
