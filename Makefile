@@ -34,7 +34,7 @@ format: $(VENV)/.tools-lint  ## Rewrite the sources in the house style
 bench: $(VENV)/.built $(VENV)/.tools-test $(VENV)/.tools-bench  ## Time everything against its peers, about 5 minutes; writes RESULTS/
 	$(BENCH) --suite bench
 
-bench-full: $(VENV)/.built $(VENV)/.tools-test $(VENV)/.tools-bench  ## The same with the largest sizes and slowest peers, about 30 minutes
+bench-full: $(VENV)/.built $(VENV)/.tools-test $(VENV)/.tools-bench  ## The same with the largest sizes and slowest peers, about 20 minutes
 	$(BENCH) --suite full
 
 quality: $(VENV)/.built  ## Distilled against matched control on three seeds (minutes); writes benchmarks/results/

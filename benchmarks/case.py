@@ -57,7 +57,10 @@ class Case:
             self.absent[name] = "only in make bench-full"
 
     def measure(self, benchmark: Any, repeats: int, limit_s: float) -> dict[str, Timing]:
-        """Check, then time. A peer that has used up `limit_s` sits out further rounds, but not before it has two timings."""
+        """Check, then time in at most `repeats` rounds: about `limit_s` of the library, and at least three.
+
+        A peer that has used up `limit_s` sits out further rounds, but not before it has two timings.
+        """
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads or threads)
         try:
@@ -70,7 +73,8 @@ class Case:
                     if len(times) < 2 or sum(times) < limit_s:
                         times.append(seconds(self.contenders[name]))
 
-            benchmark.pedantic(self.contenders[own], setup=one_round_of_peers, rounds=repeats, iterations=1)
+            rounds = max(3, min(repeats, int(limit_s / timings[own].first_s)))
+            benchmark.pedantic(self.contenders[own], setup=one_round_of_peers, rounds=rounds, iterations=1)
             timings[own].times = list(benchmark.stats.stats.data)
         finally:
             torch.set_num_threads(threads)

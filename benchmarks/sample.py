@@ -88,7 +88,7 @@ def check(teacher: bd.Factors, student: bd.Factors, seen: bd.Seen, results: dict
     rows = seen.rows(users)
     n = (teacher.n_items - rows.counts())[:, None]
     taken = set(zip(rows.row_of_each().tolist(), rows.indices.tolist(), strict=True))
-    gaps = {}
+    gaps: dict[str, list[Tensor]] = {}
     for name, result in results.items():
         if name == "floor":
             continue

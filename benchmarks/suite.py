@@ -53,6 +53,9 @@ def row(
     """What is known of one contender in one case."""
     timing, times = timings[contender], quartiles(timings[contender].times)
     best = Peaks(where["peak_gflops"], where["peak_gbs"])
+    speed = rates(case.work, times["median_s"], best) if case.work else {}
+    if case.threads:  # the peaks are all threads'
+        speed = {key: value for key, value in speed.items() if "peak" not in key}
     floor = quartiles(timings["floor"].times)["median_s"] if "floor" in timings else None
     return {
         "case": name,
@@ -61,7 +64,7 @@ def row(
         **times,
         "repeats": len(timing.times),
         "first_s": timing.first_s,
-        **(rates(case.work, times["median_s"], best) if case.work else {}),
+        **speed,
         "times_the_floor": floor and times["median_s"] / floor,
         "peak_extra_mb": memory,
         "note": note,
