@@ -58,7 +58,7 @@ def test_report_renders(results, tmp_path):
     assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
     for target in targets.TARGETS:
         assert target.figure in text
-    assert "| extra memory at (c) | at most 64 MB | not measured | |" in text
+    assert "| extra memory at (c) | at most 64 MB | not measured |  |" in text
     assert "dense eager" in text
 
 
