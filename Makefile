@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check install -q -c .ci/constraints.txt
+# RESULTS: where the result files go. DATA: an .npz with arrays train, val, test of (user, item) rows; else some are made up.
+RESULTS ?= benchmarks/results
+BENCH   := $(PY) -m pytest benchmarks/suite.py -q -s --timeout 3600 --results $(RESULTS) $(if $(DATA),--data $(DATA))
 SOURCES := $(shell find csrc tests/sanitize -name '*.h' -o -name '*.cpp')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize fuzz lint format bench quality bench-report clean
+.PHONY: help demo test sanitize fuzz lint format bench bench-full quality bench-report clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -34,13 +37,16 @@ format: $(VENV)/.tools-lint  ## Rewrite the sources in the house style
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(SOURCES)
 
-bench: $(VENV)/.built $(VENV)/.tools-test  ## Time the sampler against its peers; writes benchmarks/results/
-	$(PY) -m benchmarks.sample
+bench: $(VENV)/.built $(VENV)/.tools-test $(VENV)/.tools-bench  ## Time everything against its peers, about 5 minutes; writes RESULTS/
+	$(BENCH) --suite bench
+
+bench-full: $(VENV)/.built $(VENV)/.tools-test $(VENV)/.tools-bench  ## The same with the largest sizes and slowest peers, about 20 minutes
+	$(BENCH) --suite full
 
 quality: $(VENV)/.built  ## Distilled against matched control on three seeds (minutes); writes benchmarks/results/
 	$(PY) -m benchmarks.quality $(DATA)
 
-bench-report: $(VENV)/.built  ## Write the README's tables from benchmarks/results/
+bench-report: $(VENV)/.built  ## Write the README's tables and plots from benchmarks/results/
 	$(PY) -m benchmarks.report
 
 clean:  ## Remove what the build and the runs left (not .venv)

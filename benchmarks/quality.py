@@ -16,7 +16,7 @@ from bidistill.cli.demo import SETTINGS
 from bidistill.data import movielens_100k
 from bidistill.load import load_split
 
-from benchmarks.sample import machine
+from benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 METRICS = ("ndcg@10", "ndcg@50", "recall@50", "mrr")

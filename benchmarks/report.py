@@ -1,40 +1,116 @@
-"""Writes the README's tables from benchmarks/results/*.json: `python -m benchmarks.report`. Numbers are never typed in."""
+"""Writes the README's tables and plots from the result files: `python -m benchmarks.report`. Numbers are never typed in."""
 
 import argparse
 import json
+import os
 from pathlib import Path
+from typing import Any
+
+from benchmarks.plots import plot
+from benchmarks.targets import TARGETS, Rows, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- measured -->\n", "<!-- /measured -->"
+TABLES = {  # result file: heading, and what the reader must know
+    "sample": (
+        "Sampling",
+        "32 draws a user and direction. (d) is 64 users, dims 64/16. The floor is the two score products alone, in the tiles that"
+        " library GEMM is fastest with; `benchmarks/peers.py` says what each contender is.",
+    ),
+    "rank": (
+        "Counting",
+        "product: one threshold a user, against the product alone. search: one thread, C thresholds a user; block: scores that"
+        " are there already; fused: the whole of `count_above`.",
+    ),
+    "topk": ("Top-k", "k = 100, nothing excluded; several chunk sizes of torch.topk, the fastest is the peer."),
+    "evaluate": ("Evaluation", "the rank of one held-out item a user; several chunk sizes, the fastest is the peer."),
+    "loss": ("Training step", "one model, 4 negatives and 8 distilled items a row; loss, gradients, SparseAdam."),
+    "epoch": (
+        "Epoch",
+        "published: the training steps alone plus a refresh of all users' ranks and draws, user by user, or a tenth of one;"
+        " the refresh is measured on some users and scaled to all.",
+    ),
+    "threads": ("Threads", "sampling, each in a process of its own."),
+}
 
 
-def where(machine: dict) -> str:
+def where(machine: dict[str, Any]) -> str:
+    """Machine and versions of a result, in a line."""
     return (
         f"{machine['date']}, commit {machine['commit']}, {machine['cpu']}, {machine['threads']} threads, "
         f"backend {machine['backend']} ({machine['isa']}), torch {machine['torch']}"
     )
 
 
-def sample_table(result: dict) -> list[str]:
-    """Time and memory of the sampler beside its peers."""
-    lines = [
-        f"**Sampling** (`make bench`; {where(result['machine'])}): 32 draws a user and direction, interleaved in one process,",
-        "peak memory of each in a process of its own.\n",
-        "| users x items, dims | contender | median s (quartiles) | x floor | extra MB |",
-        "|---|---|---|---|---|",
-    ]
-    for r in result["rows"]:
-        size = f"{r['users']:,} x {r['items']:,}, {r['dims'][0]}/{r['dims'][1]}"
-        time = f"{r['median_s']:.3f} ({r['q25_s']:.3f}-{r['q75_s']:.3f})"
-        name = r["contender"].replace("_", " ")
-        lines.append(f"| {size} | {name} | {time} | {r['times_the_floor']:.1f} | {r['peak_extra_mb']:.0f} |")
+def targets_table(rows: Rows) -> list[str]:
+    """What was asked for beside what is measured."""
+    lines = ["| figure | asked | measured | |", "|---|---|---|---|"]
+    for target in TARGETS:
+        measured, met = verdict(target, rows)
+        bound = f"{'at most' if target.at_most else 'at least'} {target.bound:g} {target.unit}"
+        lines.append(f"| {target.figure} | {bound} | {measured} | {met} |")
+    return [*lines, ""]
+
+
+def workload_table(heading: str, about: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Every case and contender of a workload, in the order of the result file."""
+    lines = [f"**{heading}**: {about}\n"]
     lines.append(
-        "\nThe floor is the two score products alone, in tiles that stay in cache; `benchmarks/peers.py` says what each is.\n"
+        "| case | users x items, dims | contender | median s (quartiles) | ns a score | GFLOP/s | x floor | extra MB |"
     )
-    return lines
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for r in rows:
+        size = f"{r['users']:,} x {r['items']:,}, {'/'.join(map(str, r['dims']))}"
+        start = f"| {r['case'].split('/')[1]} | {size} | {r['contender'].replace('_', ' ')} |"
+        if "absent" in r:
+            lines.append(f"{start} {r['absent']} | | | | |")
+            continue
+        time = f"{r['median_s']:.4f} ({r['q25_s']:.4f}-{r['q75_s']:.4f})"
+        speed = f"{r['gflops']:.0f} ({r['percent_of_peak_gflops']:.0f} %)" if r.get("gflops") else ""
+        rate = f"{r['ns_a_score']:.2f}" if "ns_a_score" in r else ""
+        floor = f"{r['times_the_floor']:.2f}" if r["times_the_floor"] else ""
+        memory = "" if r["peak_extra_mb"] is None else f"{r['peak_extra_mb']:.0f}"
+        lines.append(f"{start} {time} | {rate} | {speed} | {floor} | {memory} |")
+    return [*lines, *notes(rows), ""]
 
 
-def quality_table(result: dict) -> list[str]:
+def notes(rows: list[dict[str, Any]]) -> list[str]:
+    """What the rows say besides numbers."""
+    lines = [f"{r['case']}, {r['contender']}: {r['note']}." for r in rows if r.get("note")]
+    lines += [
+        f"{r['case']}, {r['contender']}: the first call, which compiles, took {r['first_s']:.0f} s."
+        for r in rows
+        if r["contender"] == "dense_compiled" and "first_s" in r
+    ]
+    lines += [
+        f"{r['case']}: data {r['data']}, {r['interactions']:,} interactions, refresh measured on {r['refreshed_users']} users."
+        for r in rows[:1]
+        if "data" in r
+    ]
+    return ["", "<br>\n".join(lines)] if lines else []
+
+
+def speed_section(results: dict[str, list[dict[str, Any]]], folder: Path, readme: Path) -> list[str]:
+    """Targets, plots, and the tables in a fold."""
+    everything = [row for rows in results.values() for row in rows]
+    rows: Rows = {(row["case"], row["contender"]): row for row in everything if "absent" not in row}
+    first = everything[0]
+    peaks = f"{first['peak_gflops']:.0f} GFLOP/s (torch.mm; the percentages below) and {first['peak_gbs']:.0f} GB/s"
+    runs = sorted({where(row) for row in everything if row["case"] != "rank/search"})
+    lines = [
+        f"**Speed** (`make bench-full`; {'; '.join(runs)}): contenders take turns in one process, medians; peak memory of",
+        f"each in a process of its own. Peaks measured with torch: {peaks}.\n",
+        *targets_table(rows),
+    ]
+    relative = os.path.relpath(folder, readme.parent)
+    lines += [f"![{name.split('.')[0]} against items]({relative}/{name})" for name in plot(rows, folder)]
+    lines.append("\n<details><summary>Every contender</summary>\n")
+    for name, found in results.items():
+        lines += workload_table(*TABLES[name], found)
+    return [*lines, "</details>\n"]
+
+
+def quality_table(result: dict[str, Any]) -> list[str]:
     """Distilled against control."""
     data, seeds = result["data"], result["seeds"]
     size = f"{data['users']:,} users x {data['items']:,} items, {data['test']:,} test items"
@@ -58,16 +134,20 @@ def quality_table(result: dict) -> list[str]:
     return [*lines, ""]
 
 
-def main() -> None:
-    argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__).parse_args()
-    lines = []
-    for name, table in (("sample", sample_table), ("quality", quality_table)):
-        path = ROOT / "benchmarks" / "results" / f"{name}.json"
-        if path.exists():
-            lines += table(json.loads(path.read_text()))
-    readme = ROOT / "README.md"
-    before, rest = readme.read_text().split(START)
-    readme.write_text(before + START + "\n".join(lines) + END + rest.split(END)[1])
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
+    parser.add_argument(
+        "--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the result files"
+    )
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="file with the markers")
+    args = parser.parse_args(argv)
+    found = {path.stem: json.loads(path.read_text()) for path in args.results.glob("*.json")}
+    speed = {name: found[name]["rows"] for name in TABLES if name in found}
+    lines = speed_section(speed, args.results, args.readme) if speed else []
+    if "quality" in found:
+        lines += quality_table(found["quality"])
+    before, rest = args.readme.read_text().split(START)
+    args.readme.write_text(before + START + "\n".join(lines) + END + rest.split(END)[1])
 
 
 if __name__ == "__main__":

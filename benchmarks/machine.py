@@ -1,0 +1,38 @@
+"""Where and with what something was measured: it goes into every row of every result."""
+
+import datetime
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bdkernels as bd
+
+
+def machine() -> dict[str, Any]:
+    """Date, commit, versions, CPU, threads, backend."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": git.stdout.strip(),
+        "bdkernels": bd.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": _first("/proc/cpuinfo", "model name") or platform.processor(),
+        "threads": torch.get_num_threads(),
+        "backend": bd.backends.choose(torch.device("cpu")),
+        "isa": bd.cpu.isa() if bd.backends.missing("cpu") is None else None,
+    }
+
+
+def memory_gb() -> float:
+    """Memory of the machine in GB; infinite where the system does not say."""
+    total = _first("/proc/meminfo", "MemTotal")
+    return int(total.split()[0]) * 1024 / 1e9 if total else float("inf")
+
+
+def _first(path: str, key: str) -> str:
+    lines = Path(path).read_text().splitlines() if Path(path).exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith(key)), "")

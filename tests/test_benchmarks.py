@@ -1,0 +1,122 @@
+"""The benchmark suite at tiny sizes: every kind of case runs and is written down, the report renders, wrong results stop it."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import bdkernels as bd
+from bdkernels import backends
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+pytest.importorskip("pytest_benchmark", reason="the benchmarks need pytest-benchmark")
+pytest.importorskip("matplotlib", reason="the report's plots need matplotlib")
+
+from benchmarks import cases, evaluate, report, sample, targets, topk  # noqa: E402
+from benchmarks.floor import Floor, Tile, product  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """A folder with what the tiny suite wrote."""
+    if (reason := backends.missing("cpu")) is not None:
+        pytest.skip(f"backend cpu: {reason}")
+    out = tmp_path_factory.mktemp("results")
+    command = [sys.executable, "-m", "pytest", "benchmarks/suite.py", "--suite", "tiny", "--results", str(out), "-q"]
+    env = os.environ | {
+        "TORCH_COMPILE_DISABLE": "1",
+        "OMP_NUM_THREADS": "1",
+    }  # compiling takes longer than all the rest
+    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return out
+
+
+def test_every_case_leaves_rows_with_machine_and_numbers(results):
+    rows = [row for path in results.glob("*.json") for row in json.loads(path.read_text())["rows"]]
+    assert {row["case"] for row in rows} == set(cases.TINY)
+    for row in rows:
+        assert {"date", "commit", "torch", "cpu", "threads", "isa", "peak_gflops", "peak_gbs"} <= row.keys()
+        if "absent" not in row:
+            assert 0 < row["q25_s"] <= row["median_s"] <= row["q75_s"] and row["repeats"] >= 2
+    first = next(row for row in rows if (row["case"], row["contender"]) == ("sample/a", "bdkernels"))
+    assert first["ns_a_score"] > 0 and first["gflops"] > 0 and first["times_the_floor"] > 0
+    assert first["peak_extra_mb"] is not None or not Path("/proc/self/clear_refs").exists()
+
+
+def test_report_renders(results, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.START}stale\n{report.END}\nafter\n")
+    report.main(["--results", str(results), "--readme", str(readme)])
+    text = readme.read_text()
+    assert text.startswith("before\n") and text.endswith("\nafter\n") and "stale" not in text
+    for target in targets.TARGETS:
+        assert target.figure in text
+    assert "| extra memory at (c) | at most 64 MB | not measured |  |" in text
+    assert "dense eager" in text
+
+
+def test_verdicts():
+    low, high = (t for t in targets.TARGETS if t.figure.startswith("sampling at (b), against"))
+    assert low.bound == 50 and not low.at_most and high.at_most
+    rows = {
+        ("sample/b", who): {"median_s": s, "times_the_floor": s}
+        for who, s in (("bdkernels", 2.0), ("dense_eager", 90.0))
+    }
+    assert targets.verdict(low, rows) == ("45", "missed")
+    assert targets.verdict(high, rows) == ("2.00", "met")
+    assert targets.verdict(low, {}) == ("not measured", "")
+
+
+@pytest.mark.parametrize("tile", [Tile(4, 7, *flags) for flags in ((0, 0), (0, 1), (1, 0), (1, 1))])
+@pytest.mark.usefixtures("two_threads")
+def test_floor_makes_the_whole_product(tile):
+    f = bd.Factors(torch.randn(10, 3), torch.randn(45, 3))
+    out = torch.full((10, 45), torch.nan)
+    product(f, tile, out)
+    torch.testing.assert_close(out, f.users @ f.items.T)
+    floor = Floor(f)
+    floor().check()
+    assert torch.get_num_threads() == 2 and "users x" in floor.note
+
+
+def wrong_draws(result):
+    return tuple(torch.zeros_like(ids) for ids in result)
+
+
+@pytest.mark.parametrize(
+    ("module", "size", "contender", "spoil"),
+    [
+        (sample, "a", "dense_eager", wrong_draws),
+        (sample, "a", "bdkernels", wrong_draws),
+        (evaluate, "e", "bdkernels", lambda ranks: ranks + 9),
+        (evaluate, "e", "chunked_64", lambda ranks: ranks.flip(0)),
+        (topk, "b", "bdkernels", lambda best: (best[0], best[1].roll(1, 0))),
+        (topk, "b", "torch_topk_16384", lambda best: (best[0] + 1, best[1])),
+    ],
+)
+def test_a_wrong_result_is_not_timed(module, size, contender, spoil):
+    case = module.build(size, tiny=True)
+    case.contenders = {name: call for name, call in case.contenders.items() if name in ("bdkernels", contender)}
+    right = case.contenders[contender]
+    case._first_calls()
+    case.contenders[contender] = partial(lambda call: spoil(call()), right)
+    with pytest.raises(AssertionError):
+        case._first_calls()
+
+
+def test_suites_hold_each_other():
+    assert set(cases.TINY) <= set(cases.BENCH) < set(cases.FULL)
+
+
+def test_out_of_memory_is_said_and_not_tried(monkeypatch):
+    monkeypatch.setattr(sample, "memory_gb", lambda: 0.0)
+    case = sample.build("a", tiny=True)
+    assert case.absent["dense_eager"].startswith("out of memory: asks for ")
+    assert "dense_compiled" in case.absent and "dense_eager" not in case.contenders

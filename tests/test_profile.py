@@ -1,0 +1,105 @@
+"""`python -m bdkernels.profile`: every operator, its trace, and one sentence for what cannot be."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bdkernels import backends, profile
+from bdkernels.measure import Peaks, Work, extra_mb, peaks, quartiles, rates
+
+SMALL = ["--users", "3", "--items", "50", "--repeats", "2"]
+NAMES = {"bd_step_loss": "bd_step"}  # where the public function and the operator differ
+
+
+@pytest.fixture(autouse=True)
+def quick_peaks(monkeypatch):
+    monkeypatch.setattr(profile, "peaks", lambda device: Peaks(100.0, 20.0))
+
+
+@pytest.mark.parametrize("operator", list(profile.OPERATORS))
+def test_every_operator_is_timed_and_traced_under_its_own_name(operator, tmp_path, capfd):
+    trace = tmp_path / "trace.json"
+    profile.main([operator, *SMALL, "--trace", str(trace)])
+    out = capfd.readouterr().out
+    assert out.startswith(f"{operator}: users 3, items 50")
+    for word in ("time ", "a score ", "GFLOP/s", "GB/s", "memory "):
+        assert word in out
+    events = {event.get("name") for event in json.loads(trace.read_text())["traceEvents"]}
+    assert f"bdkernels::{NAMES.get(operator, operator)}" in events
+
+
+def test_every_public_operator_is_there():
+    operators = set(torch._C._dispatch_get_all_op_names())
+    public = {name.split("::")[1] for name in operators if name.startswith("bdkernels::")} - {"distill_loss_backward"}
+    assert {NAMES.get(name, name) for name in profile.OPERATORS} == public
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_tables(dtype, capsys):
+    profile.main(["rank", *SMALL, "--dtype", dtype, "--dims", "5", "--backend", "reference"])
+    assert dtype in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["rank", "--users", "0"], "at least 1, got '0'"),
+        (["rank", "--thresholds", "3"], "unrecognized arguments: --thresholds 3"),
+        (["sort"], "invalid choice: 'sort'"),
+        ([], "required: OPERATOR"),
+        (["topk", *SMALL, "-k", "51"], "k: expected an integer >= 1 and <= 50, got 51"),
+        (["rank", *SMALL, "--backend", "nope"], "expected one of reference, cpu"),
+        (["rank", *SMALL, "--dtype", "float64"], "got torch.float64"),
+        (["rank", *SMALL, "--device", "nope"], "--device: nope cannot be used here"),
+        (["rank", *SMALL, "--trace", "no/such/folder/t.json"], "expected a file in a folder that exists"),
+        (["distill_loss", "--backend", "cpu"], "unrecognized arguments: --backend"),
+    ],
+)
+def test_errors_are_one_sentence(arguments, sentence, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        profile.main(arguments)
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert sentence in message and message.count("\n") == 1
+
+
+def test_as_a_program():
+    run = subprocess.run(
+        [sys.executable, "-m", "bdkernels.profile", "score", *SMALL], capture_output=True, text=True, check=True
+    )
+    assert "ns" in run.stdout
+
+
+def test_threads_are_honoured(capsys):
+    before = torch.get_num_threads()
+    try:
+        profile.main(["score", *SMALL, "--threads", "2"])
+    finally:
+        torch.set_num_threads(before)
+    assert " 2 threads" in capsys.readouterr().out
+
+
+def test_rates_are_arithmetic():
+    found = rates(Work(scores=10**6, flops=10**9, bytes=10**8), 0.01, Peaks(200.0, 20.0))
+    assert found == pytest.approx(
+        {"ns_a_score": 10, "gflops": 100, "percent_of_peak_gflops": 50, "gbs": 10, "percent_of_peak_gbs": 50}
+    )
+    assert rates(Work(1, 0, 1), 1.0, Peaks(1.0, 1.0))["gflops"] is None
+    assert quartiles([3.0, 1.0, 2.0]) == {"median_s": 2.0, "q25_s": 1.5, "q75_s": 2.5}
+    assert quartiles([4.0])["median_s"] == 4.0
+
+
+def test_peaks_and_memory_are_measured():
+    assert min(peaks(floats=1 << 16, repeats=1)) > 0
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("memory is read from /proc, which this system does not have")
+    assert 60 < extra_mb(lambda: torch.ones(16 << 20)) < 100
+
+
+def test_backend_of_the_losses_is_not_offered():
+    """What profile offers a --backend for is what chooses one."""
+    assert set(backends.CHOOSING_OPS) <= set(profile.OPERATORS)
