@@ -14,8 +14,8 @@ struct Thresholds {
   const float* at;       // [c]
   const float* under;    // [c] the next float below
   const int32_t* ahead;  // [c] how many items of the table win a tie
-  // For one tile: under[j] where all of its items win a tie, else at[j]; so `greater` alone decides. One more, infinity, at
-  // the end. What is left, ties inside of a tile, is counted apart.
+  // For one tile: under[j] where most of its items win a tie, else at[j], so that `greater` alone decides for these. What is
+  // left, a tie id inside of the tile, is put right for each. One more, infinity, at the end.
   float* now;
   // Uniform bins over the scores, bin(s) = clamp((s - low) * scale, 0, bins - 1) truncated, which is monotone:
   // table[bin(s)] thresholds are in lower bins, so below s for sure; kMore says that the bin may hold two or more.

@@ -7,6 +7,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 
 #include "row.h"
 #include "simd.h"
@@ -141,22 +142,33 @@ struct Tile {
     }
   }
 
-  // Sets t.now for a tile, and counts the ties inside of it.
+  // Sets t.now for a tile, and puts right what that gets wrong: ties inside of the tile.
   static void settle_ties(const float* scores, int64_t first, int64_t n, const Thresholds& t) {
-    const int32_t begin = static_cast<int32_t>(first), end = static_cast<int32_t>(first + n);
+    const int32_t begin = static_cast<int32_t>(first), end = static_cast<int32_t>(first + n), middle = begin + (end - begin) / 2;
     float* __restrict now = t.now;
     const float* __restrict under = t.under;
     const float* __restrict at = t.at;
     const int32_t* __restrict ahead = t.ahead;
-    for (int64_t j = 0; j < t.c; ++j) now[j] = ahead[j] >= end ? under[j] : at[j];
-    int32_t inside = 0;
-    for (int64_t j = 0; j < t.c; ++j) inside += (ahead[j] > begin) & (ahead[j] < end);
-    for (int64_t j = 0; inside > 0; ++j) {
-      if (t.ahead[j] <= begin || t.ahead[j] >= end) continue;
-      --inside;
-      int32_t ties = 0;
-      for (int64_t i = 0; i < t.ahead[j] - begin; ++i) ties += scores[i] == t.at[j];
-      t.add(j, ties);
+    for (int64_t j = 0; j < t.c; ++j) now[j] = ahead[j] > middle ? under[j] : at[j];
+    for (int64_t j = 0; j < t.c; j += 64) {
+      uint8_t inside[64] = {};
+      const int64_t some = t.c - j < 64 ? t.c - j : 64;
+      for (int64_t i = 0; i < some; ++i) inside[i] = (ahead[j + i] > begin) & (ahead[j + i] < end);
+      for (int64_t word = 0; word < 64; word += 8) {  // few are: most words are zero
+        uint64_t eight;
+        std::memcpy(&eight, inside + word, 8);
+        for (; eight; eight &= eight - 1) settle_tie(scores, begin, n, t, j + word + std::countr_zero(eight) / 8);
+      }
+    }
+  }
+
+  // One threshold that only some of the tile's items win a tie with: t.now is right for more than half of them.
+  static void settle_tie(const float* scores, int32_t begin, int64_t n, const Thresholds& t, int64_t j) {
+    const int64_t wins = t.ahead[j] - begin;
+    if (t.now[j] == t.at[j]) {
+      t.add(j, above(scores, wins, t.under[j]) - above(scores, wins, t.at[j]));
+    } else {
+      t.add(j, above(scores + wins, n - wins, t.at[j]) - above(scores + wins, n - wins, t.under[j]));
     }
   }
 
