@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <vector>
 
 #include "../core/philox.h"
@@ -15,6 +14,7 @@ namespace {
 
 constexpr int64_t kMost = 1024, kFewest = 32;  // proposals of a round: the thresholds of more do not fit the cache
 constexpr int64_t kInFlight = 1 << 18;         // proposals of a round over all users, at most: 8 MB
+constexpr int64_t kFewToScreen = 96;           // so many are counted at once, without a choice
 constexpr int64_t kPilotUsers = 32, kPilotProposals = 256, kPilotItems = 1024;
 
 // Proposals after which k more draws are there with high probability: three standard deviations more than the mean.
@@ -25,32 +25,44 @@ int64_t enough(double k, double rate) {
 
 }  // namespace
 
-// Proposals start .. start + c - 1 of some rows, and what is found out about them.
-struct Sampler::Round {
-  Round(const Sampler& s, const std::vector<int64_t>& some, int64_t first, int64_t count)
-      : rows(some), size(static_cast<int64_t>(some.size())), start(first), c(count), seen(s.seen) {
-    seen.rows = rows.data();
-    ids.resize(size * c);
-    for (const int64_t row : rows) user_ids.push_back(s.user_ids[row]);
-    for (int m = 0; m < 2; ++m) {
-      const int64_t d = s.models[m].items.d;
-      users[m].resize(size * d);
-      for (int64_t r = 0; r < size; ++r) std::copy_n(s.models[m].users.data + rows[r] * d, d, users[m].data() + r * d);
-      scores[m].resize(size * c);
-      above[m].assign(size * c, 0);
-    }
+Sampler::Round::Round(const Sampler& s, const std::vector<int64_t>& some, int64_t first, int64_t count)
+    : rows(some), size(static_cast<int64_t>(some.size())), start(first), c(count), seen(s.seen) {
+  seen.rows = rows.data();
+  ids.resize(size * c);
+  for (const int64_t row : rows) user_ids.push_back(s.user_ids[row]);
+  for (int m = 0; m < 2; ++m) {
+    const int64_t d = s.models[m].items.d;
+    users[m].resize(size * d);
+    for (int64_t r = 0; r < size; ++r) std::copy_n(s.models[m].users.data + rows[r] * d, d, users[m].data() + r * d);
+    scores[m].resize(size * c);
+    above[m].resize(size * c);
   }
+}
 
-  Users users_of(int m) const { return {users[m].data(), size}; }
+Sampler::Pilot::Pilot(const Sampler& s) {
+  const int64_t skip = std::max<int64_t>(1, s.models[0].items.n / kPilotItems);
+  n = s.models[0].items.n / skip;
+  for (int m = 0; m < 2; ++m) {
+    items[m] = s.models[m].items;
+    items[m].n = n;
+    items[m].stride *= skip;
+    if (!items[m].bias) continue;
+    const size_t width = items[m].dtype == Dtype::kFloat32 ? 4 : 2;
+    const char* from = static_cast<const char*>(items[m].bias);
+    for (int64_t i = 0; i < n; ++i) bias[m].insert(bias[m].end(), from + i * skip * width, from + (i * skip + 1) * width);
+    items[m].bias = bias[m].data();
+  }
+}
 
-  const std::vector<int64_t>& rows;
-  int64_t size, start, c;
-  Seen seen;
-  std::vector<int64_t> user_ids, ids;  // [R], [R, c]
-  std::vector<float> users[2];         // [R, d]
-  std::vector<float> scores[2];        // [R, c]
-  std::vector<int64_t> above[2];       // [R, c], rank - 1
-};
+void Sampler::Pilot::count(const Sampler& s, Round& round) const {
+  for (int m = 0; m < 2; ++m) {
+    std::fill(round.above[m].begin(), round.above[m].end(), 0);
+    CountAbove work({round.users_of(m), items[m], nullptr}, round.size,
+                    {round.scores[m].data(), round.ids.data(), round.c, 0, n}, {nullptr, nullptr}, s.tile,
+                    round.above[m].data());
+    s.parallel(work.tasks(), 1, [&](int64_t a, int64_t b) { work.run(a, b); });
+  }
+}
 
 Sampler::Nan Sampler::run() const {
   const int64_t batch = models[0].users.n;
@@ -64,13 +76,23 @@ Sampler::Nan Sampler::run() const {
 
 Sampler::Nan Sampler::rounds(std::vector<int64_t> rows) const {
   if (rows.empty() || cap == 0) return {-1, 0, 0};
-  int64_t c = pilot(rows);
+  const Pilot pilot(*this);
+  int64_t c = first(rows, pilot);
   for (int64_t start = 0; !rows.empty() && start < cap; c = next(rows, start)) {
     const int64_t stop = std::min(start + c, start < probe ? probe : cap);
     const size_t together = std::max<int64_t>(64, kInFlight / (stop - start));
-    for (size_t first = 0; first < rows.size(); first += together) {
-      const std::vector<int64_t> some(rows.begin() + first, rows.begin() + std::min(rows.size(), first + together));
-      Round round(*this, some, start, stop - start);
+    std::vector<int64_t> to_count = rows, undecided;
+    if (stop - start > kFewToScreen) {
+      for (size_t done = 0; done < rows.size(); done += together) {
+        const auto begin = rows.begin() + done;
+        Round round(*this, {begin, begin + std::min(together, rows.size() - done)}, start, stop - start);
+        if (const Nan nan = screened(round, pilot, &undecided); nan.model >= 0) return nan;
+      }
+      to_count.swap(undecided);
+    }
+    for (size_t done = 0; done < to_count.size(); done += together) {
+      const auto begin = to_count.begin() + done;
+      Round round(*this, {begin, begin + std::min(together, to_count.size() - done)}, start, stop - start);
       propose(round);
       if (const Nan nan = count(round); nan.model >= 0) return nan;
       accept(round);
@@ -85,41 +107,27 @@ bool Sampler::open(int64_t direction, int64_t row, int64_t start) const {
   return lacks(direction, row) && (start < probe || directions[direction].hits[row] >= min_hits);
 }
 
-// How many proposals the first round shall have, by the weights of some users' proposals at ranks among some of the items.
-int64_t Sampler::pilot(const std::vector<int64_t>& rows) const {
-  const int64_t n = models[0].items.n, skip = std::max<int64_t>(1, n / kPilotItems), few = n / skip;
+// How many proposals the first round shall have, by the weights of some users' proposals at the ranks that the pilot
+// guesses.
+int64_t Sampler::first(const std::vector<int64_t>& rows, const Pilot& pilot) const {
   std::vector<int64_t> some;
   const size_t apart = std::max<size_t>(1, rows.size() / kPilotUsers);
   for (size_t r = 0; r < rows.size() && some.size() < kPilotUsers; r += apart) some.push_back(rows[r]);
   Round round(*this, some, 0, kPilotProposals);
   propose(round);
-  for (int m = 0; m < 2; ++m) {
-    Items items = models[m].items;  // every skip-th of them
-    items.n = few;
-    items.stride *= skip;
-    const size_t width = items.dtype == Dtype::kFloat32 ? 4 : 2;
-    std::vector<char> bias(items.bias ? few * width : 0);
-    for (int64_t i = 0; items.bias && i < few; ++i) {
-      std::memcpy(bias.data() + i * width, static_cast<const char*>(items.bias) + i * skip * width, width);
-    }
-    if (items.bias) items.bias = bias.data();
-    CountAbove work({round.users_of(m), items, nullptr}, round.size,
-                    {round.scores[m].data(), round.ids.data(), round.c, 0, few}, {nullptr, nullptr}, tile,
-                    round.above[m].data());
-    parallel(work.tasks(), 1, [&](int64_t a, int64_t b) { work.run(a, b); });
-  }
+  pilot.count(*this, round);
   int64_t c = kFewest;
   for (int to_teacher = 0; to_teacher < 2; ++to_teacher) {
     const Direction& d = directions[to_teacher];
     if (!d.on) continue;
     const std::vector<int64_t>&guide = round.above[to_teacher], &learner = round.above[1 - to_teacher];
-    const double log_max = max_log_weight(d.weight, few);
+    const double log_max = max_log_weight(d.weight, pilot.n);
     double sum = 0, squares = 0;
     for (int64_t r = 0; r < round.size; ++r) {
       double rate = 0;
       for (int64_t at = r * round.c; at < (r + 1) * round.c; ++at) {
         const int64_t delta = d.weight.flipped ? learner[at] - guide[at] : guide[at] - learner[at];
-        const double w = std::exp(log_weight(d.weight, delta, few, guide[at] + 1) - log_max);
+        const double w = std::exp(log_weight(d.weight, delta, pilot.n, guide[at] + 1) - log_max);
         rate += w > 0 ? w : 0;
       }
       rate /= static_cast<double>(round.c);
@@ -159,6 +167,7 @@ void Sampler::propose(Round& round) const {
 Sampler::Nan Sampler::count(Round& round) const {
   const int64_t n = models[0].items.n;
   for (int m = 0; m < 2; ++m) {
+    std::fill(round.above[m].begin(), round.above[m].end(), 0);
     CountAbove work({round.users_of(m), models[m].items, nullptr}, round.size,
                     {round.scores[m].data(), round.ids.data(), round.c, 0, n}, round.seen, tile, round.above[m].data());
     parallel(work.tasks(), 1, [&](int64_t a, int64_t b) { work.run(a, b); });

@@ -47,19 +47,58 @@ struct Sampler {
 
  private:
   struct Round;
+  struct Pilot;
   struct FullRow;
   Nan rounds(std::vector<int64_t> rows) const;
-  Nan full_rows() const;
-  int64_t pilot(const std::vector<int64_t>& rows) const;
+  int64_t first(const std::vector<int64_t>& rows, const Pilot& pilot) const;
+  int64_t next(const std::vector<int64_t>& rows, int64_t start) const;
   void propose(Round& round) const;
   Nan count(Round& round) const;
   void accept(const Round& round) const;
+  Nan full_rows() const;
+  // screen.cpp
+  Nan screened(Round& round, const Pilot& pilot, std::vector<int64_t>* undecided) const;
+  void choose(Round& round, int64_t r) const;
+  bool decide(const Round& round, int64_t r) const;
+
   bool open(int64_t direction, int64_t row, int64_t start) const;
-  int64_t next(const std::vector<int64_t>& rows, int64_t start) const;
   bool lacks(int64_t direction, int64_t row) const {
     return directions[direction].on && directions[direction].hits[row] < k;
   }
   int64_t unseen(int64_t row) const { return models[0].items.n - seen.count(row); }
+};
+
+// Proposals start .. start + c - 1 of some rows, and what is found out about them.
+struct Sampler::Round {
+  Round(const Sampler& sampler, const std::vector<int64_t>& some, int64_t first, int64_t count);
+
+  Users users_of(int m) const { return {users[m].data(), size}; }
+
+  std::vector<int64_t> rows;
+  int64_t size, start, c;
+  Seen seen;
+  std::vector<int64_t> user_ids, ids;  // [R], [R, c]
+  std::vector<float> users[2];         // [R, d]
+  std::vector<float> scores[2];        // [R, c]
+  std::vector<int64_t> above[2];       // [R, c], rank - 1: of all items, or among the pilot's
+
+  // What `screened` chooses to count exactly: columns, their scores and ids, and their counts, [R, kExact] of each model.
+  static constexpr int64_t kExact = 64;
+  std::vector<int32_t> chosen[2];
+  std::vector<float> chosen_scores[2];
+  std::vector<int64_t> chosen_ids[2], chosen_above[2];
+  std::vector<double> limit[2];  // [R, c] of each direction: accepted if the value is above; NaN where it does not matter
+};
+
+// Every so many-th item of both models, to guess ranks by.
+struct Sampler::Pilot {
+  explicit Pilot(const Sampler& sampler);
+  // Ranks - 1 among the pilot's items -> round.above.
+  void count(const Sampler& sampler, Round& round) const;
+
+  int64_t n;
+  Items items[2];
+  std::vector<char> bias[2];
 };
 
 }  // namespace bdkernels::cpu
