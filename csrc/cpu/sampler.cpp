@@ -54,14 +54,34 @@ Sampler::Pilot::Pilot(const Sampler& s) {
   }
 }
 
-void Sampler::Pilot::count(const Sampler& s, Round& round) const {
-  for (int m = 0; m < 2; ++m) {
-    std::fill(round.above[m].begin(), round.above[m].end(), 0);
-    CountAbove work({round.users_of(m), items[m], nullptr}, round.size,
-                    {round.scores[m].data(), round.ids.data(), round.c, 0, n}, {nullptr, nullptr}, s.tile,
-                    round.above[m].data());
-    s.parallel(work.tasks(), 1, [&](int64_t a, int64_t b) { work.run(a, b); });
-  }
+void Sampler::Pilot::guess(const Sampler& s, Round& round) const {
+  constexpr int64_t kUsers = 16, kBins = 512;
+  const int64_t all = s.models[0].items.n;
+  s.parallel(round.size, kUsers, [&](int64_t a, int64_t b) {
+    std::vector<float> scores(kUsers * n);
+    for (int m = 0; m < 2; ++m) {
+      for (int64_t r0 = a; r0 < b; r0 += kUsers) {
+        const Users some{round.users[m].data() + r0 * items[m].d, std::min(kUsers, b - r0)};
+        score_block(some, items[m], 0, n, scores.data());
+        for (int64_t r = r0; r < r0 + some.n; ++r) {
+          const float* mine = scores.data() + (r - r0) * n;
+          const auto [low, high] = std::minmax_element(mine, mine + n);
+          const float base = *low, scale = kBins / (*high - *low);
+          const auto bin = [&](float x) {
+            const float at = (x - base) * scale;
+            return at > 0 ? (at < kBins - 1 ? static_cast<int64_t>(at) : kBins - 1) : 0;
+          };
+          int64_t above[kBins + 1] = {};
+          for (int64_t i = 0; i < n; ++i) ++above[bin(mine[i])];
+          for (int64_t i = kBins - 1; i >= 0; --i) above[i] += above[i + 1];
+          for (int64_t at = r * round.c; at < (r + 1) * round.c; ++at) {  // the middle of its bin
+            const int64_t i = bin(round.scores[m][at]);
+            round.above[m][at] = (above[i] + above[i + 1]) * all / (2 * n);
+          }
+        }
+      }
+    }
+  });
 }
 
 Sampler::Nan Sampler::run() const {
@@ -115,19 +135,19 @@ int64_t Sampler::first(const std::vector<int64_t>& rows, const Pilot& pilot) con
   for (size_t r = 0; r < rows.size() && some.size() < kPilotUsers; r += apart) some.push_back(rows[r]);
   Round round(*this, some, 0, kPilotProposals);
   propose(round);
-  pilot.count(*this, round);
+  pilot.guess(*this, round);
   int64_t c = kFewest;
   for (int to_teacher = 0; to_teacher < 2; ++to_teacher) {
     const Direction& d = directions[to_teacher];
     if (!d.on) continue;
     const std::vector<int64_t>&guide = round.above[to_teacher], &learner = round.above[1 - to_teacher];
-    const double log_max = max_log_weight(d.weight, pilot.n);
+    const double log_max = max_log_weight(d.weight, models[0].items.n);
     double sum = 0, squares = 0;
     for (int64_t r = 0; r < round.size; ++r) {
       double rate = 0;
       for (int64_t at = r * round.c; at < (r + 1) * round.c; ++at) {
         const int64_t delta = d.weight.flipped ? learner[at] - guide[at] : guide[at] - learner[at];
-        const double w = std::exp(log_weight(d.weight, delta, pilot.n, guide[at] + 1) - log_max);
+        const double w = std::exp(log_weight(d.weight, delta, models[0].items.n, guide[at] + 1) - log_max);
         rate += w > 0 ? w : 0;
       }
       rate /= static_cast<double>(round.c);

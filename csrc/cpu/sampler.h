@@ -80,7 +80,7 @@ struct Sampler::Round {
   std::vector<int64_t> user_ids, ids;  // [R], [R, c]
   std::vector<float> users[2];         // [R, d]
   std::vector<float> scores[2];        // [R, c]
-  std::vector<int64_t> above[2];       // [R, c], rank - 1: of all items, or among the pilot's
+  std::vector<int64_t> above[2];       // [R, c], rank - 1, or a guess of it
 
   // What `screened` chooses to count exactly: columns, their scores and ids, and their counts, [R, kExact] of each model.
   static constexpr int64_t kExact = 64;
@@ -93,8 +93,8 @@ struct Sampler::Round {
 // Every so many-th item of both models, to guess ranks by.
 struct Sampler::Pilot {
   explicit Pilot(const Sampler& sampler);
-  // Ranks - 1 among the pilot's items -> round.above.
-  void count(const Sampler& sampler, Round& round) const;
+  // Ranks - 1 of the proposals, as a histogram of the scores of the pilot's items suggests -> round.above.
+  void guess(const Sampler& sampler, Round& round) const;
 
   int64_t n;
   Items items[2];

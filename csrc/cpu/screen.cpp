@@ -72,14 +72,13 @@ class Bounds {
 Sampler::Nan Sampler::screened(Round& round, const Pilot& pilot, std::vector<int64_t>* undecided) const {
   const int64_t n = models[0].items.n;
   propose(round);
-  pilot.count(*this, round);
+  pilot.guess(*this, round);
   for (int i = 0; i < 2; ++i) {
     round.chosen[i].resize(round.size * Round::kExact);
     round.chosen_scores[i].resize(round.size * Round::kExact);
     round.chosen_ids[i].resize(round.size * Round::kExact);
     round.chosen_above[i].assign(round.size * Round::kExact, 0);
     round.limit[i].resize(round.size * round.c);
-    for (int64_t& above : round.above[i]) above = above * n / pilot.n;  // of all items, about
   }
   parallel(round.size, 4, [&](int64_t a, int64_t b) {
     for (int64_t r = a; r < b; ++r) choose(round, r);

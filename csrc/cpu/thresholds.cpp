@@ -19,6 +19,8 @@ float next_below(float x) {
   return score_of(order_bits(x) - 1);
 }
 
+int64_t bins_for(int64_t c) { return c <= simd().no_table ? 0 : std::min(Thresholds::kMaxBins, c * Thresholds::kBinsEach); }
+
 // Bins from the threshold `edge` to the one as far from the end.
 void set_bins(Thresholds& t, int64_t edge) {
   const float low = t.at[edge], width = t.at[t.c - 1 - edge] - low, scale = static_cast<float>(t.bins) / width;
@@ -56,7 +58,7 @@ void fill_table(Thresholds& t, uint16_t* table) {
 }  // namespace
 
 ThresholdBlock::ThresholdBlock(const Query& query, int64_t users)
-    : query_(query), bins_(Thresholds::bins_for(query.c)), pad_(query.c + 1) {
+    : query_(query), bins_(bins_for(query.c)), pad_(query.c + 1) {
   const int64_t c = query.c;
   at_.resize(users * c);
   under_.resize(users * c);
@@ -69,9 +71,7 @@ ThresholdBlock::ThresholdBlock(const Query& query, int64_t users)
   keys_.resize(c);
 }
 
-int64_t ThresholdBlock::user_bytes(int64_t c) {
-  return 2 * Thresholds::bins_for(c) + 4 * (Thresholds::kHistograms + 1) * (c + 1);
-}
+int64_t ThresholdBlock::user_bytes(int64_t c) { return 2 * bins_for(c) + 4 * (Thresholds::kHistograms + 1) * (c + 1); }
 
 void ThresholdBlock::begin(int64_t row0, int64_t row1) {
   row0_ = row0;
@@ -113,7 +113,7 @@ void ThresholdBlock::prepare(int64_t row) {
   mine.bins = static_cast<int32_t>(bins_);
   mine.lowest = c > 0 && at[0] == -kInfinity;
   mine.hist = hist_.data() + u * Thresholds::kHistograms * (c + 1);
-  if (c > Thresholds::kFew) fill_table(mine, table_.data() + u * bins_);
+  if (bins_ > 0) fill_table(mine, table_.data() + u * bins_);
 }
 
 void ThresholdBlock::end(int64_t* out) const {

@@ -13,6 +13,7 @@ struct Avx512 {
   static constexpr const char* name = "avx512";
   static constexpr int64_t lanes = 16;
   static constexpr int rows = 8;
+  static constexpr int64_t in_registers = 64;
   static T load(const float* p) { return _mm512_loadu_ps(p); }
   static T set(float x) { return _mm512_set1_ps(x); }
   static void store(float* p, T x) { _mm512_storeu_ps(p, x); }

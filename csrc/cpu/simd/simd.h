@@ -27,12 +27,9 @@ struct Thresholds {
 
   static constexpr int64_t kHistograms = 4;  // so that runs of equal positions do not wait for each other
   static constexpr uint16_t kMore = 0x8000;
-  static constexpr int64_t kFew = 4;           // up to this many are counted one by one, without a search
-  static constexpr int64_t kInRegisters = 64;  // up to this many can be searched without a table
+  static constexpr int64_t kFew = 4;  // up to this many are counted one by one, without a search
   static constexpr int64_t kBinsEach = 16;
   static constexpr int64_t kMaxBins = 4096;  // 8 KB a user, in L1 while one of his tiles is searched
-
-  static int64_t bins_for(int64_t c) { return c <= kFew ? 1 : c * kBinsEach < kMaxBins ? c * kBinsEach : kMaxBins; }
 
   int32_t bin(float s) const {
     const float x = (s - low) * scale;
@@ -62,7 +59,8 @@ struct Thresholds {
 
 struct Simd {
   const char* name;
-  int64_t lanes;  // items of a panel
+  int64_t lanes;     // items of a panel
+  int64_t no_table;  // up to this many thresholds need no table
 
   // Items [item0, item0 + n) as panels: panel p holds d rows of `lanes` floats, one for each item; zeros past the end.
   void (*pack)(const Items& items, int64_t item0, int64_t n, float* panels, float* bias);

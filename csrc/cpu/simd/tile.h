@@ -144,7 +144,8 @@ struct Tile {
 
   // Sets t.now for a tile, and puts right what that gets wrong: ties inside of the tile.
   static void settle_ties(const float* scores, int64_t first, int64_t n, const Thresholds& t) {
-    const int32_t begin = static_cast<int32_t>(first), end = static_cast<int32_t>(first + n), middle = begin + (end - begin) / 2;
+    const int32_t begin = static_cast<int32_t>(first), end = static_cast<int32_t>(first + n),
+                  middle = begin + (end - begin) / 2;
     float* __restrict now = t.now;
     const float* __restrict under = t.under;
     const float* __restrict at = t.at;
@@ -210,8 +211,8 @@ struct Tile {
       for (int64_t j = 0; j < t.c; ++j) t.add(j, above(scores, n, t.now[j]));
       return any_nan(scores, n);
     }
-    if constexpr (requires { V::search_few(scores, whole, t, scratch); }) {
-      t.c <= Thresholds::kInRegisters ? V::search_few(scores, whole, t, scratch) : search(scores, whole, t, scratch);
+    if constexpr (requires { V::in_registers; }) {
+      t.c <= V::in_registers ? V::search_few(scores, whole, t, scratch) : search(scores, whole, t, scratch);
     } else {
       search(scores, whole, t, scratch);
     }
@@ -300,7 +301,10 @@ struct Tile {
   }
 
   static constexpr Simd table() {
-    return {V::name, W, pack, score, dot, count, select, score_one, Row<V>::dots, Row<V>::add_rows, Row<V>::update};
+    int64_t no_table = Thresholds::kFew;
+    if constexpr (requires { V::in_registers; }) no_table = V::in_registers;
+    return {V::name,       W, no_table, pack, score, dot, count, select, score_one, Row<V>::dots, Row<V>::add_rows,
+            Row<V>::update};
   }
 };
 
