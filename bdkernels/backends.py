@@ -12,8 +12,6 @@ from . import cpu, reference
 from .reference import Steps
 
 NAMES = ("reference", "cpu", "triton", "cuda")
-# distill_loss exists in plain PyTorch only, on every device; the choice of a backend is not its to make.
-CHOOSING_OPS = ("score", "rank", "count_above", "count_above_block", "topk", "sample", "bd_step", "bd_step_update")
 
 _missing: dict[str, str | None] = {
     "reference": None,
@@ -33,7 +31,7 @@ def missing(name: str) -> str | None:
 
 
 def choose(device: torch.device, asked: str | None = None, dtype: torch.dtype = torch.float32) -> str:
-    """Name of the backend that runs the choosing operators on a device.
+    """Name of the backend that runs the operators on a device; all but distill_loss, which is plain PyTorch everywhere.
 
     Args:
         device: where the tensors are.

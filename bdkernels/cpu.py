@@ -84,7 +84,9 @@ def count_above_block(
     counts, nan_at = torch.ops.bdkernels_cpu.count_above_block(
         scores.contiguous(), thresholds.contiguous(), tie_ids.contiguous(), *_seen(seen, tie_ids), item_offset, TILE
     )
-    _raise_nan(nan_at, scores.shape[1], item_offset)
+    if nan_at >= 0:
+        row, item = divmod(nan_at, scores.shape[1])
+        raise ValueError(f"scores: expected no NaN, got NaN at [{row}, {item}]")
     return counts
 
 

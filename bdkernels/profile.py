@@ -2,12 +2,13 @@
 
 Prints the median time with quartiles, ns a score, GFLOP/s of the products, GB/s (inputs and outputs once), each beside the
 machine's measured peak, and the peak extra memory; --trace writes a Chrome trace in which every operator has its own name.
-The losses are timed forward and backward. Inputs are made up: uniform factors, seen items drawn at random.
+Losses are timed forward and backward, bd_step_update with LazyAdam. Inputs are made up: uniform factors, random seen items.
 """
 
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from . import backends, cpu, functional
 from .factors import Factors
 from .measure import Peaks, Work, extra_mb, peaks, quartiles, rates, seconds
+from .optim import LazyAdam
 from .seen import Seen
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -113,18 +115,36 @@ def distill_loss(args: argparse.Namespace) -> Job:
 
 def bd_step_loss(args: argparse.Namespace) -> Job:
     users, items = (table(args, rows, args.dims).requires_grad_() for rows in (args.users, args.items))
-    batch = torch.randint(0, args.users, (args.batch,), device=args.device)
-    positives, negatives, drawn = (ids(args, n, args.batch) for n in (1, args.negatives, args.k))
-    draws = functional.Draws(drawn, torch.ones_like(drawn, dtype=torch.bool))
-    guide = table(args, args.batch, args.k)
+    batch = step_batch(args)
 
     def call() -> None:
         users.grad = items.grad = None
-        functional.bd_step_loss(users, items, None, batch, positives[:, 0], negatives, draws, guide).loss.backward()
+        functional.bd_step_loss(users, items, None, *batch, backend=args.backend).loss.backward()
 
+    return Job(call, step_work(args, items, batch, 2))  # rows are read for the scores, written as gradients
+
+
+def bd_step_update(args: argparse.Namespace) -> Job:
+    users, items = (table(args, rows, args.dims) for rows in (args.users, args.items))
+    optimizer, batch = LazyAdam((users, items), lr=1e-3), step_batch(args)
+    call = partial(functional.bd_step_update, optimizer, *batch, backend=args.backend)
+    return Job(call, step_work(args, items, batch, 7))  # and read and written by the update, with two moments
+
+
+def step_batch(args: argparse.Namespace) -> tuple[Any, ...]:
+    """Users, positives, negatives, draws, the guide's scores."""
+    users = torch.randint(0, args.users, (args.batch,), device=args.device)
+    positives, negatives, drawn = (ids(args, n, args.batch) for n in (1, args.negatives, args.k))
+    draws = functional.Draws(drawn, torch.ones_like(drawn, dtype=torch.bool))
+    return users, positives[:, 0], negatives, draws, table(args, args.batch, args.k)
+
+
+def step_work(args: argparse.Namespace, items: Tensor, batch: tuple[Any, ...], passes: int) -> Work:
     scores = args.batch * (1 + args.negatives + args.k)
-    rows = (scores + args.batch) * args.dims * items.element_size()  # read for the scores, written as gradients
-    return Job(call, Work(scores, 6 * scores * args.dims, 2 * rows + nbytes(positives, negatives, drawn, guide)))
+    rows = (scores + args.batch) * args.dims * items.element_size()
+    users, positives, negatives, draws, guide = batch
+    listed = nbytes(users, positives, negatives, draws.ids, guide)
+    return Work(scores, 6 * scores * args.dims, passes * rows + listed)
 
 
 OPERATORS: dict[str, tuple[Callable[[argparse.Namespace], Job], tuple[str, ...]]] = {
@@ -136,9 +156,10 @@ OPERATORS: dict[str, tuple[Callable[[argparse.Namespace], Job], tuple[str, ...]]
     "sample": (sample, ("dims", "k", "seen")),
     "distill_loss": (distill_loss, ("k",)),
     "bd_step_loss": (bd_step_loss, ("dims", "k", "negatives", "batch")),
+    "bd_step_update": (bd_step_update, ("dims", "k", "negatives", "batch")),
 }
 SIZES = {  # default, what it is
-    "users": (64, "users (bd_step_loss: rows of the user table)"),
+    "users": (64, "users (a training step: rows of the user table)"),
     "items": (100_000, "items of the catalog"),
     "dims": (64, "factors of a user or an item (sample: of the teacher and of the student)"),
     "listed": (64, "listed items a user"),
@@ -182,7 +203,7 @@ def parse(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]:
                 metavar=("TEACHER", "STUDENT") if pair else "N",
                 help=f"{about} (default: %(default)s)",
             )
-        if name in backends.CHOOSING_OPS:
+        if name != "distill_loss":  # which is plain PyTorch everywhere
             command.add_argument("--backend", help=f"one of {', '.join(backends.NAMES)} (default: the best)")
         command.add_argument("--dtype", choices=DTYPES, default="float32", help="of both tables (default: float32)")
         command.add_argument("--device", default="cpu", help="torch device of the inputs (default: cpu)")

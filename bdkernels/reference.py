@@ -103,6 +103,8 @@ def count_above_block(
     scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int
 ) -> Tensor:
     """[B, C] int64: how many unseen items of a block of scores [B, n] come before each (threshold, tie id)."""
+    if (bad := scores.isnan().nonzero()).numel():
+        raise ValueError(f"scores: expected no NaN, got NaN at {bad[0].tolist()}")
     keys, order = order_key(thresholds, tie_ids).contiguous().sort(dim=1)
     ids = torch.arange(item_offset, item_offset + scores.shape[1], device=scores.device)
     hist = _histogram(torch.searchsorted(keys, order_key(scores, ids).contiguous()), keys.shape[1], seen, item_offset)

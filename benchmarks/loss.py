@@ -1,8 +1,7 @@
 """One training step of one model, batch 1,024: loss, gradients of the touched rows, update of those rows.
 
-`bd_step_loss` and torch.optim.SparseAdam, against eager autograd with sparse embeddings and the same optimizer. Every contender
-trains tables of its own from the same start, on the same batches in turn. A contender is a class with `loss` and `step`; one
-that updates the rows itself joins CONTENDERS, and nothing else changes.
+`bd_step_update` with LazyAdam, and `bd_step_loss` with torch.optim.SparseAdam, against eager autograd with sparse embeddings and
+that optimizer. Every contender trains tables of its own from the same start, on the same batches in turn.
 """
 
 import itertools
@@ -62,7 +61,23 @@ class StepLoss(Eager):
         return bd.bd_step_loss(*tables, None, users, positives, negatives, drawn, self.guide).loss
 
 
-CONTENDERS = {"bdkernels": StepLoss, "eager": Eager}
+class StepUpdate:
+    """`bd_step_update`: loss, gradients and the rows' update in one call."""
+
+    sets_up = True
+
+    def __init__(self, tables: list[Tensor], batches: list[Any], guide: Tensor) -> None:
+        self.optimizer = bd.LazyAdam([t.clone() for t in tables], lr=LR)
+        self.batches, self.guide = itertools.cycle(batches), guide
+
+    def __call__(self) -> tuple[Tensor, list[Tensor]]:
+        users, positives, negatives, distilled = next(self.batches)
+        drawn = bd.Draws(distilled, torch.ones_like(distilled, dtype=torch.bool))
+        loss = bd.bd_step_update(self.optimizer, users, positives, negatives, drawn, self.guide).loss
+        return loss, [self.optimizer.user_table, self.optimizer.item_table]
+
+
+CONTENDERS = {"bdkernels": StepUpdate, "bdkernels_unfused": StepLoss, "eager": Eager}
 
 
 def build(name: str, *, tiny: bool) -> Case:

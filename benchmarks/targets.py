@@ -76,7 +76,7 @@ TARGETS = [
     Target("evaluation (e), against the best chunked PyTorch", 2, False, "x faster", faster("evaluate/e", "chunked")),
     Target("topk k=100 at (b), against chunked torch.topk", 3, False, "x faster", faster("topk/b", "torch_topk")),
     Target("topk k=100 at (b), against faiss-cpu IndexFlatIP", 1.2, False, "x faster", faster("topk/b", "faiss")),
-    Target("bd_step_loss with backward and update, batch 1,024, against eager", 3, False, "x faster",
+    Target("training step (loss, backward, update), batch 1,024, against eager", 3, False, "x faster",
            faster("loss/step", "eager")),
     Target("epoch (f) with fresh draws, against published, ranks of every tenth epoch", 10, False, "x faster",
            faster("epoch/f", "published_every_tenth_epoch")),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bdkernels import backends, profile
+from bdkernels import profile
 from bdkernels.measure import Peaks, Work, extra_mb, peaks, quartiles, rates
 
 SMALL = ["--users", "3", "--items", "50", "--repeats", "2"]
@@ -98,8 +98,3 @@ def test_peaks_and_memory_are_measured():
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("memory is read from /proc, which this system does not have")
     assert 60 < extra_mb(lambda: torch.ones(16 << 20)) < 100
-
-
-def test_backend_of_the_losses_is_not_offered():
-    """What profile offers a --backend for is what chooses one."""
-    assert set(backends.CHOOSING_OPS) <= set(profile.OPERATORS)

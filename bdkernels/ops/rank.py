@@ -88,7 +88,6 @@ def _count_above_block(
 ) -> Tensor:
     _count_above_block_fake(scores, thresholds, tie_ids, seen_indptr, seen_indices, item_offset)
     seen = seen_rows(seen_indptr, seen_indices, scores.shape[0], scores.device)
-    checks.no_nan("scores", scores)
     checks.no_nan("thresholds", thresholds)
     checks.seen_values(seen, checks.MAX_ITEMS)
     ties = _ids_or_bounds(tie_ids)
