@@ -192,3 +192,29 @@ def test_same_users_draw_the_same_and_steps_are_unrelated(backend):
     assert torch.equal(same[:, 0], same[:, 1])
     other = draw(t, s, 500, None, bd.Uniform(), user_ids=torch.tensor([7, 8]), backend=backend)
     assert (other[:, 0] == other[:, 1]).float().mean() < 0.02
+
+
+@pytest.mark.parametrize("weight", [bd.Exp(2.5), bd.Tanh(252.0), bd.Exp(2.5, side="under")], ids=["exp", "tanh", "under"])
+def test_a_misleading_catalog_changes_no_draw(weight):
+    """The C++ backend guesses ranks from every so many-th item; here just those lie far above or below all others."""
+    if (reason := bd.backends.missing("cpu")) is not None:
+        pytest.skip(f"backend cpu: {reason}")
+    b, n, k = 5, 5003, 32
+    t, s = models(b, n)
+    t.items[::4] += 50 * torch.sign(t.users.sum(0))
+    s.item_bias[::4] -= 1e3
+    seen = some_seen(b, n)
+    drawn = [draw(t, s, k, seen, weight, backend=backend) for backend in ("cpu", "reference")]
+    assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize(("b", "n", "k"), [(3, 97, 60), (2, 2500, 200), (65, 1100, 40)])
+@pytest.mark.parametrize("weight", WEIGHTS, ids=IDS)
+def test_backends_draw_the_same(weight, b, n, k):
+    """Rounds that are screened, and rounds that are not; more users than a block has."""
+    if (reason := bd.backends.missing("cpu")) is not None:
+        pytest.skip(f"backend cpu: {reason}")
+    t, s = models(b, n)
+    seen = some_seen(b, n)
+    drawn = [draw(t, s, k, seen, weight, seed=5, backend=backend) for backend in ("cpu", "reference")]
+    assert torch.equal(*drawn)

@@ -185,11 +185,18 @@ void Sampler::propose(Round& round) const {
 }
 
 Sampler::Nan Sampler::count(Round& round) const {
+  const std::vector<int64_t> ids[2] = {round.ids, round.ids};
+  return count(round, round.c, round.scores, ids, round.above);
+}
+
+// How many items come before each of c columns of every row and model.
+Sampler::Nan Sampler::count(const Round& round, int64_t c, const std::vector<float>* scores, const std::vector<int64_t>* ids,
+                            std::vector<int64_t>* above) const {
   const int64_t n = models[0].items.n;
   for (int m = 0; m < 2; ++m) {
-    std::fill(round.above[m].begin(), round.above[m].end(), 0);
-    CountAbove work({round.users_of(m), models[m].items, nullptr}, round.size,
-                    {round.scores[m].data(), round.ids.data(), round.c, 0, n}, round.seen, tile, round.above[m].data());
+    above[m].assign(round.size * c, 0);
+    CountAbove work({round.users_of(m), models[m].items, nullptr}, round.size, {scores[m].data(), ids[m].data(), c, 0, n},
+                    round.seen, tile, above[m].data());
     parallel(work.tasks(), 1, [&](int64_t a, int64_t b) { work.run(a, b); });
     if (const int64_t at = work.nan_at(); at >= 0) return {m, round.rows[at / n], at % n};
   }

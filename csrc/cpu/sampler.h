@@ -54,6 +54,8 @@ struct Sampler {
   int64_t next(const std::vector<int64_t>& rows, int64_t start) const;
   void propose(Round& round) const;
   Nan count(Round& round) const;
+  Nan count(const Round& round, int64_t c, const std::vector<float>* scores, const std::vector<int64_t>* ids,
+            std::vector<int64_t>* above) const;
   void accept(const Round& round) const;
   Nan full_rows() const;
   // screen.cpp
@@ -82,9 +84,8 @@ struct Sampler::Round {
   std::vector<float> scores[2];        // [R, c]
   std::vector<int64_t> above[2];       // [R, c], rank - 1, or a guess of it
 
-  // What `screened` chooses to count exactly: columns, their scores and ids, and their counts, [R, kExact] of each model.
+  // What `screened` chooses to count exactly: scores, ids, and counts, [R, kExact] of each model.
   static constexpr int64_t kExact = 64;
-  std::vector<int32_t> chosen[2];
   std::vector<float> chosen_scores[2];
   std::vector<int64_t> chosen_ids[2], chosen_above[2];
   std::vector<double> limit[2];  // [R, c] of each direction: accepted if the value is above; NaN where it does not matter

@@ -70,26 +70,18 @@ class Bounds {
 }  // namespace
 
 Sampler::Nan Sampler::screened(Round& round, const Pilot& pilot, std::vector<int64_t>* undecided) const {
-  const int64_t n = models[0].items.n;
   propose(round);
   pilot.guess(*this, round);
   for (int i = 0; i < 2; ++i) {
-    round.chosen[i].resize(round.size * Round::kExact);
     round.chosen_scores[i].resize(round.size * Round::kExact);
     round.chosen_ids[i].resize(round.size * Round::kExact);
-    round.chosen_above[i].assign(round.size * Round::kExact, 0);
     round.limit[i].resize(round.size * round.c);
   }
   parallel(round.size, 4, [&](int64_t a, int64_t b) {
     for (int64_t r = a; r < b; ++r) choose(round, r);
   });
-  for (int m = 0; m < 2; ++m) {
-    CountAbove work({round.users_of(m), models[m].items, nullptr}, round.size,
-                    {round.chosen_scores[m].data(), round.chosen_ids[m].data(), Round::kExact, 0, n}, round.seen, tile,
-                    round.chosen_above[m].data());
-    parallel(work.tasks(), 1, [&](int64_t a, int64_t b) { work.run(a, b); });
-    if (const int64_t at = work.nan_at(); at >= 0) return {m, round.rows[at / n], at % n};
-  }
+  const Nan nan = count(round, Round::kExact, round.chosen_scores, round.chosen_ids, round.chosen_above);
+  if (nan.model >= 0) return nan;
   std::vector<char> decided(round.size);
   parallel(round.size, 4, [&](int64_t a, int64_t b) {
     for (int64_t r = a; r < b; ++r) decided[r] = decide(round, r);
@@ -100,7 +92,7 @@ Sampler::Nan Sampler::screened(Round& round, const Pilot& pilot, std::vector<int
   return {-1, 0, 0};
 }
 
-// Fills limit and chosen of one row.
+// Sets the limits of one row, and chooses what is counted of it.
 void Sampler::choose(Round& round, int64_t r) const {
   const int64_t c = round.c, row = round.rows[r], candidates = unseen(row);
   const double n = static_cast<double>(candidates);
@@ -137,7 +129,6 @@ void Sampler::choose(Round& round, int64_t r) const {
     for (int64_t i = 0; i < Round::kExact; ++i) {
       int32_t column = close[i].second;  // beyond the close ones, any other where a pivot is missing
       if (i >= kClose && pivots[i - kClose] >= 0) column = pivots[i - kClose];
-      round.chosen[m][at + i] = column;
       round.chosen_scores[m][at + i] = round.scores[m][r * c + column];
       round.chosen_ids[m][at + i] = round.ids[r * c + column];
     }
