@@ -15,7 +15,8 @@ namespace {
 constexpr int64_t kMost = 1024, kFewest = 32;  // proposals of a round: the thresholds of more do not fit the cache
 constexpr int64_t kInFlight = 1 << 18;         // proposals of a round over all users, at most: 8 MB
 constexpr int64_t kFewToScreen = 96;           // so many are counted at once, without a choice
-constexpr int64_t kPilotUsers = 32, kPilotProposals = 256, kPilotItems = 1024;
+constexpr int64_t kPilotUsers = 32, kPilotProposals = 256;  // of the first look
+constexpr int64_t kPilotLeast = 1024, kPilotMost = 4096;    // items
 
 // Proposals after which k more draws are there with high probability: three standard deviations more than the mean.
 int64_t enough(double k, double rate) {
@@ -40,8 +41,8 @@ Sampler::Round::Round(const Sampler& s, const std::vector<int64_t>& some, int64_
 }
 
 Sampler::Pilot::Pilot(const Sampler& s) {
-  const int64_t skip = std::max<int64_t>(1, s.models[0].items.n / kPilotItems);
-  n = s.models[0].items.n / skip;
+  const int64_t all = s.models[0].items.n, skip = std::max<int64_t>(1, all / std::clamp(all / 24, kPilotLeast, kPilotMost));
+  n = all / skip;
   for (int m = 0; m < 2; ++m) {
     items[m] = s.models[m].items;
     items[m].n = n;

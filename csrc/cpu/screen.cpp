@@ -16,7 +16,7 @@ namespace bdkernels::cpu {
 namespace {
 
 constexpr int64_t kPivots = 16;     // counted at even distances, of each model
-constexpr double kSure = 0.15;      // of the gap: a guess is not further off
+constexpr double kSure = 0.06;      // of the gap: further than guesses are off, nearly always
 constexpr double kRounding = 1e-9;  // of the gap: this close to its limit the weights themselves are compared
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
