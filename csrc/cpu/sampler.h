@@ -60,6 +60,7 @@ struct Sampler {
   Nan full_rows() const;
   // screen.cpp
   Nan screened(Round& round, const Pilot& pilot, std::vector<int64_t>* undecided) const;
+  void weigh(Round& round, int64_t r) const;
   void choose(Round& round, int64_t r) const;
   bool decide(const Round& round, int64_t r) const;
 
@@ -84,10 +85,11 @@ struct Sampler::Round {
   std::vector<float> scores[2];        // [R, c]
   std::vector<int64_t> above[2];       // [R, c], rank - 1, or a guess of it
 
-  // What `screened` chooses to count exactly: scores, ids, and counts, [R, kExact] of each model.
-  static constexpr int64_t kExact = 64;
+  // What `screened` chooses to count exactly: scores, ids, and counts, [R, exact] of each model.
+  int64_t exact = 0;
   std::vector<float> chosen_scores[2];
   std::vector<int64_t> chosen_ids[2], chosen_above[2];
+  std::vector<float> distance;   // [R, c] how far the guessed value is from a limit; infinite where that does not matter
   std::vector<double> limit[2];  // [R, c] of each direction: accepted if the value is above; NaN where it does not matter
 };
 

@@ -7,6 +7,7 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "../core/order.h"
 #include "../core/philox.h"
@@ -17,8 +18,9 @@ namespace {
 
 constexpr int64_t kPivots = 16;     // counted at even distances, of each model
 constexpr double kSure = 0.06;      // of the gap: further than guesses are off, nearly always
+constexpr double kClose = 0.03;     // of the gap: so close to its limit a proposal has to be counted
+constexpr int64_t kFewest = 64;     // counted of each user: as many as registers search
 constexpr double kRounding = 1e-9;  // of the gap: this close to its limit the weights themselves are compared
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // What the weight rises with, from -1 to 1: the gap, or the guide's rank alone.
 double value(const Weight& w, double guide, double learner, double n) {
@@ -41,14 +43,14 @@ double limit_of(const Weight& w, double u, double n) {
     case Kind::kUniform:
       break;
   }
-  return -kInfinity;
+  return -std::numeric_limits<double>::infinity();
 }
 
 // Counted proposals of one user and model, by falling order, to bound the ranks of the others.
 class Bounds {
  public:
-  Bounds(const float* scores, const int64_t* ids, const int64_t* above, int64_t n) {
-    for (int64_t i = 0; i < kExact; ++i) sorted_[i] = {~order_key(scores[i], ids[i]), above[i]};
+  Bounds(const float* scores, const int64_t* ids, const int64_t* above, int64_t counted, int64_t n) : sorted_(counted) {
+    for (int64_t i = 0; i < counted; ++i) sorted_[i] = {~order_key(scores[i], ids[i]), above[i]};
     std::sort(sorted_.begin(), sorted_.end());
     last_ = n - 1;
   }
@@ -62,8 +64,7 @@ class Bounds {
   }
 
  private:
-  static constexpr int64_t kExact = 64;
-  std::array<std::pair<uint64_t, int64_t>, kExact> sorted_;
+  std::vector<std::pair<uint64_t, int64_t>> sorted_;
   int64_t last_;
 };
 
@@ -72,15 +73,28 @@ class Bounds {
 Sampler::Nan Sampler::screened(Round& round, const Pilot& pilot, std::vector<int64_t>* undecided) const {
   propose(round);
   pilot.guess(*this, round);
-  for (int i = 0; i < 2; ++i) {
-    round.chosen_scores[i].resize(round.size * Round::kExact);
-    round.chosen_ids[i].resize(round.size * Round::kExact);
-    round.limit[i].resize(round.size * round.c);
+  round.distance.assign(round.size * round.c, std::numeric_limits<float>::infinity());
+  for (auto& limit : round.limit) limit.assign(round.size * round.c, std::numeric_limits<double>::quiet_NaN());
+  parallel(round.size, 4, [&](int64_t a, int64_t b) {
+    for (int64_t r = a; r < b; ++r) weigh(round, r);
+  });
+  // Room for the close ones of nearly all users.
+  std::vector<int64_t> close(round.size);
+  for (int64_t r = 0; r < round.size; ++r) {
+    const auto row = round.distance.begin() + r * round.c;
+    close[r] = std::count_if(row, row + round.c, [](float distance) { return distance < kClose; });
+  }
+  const auto most = close.begin() + (round.size - 1) * 15 / 16;
+  std::nth_element(close.begin(), most, close.end());
+  round.exact = *most + kPivots <= kFewest ? kFewest : std::min(round.c, (*most + kPivots + 31) / 32 * 32);
+  for (int m = 0; m < 2; ++m) {
+    round.chosen_scores[m].resize(round.size * round.exact);
+    round.chosen_ids[m].resize(round.size * round.exact);
   }
   parallel(round.size, 4, [&](int64_t a, int64_t b) {
     for (int64_t r = a; r < b; ++r) choose(round, r);
   });
-  const Nan nan = count(round, Round::kExact, round.chosen_scores, round.chosen_ids, round.chosen_above);
+  const Nan nan = count(round, round.exact, round.chosen_scores, round.chosen_ids, round.chosen_above);
   if (nan.model >= 0) return nan;
   std::vector<char> decided(round.size);
   parallel(round.size, 4, [&](int64_t a, int64_t b) {
@@ -92,17 +106,15 @@ Sampler::Nan Sampler::screened(Round& round, const Pilot& pilot, std::vector<int
   return {-1, 0, 0};
 }
 
-// Sets the limits of one row, and chooses what is counted of it.
-void Sampler::choose(Round& round, int64_t r) const {
-  const int64_t c = round.c, row = round.rows[r], candidates = unseen(row);
-  const double n = static_cast<double>(candidates);
-  std::vector<std::pair<double, int32_t>> close(c);  // how far the guess is from the limit, where that matters
-  for (int64_t j = 0; j < c; ++j) close[j] = {kInfinity, static_cast<int32_t>(j)};
+// Sets limit and distance of one row.
+void Sampler::weigh(Round& round, int64_t r) const {
+  const int64_t c = round.c, row = round.rows[r];
+  const double n = static_cast<double>(unseen(row));
+  float* distance = round.distance.data() + r * c;
   for (int to_teacher = 0; to_teacher < 2; ++to_teacher) {
-    double* limit = round.limit[to_teacher].data() + r * c;
-    std::fill_n(limit, c, std::numeric_limits<double>::quiet_NaN());
     if (!open(to_teacher, row, round.start)) continue;
     const Direction& d = directions[to_teacher];
+    double* limit = round.limit[to_teacher].data() + r * c;
     const int64_t *guide = round.above[to_teacher].data() + r * c, *learner = round.above[1 - to_teacher].data() + r * c;
     int64_t sure = d.hits[row];
     for (int64_t j = 0; j < c && sure < k; ++j) {  // what comes after k sure hits does not matter
@@ -111,24 +123,31 @@ void Sampler::choose(Round& round, int64_t r) const {
       limit[j] = limit_of(d.weight, to_teacher ? uniform(w.w[2], w.w[3]) : uniform(w.w[0], w.w[1]), n);
       const double over = value(d.weight, static_cast<double>(guide[j]), static_cast<double>(learner[j]), n) - limit[j];
       sure += over > kSure;
-      close[j].first = std::min(close[j].first, std::abs(over));
+      distance[j] = std::min(distance[j], static_cast<float>(std::abs(over)));
     }
   }
-  constexpr int64_t kClose = Round::kExact - kPivots;
-  std::nth_element(close.begin(), close.begin() + kClose, close.end());
+}
+
+// Chooses what is counted of one row: the closest, and pivots at even distances.
+void Sampler::choose(Round& round, int64_t r) const {
+  const int64_t c = round.c, closest = round.exact - kPivots;
+  const float* distance = round.distance.data() + r * c;
+  std::vector<std::pair<float, int32_t>> order(c);
+  for (int64_t j = 0; j < c; ++j) order[j] = {distance[j], static_cast<int32_t>(j)};
+  std::nth_element(order.begin(), order.begin() + closest, order.end());
   for (int m = 0; m < 2; ++m) {
-    const int64_t at = r * Round::kExact;
+    const int64_t at = r * round.exact;
     const int64_t* above = round.above[m].data() + r * c;
     std::array<int32_t, kPivots> pivots;
     pivots.fill(-1);
-    for (int64_t j = kClose; j < c; ++j) {
-      const int32_t column = close[j].second;
+    for (int64_t j = closest; j < c; ++j) {
+      const int32_t column = order[j].second;
       const int64_t place = above[column] * kPivots / models[m].items.n;
       pivots[std::min(place, kPivots - 1)] = column;
     }
-    for (int64_t i = 0; i < Round::kExact; ++i) {
-      int32_t column = close[i].second;  // beyond the close ones, any other where a pivot is missing
-      if (i >= kClose && pivots[i - kClose] >= 0) column = pivots[i - kClose];
+    for (int64_t i = 0; i < round.exact; ++i) {
+      int32_t column = order[i].second;  // beyond the close ones, any other where a pivot is missing
+      if (i >= closest && pivots[i - closest] >= 0) column = pivots[i - closest];
       round.chosen_scores[m][at + i] = round.scores[m][r * c + column];
       round.chosen_ids[m][at + i] = round.ids[r * c + column];
     }
@@ -137,10 +156,11 @@ void Sampler::choose(Round& round, int64_t r) const {
 
 // Accepts the proposals of one row in order; false, and nothing done, where the bounds leave one open.
 bool Sampler::decide(const Round& round, int64_t r) const {
-  const int64_t c = round.c, row = round.rows[r], candidates = unseen(row), at = r * Round::kExact;
+  const int64_t c = round.c, row = round.rows[r], candidates = unseen(row), at = r * round.exact;
   const double n = static_cast<double>(candidates);
   const auto bounds_of = [&](int m) {
-    return Bounds(&round.chosen_scores[m][at], &round.chosen_ids[m][at], &round.chosen_above[m][at], candidates);
+    return Bounds(&round.chosen_scores[m][at], &round.chosen_ids[m][at], &round.chosen_above[m][at], round.exact,
+                  candidates);
   };
   const Bounds bounds[2] = {bounds_of(0), bounds_of(1)};
   const int64_t before[2] = {directions[0].hits ? directions[0].hits[row] : 0,
