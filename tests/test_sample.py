@@ -194,7 +194,9 @@ def test_same_users_draw_the_same_and_steps_are_unrelated(backend):
     assert (other[:, 0] == other[:, 1]).float().mean() < 0.02
 
 
-@pytest.mark.parametrize("weight", [bd.Exp(2.5), bd.Tanh(252.0), bd.Exp(2.5, side="under")], ids=["exp", "tanh", "under"])
+@pytest.mark.parametrize(
+    "weight", [bd.Exp(2.5), bd.Tanh(252.0), bd.Exp(2.5, side="under")], ids=["exp", "tanh", "under"]
+)
 def test_a_misleading_catalog_changes_no_draw(weight):
     """The C++ backend guesses ranks from every so many-th item; here just those lie far above or below all others."""
     if (reason := bd.backends.missing("cpu")) is not None:
