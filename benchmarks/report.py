@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bounds import sentences
 from benchmarks.plots import plot
 from benchmarks.targets import TARGETS, Rows, verdict
 
@@ -102,6 +103,8 @@ def speed_section(results: dict[str, list[dict[str, Any]]], folder: Path, readme
         f"each in a process of its own. Peaks measured with torch: {peaks}.\n",
         *targets_table(rows),
     ]
+    if bounds := sentences(rows):
+        lines += ["What bounds those that are missed, by the same rows:\n", *bounds, ""]
     relative = os.path.relpath(folder, readme.parent)
     lines += [f"![{name.split('.')[0]} against items]({relative}/{name})" for name in plot(rows, folder)]
     lines.append("\n<details><summary>Every contender</summary>\n")
