@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "../core/philox.h"
@@ -26,15 +27,20 @@ int64_t enough(double k, double rate) {
 
 }  // namespace
 
-Sampler::Round::Round(const Sampler& s, const std::vector<int64_t>& some, int64_t first, int64_t count)
-    : rows(some), size(static_cast<int64_t>(some.size())), start(first), c(count), seen(s.seen) {
+Sampler::Some::Some(const Sampler& s, std::vector<int64_t> which)
+    : rows(std::move(which)), size(static_cast<int64_t>(rows.size())), seen(s.seen) {
   seen.rows = rows.data();
-  ids.resize(size * c);
   for (const int64_t row : rows) user_ids.push_back(s.user_ids[row]);
   for (int m = 0; m < 2; ++m) {
     const int64_t d = s.models[m].items.d;
     users[m].resize(size * d);
     for (int64_t r = 0; r < size; ++r) std::copy_n(s.models[m].users.data + rows[r] * d, d, users[m].data() + r * d);
+  }
+}
+
+Sampler::Round::Round(const Sampler& s, std::vector<int64_t> which, int64_t first, int64_t count)
+    : Some(s, std::move(which)), start(first), c(count), ids(size * c) {
+  for (int m = 0; m < 2; ++m) {
     scores[m].resize(size * c);
     above[m].resize(size * c);
   }
@@ -186,20 +192,26 @@ void Sampler::propose(Round& round) const {
 }
 
 Sampler::Nan Sampler::count(Round& round) const {
-  const std::vector<int64_t> ids[2] = {round.ids, round.ids};
-  return count(round, round.c, round.scores, ids, round.above);
+  Counted all(round.size, round.c);
+  for (int m = 0; m < 2; ++m) {
+    all.scores[m] = round.scores[m];
+    all.ids[m] = round.ids;
+  }
+  const Nan nan = count(round, all);
+  for (int m = 0; m < 2; ++m) round.above[m].swap(all.above[m]);
+  return nan;
 }
 
-// How many items come before each of c columns of every row and model.
-Sampler::Nan Sampler::count(const Round& round, int64_t c, const std::vector<float>* scores, const std::vector<int64_t>* ids,
-                            std::vector<int64_t>* above) const {
+// Sets counted.above.
+Sampler::Nan Sampler::count(const Some& some, Counted& counted) const {
   const int64_t n = models[0].items.n;
   for (int m = 0; m < 2; ++m) {
-    above[m].assign(round.size * c, 0);
-    CountAbove work({round.users_of(m), models[m].items, nullptr}, round.size, {scores[m].data(), ids[m].data(), c, 0, n},
-                    round.seen, tile, above[m].data());
+    std::fill(counted.above[m].begin(), counted.above[m].end(), 0);
+    CountAbove work({some.users_of(m), models[m].items, nullptr}, some.size,
+                    {counted.scores[m].data(), counted.ids[m].data(), counted.c, 0, n}, some.seen, tile,
+                    counted.above[m].data());
     parallel(work.tasks(), 1, [&](int64_t a, int64_t b) { work.run(a, b); });
-    if (const int64_t at = work.nan_at(); at >= 0) return {m, round.rows[at / n], at % n};
+    if (const int64_t at = work.nan_at(); at >= 0) return {m, some.rows[at / n], at % n};
   }
   return {-1, 0, 0};
 }

@@ -46,7 +46,10 @@ struct Sampler {
   Nan run() const;
 
  private:
+  struct Some;
   struct Round;
+  struct Counted;
+  struct Bounds;
   struct Pilot;
   struct FullRow;
   Nan rounds(std::vector<int64_t> rows) const;
@@ -54,15 +57,14 @@ struct Sampler {
   int64_t next(const std::vector<int64_t>& rows, int64_t start) const;
   void propose(Round& round) const;
   Nan count(Round& round) const;
-  Nan count(const Round& round, int64_t c, const std::vector<float>* scores, const std::vector<int64_t>* ids,
-            std::vector<int64_t>* above) const;
+  Nan count(const Some& some, Counted& counted) const;
   void accept(const Round& round) const;
   Nan full_rows() const;
   // screen.cpp
   Nan screened(Round& round, const Pilot& pilot, std::vector<int64_t>* undecided) const;
   void weigh(Round& round, int64_t r) const;
-  void choose(Round& round, int64_t r) const;
-  bool decide(const Round& round, int64_t r) const;
+  void choose(const Round& round, int64_t r, Counted& chosen) const;
+  std::vector<int32_t> decide(const Round& round, int64_t r, const Bounds* bounds) const;
 
   bool open(int64_t direction, int64_t row, int64_t start) const;
   bool lacks(int64_t direction, int64_t row) const {
@@ -71,24 +73,44 @@ struct Sampler {
   int64_t unseen(int64_t row) const { return models[0].items.n - seen.count(row); }
 };
 
-// Proposals start .. start + c - 1 of some rows, and what is found out about them.
-struct Sampler::Round {
-  Round(const Sampler& sampler, const std::vector<int64_t>& some, int64_t first, int64_t count);
+// Some users of the batch.
+struct Sampler::Some {
+  Some(const Sampler& sampler, std::vector<int64_t> which);
+  Some(const Some&) = delete;
 
   Users users_of(int m) const { return {users[m].data(), size}; }
 
   std::vector<int64_t> rows;
-  int64_t size, start, c;
+  int64_t size;
   Seen seen;
-  std::vector<int64_t> user_ids, ids;  // [R], [R, c]
-  std::vector<float> users[2];         // [R, d]
-  std::vector<float> scores[2];        // [R, c]
-  std::vector<int64_t> above[2];       // [R, c], rank - 1, or a guess of it
+  std::vector<int64_t> user_ids;  // [R]
+  std::vector<float> users[2];    // [R, d]
+};
 
-  // What `screened` chooses to count exactly: scores, ids, and counts, [R, exact] of each model.
-  int64_t exact = 0;
-  std::vector<float> chosen_scores[2];
-  std::vector<int64_t> chosen_ids[2], chosen_above[2];
+// Some of their proposals, [R, c] chosen for each model, and how many items come before them.
+struct Sampler::Counted {
+  Counted(int64_t size, int64_t columns) : c(columns) {
+    for (int m = 0; m < 2; ++m) {
+      scores[m].resize(size * c);
+      ids[m].resize(size * c);
+      above[m].resize(size * c);
+    }
+  }
+
+  int64_t c;
+  std::vector<float> scores[2];
+  std::vector<int64_t> ids[2], above[2];
+};
+
+// Proposals start .. start + c - 1 of some users, and what is found out about them.
+struct Sampler::Round : Some {
+  Round(const Sampler& sampler, std::vector<int64_t> which, int64_t first, int64_t count);
+
+  int64_t start, c;
+  std::vector<int64_t> ids;       // [R, c]
+  std::vector<float> scores[2];   // [R, c]
+  std::vector<int64_t> above[2];  // [R, c], rank - 1, or a guess of it
+  // How to screen them:
   std::vector<float> distance;   // [R, c] how far the guessed value is from a limit; infinite where that does not matter
   std::vector<double> limit[2];  // [R, c] of each direction: accepted if the value is above; NaN where it does not matter
 };

@@ -5,8 +5,10 @@
 // decision is the exact one; the guesses only choose what is counted.
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "../core/order.h"
@@ -46,29 +48,46 @@ double limit_of(const Weight& w, double u, double n) {
   return -std::numeric_limits<double>::infinity();
 }
 
+// Smallest power of two that is greater than n.
+int64_t power_above(int64_t n) { return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(n))) * 2; }
+
+}  // namespace
+
 // Counted proposals of one user and model, by falling order, to bound the ranks of the others.
-class Bounds {
- public:
-  Bounds(const float* scores, const int64_t* ids, const int64_t* above, int64_t counted, int64_t n) : sorted_(counted) {
-    for (int64_t i = 0; i < counted; ++i) sorted_[i] = {~order_key(scores[i], ids[i]), above[i]};
-    std::sort(sorted_.begin(), sorted_.end());
-    last_ = n - 1;
+struct Sampler::Bounds {
+  void add(const Counted& counted, int m, int64_t r) {
+    for (int64_t at = r * counted.c; at < (r + 1) * counted.c; ++at) {
+      sorted.emplace_back(~order_key(counted.scores[m][at], counted.ids[m][at]), counted.above[m][at]);
+    }
+  }
+
+  void sort(int64_t n) {
+    std::sort(sorted.begin(), sorted.end());
+    half = power_above(static_cast<int64_t>(sorted.size())) / 2;
+    keys.assign(2 * half, ~uint64_t{0});
+    least.assign(1, 0);
+    for (size_t i = 0; i < sorted.size(); ++i) {
+      keys[i] = sorted[i].first;
+      most.push_back(sorted[i].second - 1);
+      least.push_back(sorted[i].second + 1);
+    }
+    most.push_back(n - 1);
   }
 
   // Least and most items that come before this one.
   std::pair<int64_t, int64_t> of(float score, int64_t id) const {
     const uint64_t key = ~order_key(score, id);
-    const auto next = std::lower_bound(sorted_.begin(), sorted_.end(), std::pair{key, int64_t{-1}});
-    if (next != sorted_.end() && next->first == key) return {next->second, next->second};
-    return {next == sorted_.begin() ? 0 : std::prev(next)->second + 1, next == sorted_.end() ? last_ : next->second - 1};
+    int64_t at = 0;  // how many come before it
+    for (int64_t step = half; step > 0; step /= 2) at += keys[at + step - 1] < key ? step : 0;
+    if (keys[at] == key) return {most[at] + 1, most[at] + 1};
+    return {least[at], most[at]};
   }
 
- private:
-  std::vector<std::pair<uint64_t, int64_t>> sorted_;
-  int64_t last_;
+  std::vector<std::pair<uint64_t, int64_t>> sorted;
+  std::vector<uint64_t> keys;        // padded to a power of two
+  std::vector<int64_t> least, most;  // of one that comes behind the first i counted ones, and before the others
+  int64_t half = 0;
 };
-
-}  // namespace
 
 Sampler::Nan Sampler::screened(Round& round, const Pilot& pilot, std::vector<int64_t>* undecided) const {
   propose(round);
@@ -86,22 +105,56 @@ Sampler::Nan Sampler::screened(Round& round, const Pilot& pilot, std::vector<int
   }
   const auto most = close.begin() + (round.size - 1) * 15 / 16;
   std::nth_element(close.begin(), most, close.end());
-  round.exact = *most + kPivots <= kFewest ? kFewest : std::min(round.c, (*most + kPivots + 31) / 32 * 32);
-  for (int m = 0; m < 2; ++m) {
-    round.chosen_scores[m].resize(round.size * round.exact);
-    round.chosen_ids[m].resize(round.size * round.exact);
-  }
+  Counted chosen(round.size, *most + kPivots <= kFewest ? kFewest : std::min(round.c, (*most + kPivots + 31) / 32 * 32));
   parallel(round.size, 4, [&](int64_t a, int64_t b) {
-    for (int64_t r = a; r < b; ++r) choose(round, r);
+    for (int64_t r = a; r < b; ++r) choose(round, r, chosen);
   });
-  const Nan nan = count(round, round.exact, round.chosen_scores, round.chosen_ids, round.chosen_above);
-  if (nan.model >= 0) return nan;
-  std::vector<char> decided(round.size);
+  if (const Nan nan = count(round, chosen); nan.model >= 0) return nan;
+  std::vector<std::vector<int32_t>> open(round.size);
   parallel(round.size, 4, [&](int64_t a, int64_t b) {
-    for (int64_t r = a; r < b; ++r) decided[r] = decide(round, r);
+    for (int64_t r = a; r < b; ++r) {
+      Bounds bounds[2];
+      for (int m = 0; m < 2; ++m) {
+        bounds[m].add(chosen, m, r);
+        bounds[m].sort(unseen(round.rows[r]));
+      }
+      open[r] = decide(round, r, bounds);
+    }
   });
+  // What is open is counted too.
+  std::vector<int64_t> places, rows;
   for (int64_t r = 0; r < round.size; ++r) {
-    if (!decided[r]) undecided->push_back(round.rows[r]);
+    if (open[r].empty()) continue;
+    places.push_back(r);
+    rows.push_back(round.rows[r]);
+  }
+  if (rows.empty()) return {-1, 0, 0};
+  const Some few(*this, rows);
+  Counted more(few.size, kFewest);
+  for (int64_t i = 0; i < few.size; ++i) {
+    const std::vector<int32_t>& columns = open[places[i]];
+    for (int64_t j = 0; j < more.c; ++j) {
+      const int64_t column = places[i] * round.c + columns[std::min(j, std::ssize(columns) - 1)];
+      for (int m = 0; m < 2; ++m) {
+        more.scores[m][i * more.c + j] = round.scores[m][column];
+        more.ids[m][i * more.c + j] = round.ids[column];
+      }
+    }
+  }
+  if (const Nan nan = count(few, more); nan.model >= 0) return nan;
+  parallel(few.size, 4, [&](int64_t a, int64_t b) {
+    for (int64_t i = a; i < b; ++i) {
+      Bounds bounds[2];
+      for (int m = 0; m < 2; ++m) {
+        bounds[m].add(chosen, m, places[i]);
+        bounds[m].add(more, m, i);
+        bounds[m].sort(unseen(rows[i]));
+      }
+      open[places[i]] = decide(round, places[i], bounds);
+    }
+  });
+  for (const int64_t r : places) {
+    if (!open[r].empty()) undecided->push_back(round.rows[r]);
   }
   return {-1, 0, 0};
 }
@@ -129,14 +182,14 @@ void Sampler::weigh(Round& round, int64_t r) const {
 }
 
 // Chooses what is counted of one row: the closest, and pivots at even distances.
-void Sampler::choose(Round& round, int64_t r) const {
-  const int64_t c = round.c, closest = round.exact - kPivots;
+void Sampler::choose(const Round& round, int64_t r, Counted& chosen) const {
+  const int64_t c = round.c, closest = chosen.c - kPivots;
   const float* distance = round.distance.data() + r * c;
   std::vector<std::pair<float, int32_t>> order(c);
   for (int64_t j = 0; j < c; ++j) order[j] = {distance[j], static_cast<int32_t>(j)};
   std::nth_element(order.begin(), order.begin() + closest, order.end());
   for (int m = 0; m < 2; ++m) {
-    const int64_t at = r * round.exact;
+    const int64_t at = r * chosen.c;
     const int64_t* above = round.above[m].data() + r * c;
     std::array<int32_t, kPivots> pivots;
     pivots.fill(-1);
@@ -145,29 +198,25 @@ void Sampler::choose(Round& round, int64_t r) const {
       const int64_t place = above[column] * kPivots / models[m].items.n;
       pivots[std::min(place, kPivots - 1)] = column;
     }
-    for (int64_t i = 0; i < round.exact; ++i) {
+    for (int64_t i = 0; i < chosen.c; ++i) {
       int32_t column = order[i].second;  // beyond the close ones, any other where a pivot is missing
       if (i >= closest && pivots[i - closest] >= 0) column = pivots[i - closest];
-      round.chosen_scores[m][at + i] = round.scores[m][r * c + column];
-      round.chosen_ids[m][at + i] = round.ids[r * c + column];
+      chosen.scores[m][at + i] = round.scores[m][r * c + column];
+      chosen.ids[m][at + i] = round.ids[r * c + column];
     }
   }
 }
 
-// Accepts the proposals of one row in order; false, and nothing done, where the bounds leave one open.
-bool Sampler::decide(const Round& round, int64_t r) const {
-  const int64_t c = round.c, row = round.rows[r], candidates = unseen(row), at = r * round.exact;
+// Accepts the proposals of one row in order. Returns the columns that the bounds leave open: then nothing is done.
+std::vector<int32_t> Sampler::decide(const Round& round, int64_t r, const Bounds* bounds) const {
+  const int64_t c = round.c, row = round.rows[r], candidates = unseen(row);
   const double n = static_cast<double>(candidates);
-  const auto bounds_of = [&](int m) {
-    return Bounds(&round.chosen_scores[m][at], &round.chosen_ids[m][at], &round.chosen_above[m][at], round.exact,
-                  candidates);
-  };
-  const Bounds bounds[2] = {bounds_of(0), bounds_of(1)};
-  const int64_t before[2] = {directions[0].hits ? directions[0].hits[row] : 0,
-                             directions[1].hits ? directions[1].hits[row] : 0};
+  int64_t before[2] = {0, 0};
+  std::vector<int32_t> columns;
   for (int to_teacher = 0; to_teacher < 2; ++to_teacher) {
     if (!open(to_teacher, row, round.start)) continue;
     const Direction& d = directions[to_teacher];
+    before[to_teacher] = d.hits[row];
     const Accept accepted(seed, step, round.user_ids[r], d.weight, to_teacher == 1, candidates);
     for (int64_t j = 0; j < c && d.hits[row] < k; ++j) {
       const int64_t column = r * c + j, id = round.ids[column];
@@ -180,18 +229,19 @@ bool Sampler::decide(const Round& round, int64_t r) const {
       if (!hit && !(std::max(one, other) < limit - kRounding)) {
         hit = accepted(round.start + j, guide1 + 1, learner0 + 1);
         if (hit != accepted(round.start + j, guide0 + 1, learner1 + 1)) {
-          for (int i = 0; i < 2; ++i) {
-            for (int64_t drawn = before[i]; drawn < directions[i].hits[row]; ++drawn)
-              directions[i].ids[row * k + drawn] = -1;
-            directions[i].hits[row] = before[i];
-          }
-          return false;
+          columns.push_back(static_cast<int32_t>(j));
+          hit = false;  // then more may matter, never less
         }
       }
       if (hit) d.ids[row * k + d.hits[row]++] = id;
     }
   }
-  return true;
+  for (int i = 0; i < 2 && !columns.empty(); ++i) {
+    if (!directions[i].on) continue;
+    std::fill(directions[i].ids + row * k + before[i], directions[i].ids + row * k + directions[i].hits[row], -1);
+    directions[i].hits[row] = before[i];
+  }
+  return columns;
 }
 
 }  // namespace bdkernels::cpu
