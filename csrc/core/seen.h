@@ -16,16 +16,10 @@ struct Seen {
   // The id of the nth unseen item of a row, n from 0: n + the seen ids with at most n unseen ids before them.
   int64_t nth_unseen(int64_t row, int64_t n) const {
     const int64_t first = begin(row);
-    int64_t lo = 0, hi = count(row);
-    while (lo < hi) {
-      const int64_t mid = (lo + hi) / 2;
-      if (indices[first + mid] - mid <= n) {
-        lo = mid + 1;
-      } else {
-        hi = mid;
-      }
-    }
-    return n + lo;
+    const auto before = [&](int64_t at) { return indices[first + at] - at <= n; };
+    int64_t lo = 0, left = count(row);
+    for (; left > 1; left -= left / 2) lo += before(lo + left / 2 - 1) * (left / 2);  // no branch that depends on an id
+    return n + lo + (left == 1 && before(lo));
   }
 };
 

@@ -1,4 +1,6 @@
 // sample: proposals and their acceptance. The counts between the two are `rank`'s.
+#include <vector>
+
 #include "../core/philox.h"
 #include "kernels.h"
 
@@ -6,11 +8,12 @@ namespace bdkernels::cpu {
 
 void propose(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t start, int64_t c, int64_t n_items,
              const Seen& seen, int64_t row0, int64_t row1, int64_t* out) {
+  std::vector<uint32_t> words(4 * c);
   for (int64_t row = row0; row < row1; ++row) {
     const int64_t n = n_items - seen.count(row);
+    simd().random(seed, static_cast<uint32_t>(start), kPropose, static_cast<uint32_t>(user_ids[row]), step, c, words.data());
     for (int64_t j = 0; j < c; ++j) {
-      const Words r = philox(seed, static_cast<uint32_t>(start + j), kPropose, static_cast<uint32_t>(user_ids[row]), step);
-      out[row * c + j] = n > 0 ? seen.nth_unseen(row, below(r.w[0], r.w[1], n)) : -1;
+      out[row * c + j] = n > 0 ? seen.nth_unseen(row, below(words[j], words[c + j], n)) : -1;
     }
   }
 }

@@ -8,6 +8,7 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -48,9 +49,6 @@ double limit_of(const Weight& w, double u, double n) {
   return -std::numeric_limits<double>::infinity();
 }
 
-// Smallest power of two that is greater than n.
-int64_t power_above(int64_t n) { return static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(n))) * 2; }
-
 }  // namespace
 
 // Counted proposals of one user and model, by falling order, to bound the ranks of the others.
@@ -63,30 +61,31 @@ struct Sampler::Bounds {
 
   void sort(int64_t n) {
     std::sort(sorted.begin(), sorted.end());
-    half = power_above(static_cast<int64_t>(sorted.size())) / 2;
+    half = std::bit_floor(sorted.size());
     keys.assign(2 * half, ~uint64_t{0});
-    least.assign(1, 0);
+    least.assign(1, 1);
     for (size_t i = 0; i < sorted.size(); ++i) {
+      const auto above = static_cast<double>(sorted[i].second);
       keys[i] = sorted[i].first;
-      most.push_back(sorted[i].second - 1);
-      least.push_back(sorted[i].second + 1);
+      most.push_back(above);
+      least.push_back(above + 2);
     }
-    most.push_back(n - 1);
+    most.push_back(static_cast<double>(n));
   }
 
-  // Least and most items that come before this one.
-  std::pair<int64_t, int64_t> of(float score, int64_t id) const {
+  // Best and worst rank of this one.
+  std::pair<double, double> of(float score, int64_t id) const {
     const uint64_t key = ~order_key(score, id);
-    int64_t at = 0;  // how many come before it
-    for (int64_t step = half; step > 0; step /= 2) at += keys[at + step - 1] < key ? step : 0;
+    size_t at = 0;  // how many come before it
+    for (size_t step = half; step > 0; step /= 2) at = keys[at + step - 1] < key ? at + step : at;
     if (keys[at] == key) return {most[at] + 1, most[at] + 1};
     return {least[at], most[at]};
   }
 
   std::vector<std::pair<uint64_t, int64_t>> sorted;
-  std::vector<uint64_t> keys;        // padded to a power of two
-  std::vector<int64_t> least, most;  // of one that comes behind the first i counted ones, and before the others
-  int64_t half = 0;
+  std::vector<uint64_t> keys;       // padded to a power of two
+  std::vector<double> least, most;  // ranks of one that comes behind the first i counted ones, and before the others
+  size_t half = 0;
 };
 
 Sampler::Nan Sampler::screened(Round& round, const Pilot& pilot, std::vector<int64_t>* undecided) const {
@@ -164,6 +163,9 @@ void Sampler::weigh(Round& round, int64_t r) const {
   const int64_t c = round.c, row = round.rows[r];
   const double n = static_cast<double>(unseen(row));
   float* distance = round.distance.data() + r * c;
+  std::vector<uint32_t> words(4 * c);
+  simd().random(seed, static_cast<uint32_t>(round.start), kAccept, static_cast<uint32_t>(round.user_ids[r]), step, c,
+                words.data());
   for (int to_teacher = 0; to_teacher < 2; ++to_teacher) {
     if (!open(to_teacher, row, round.start)) continue;
     const Direction& d = directions[to_teacher];
@@ -171,9 +173,7 @@ void Sampler::weigh(Round& round, int64_t r) const {
     const int64_t *guide = round.above[to_teacher].data() + r * c, *learner = round.above[1 - to_teacher].data() + r * c;
     int64_t sure = d.hits[row];
     for (int64_t j = 0; j < c && sure < k; ++j) {  // what comes after k sure hits does not matter
-      const Words w =
-          philox(seed, static_cast<uint32_t>(round.start + j), kAccept, static_cast<uint32_t>(round.user_ids[r]), step);
-      limit[j] = limit_of(d.weight, to_teacher ? uniform(w.w[2], w.w[3]) : uniform(w.w[0], w.w[1]), n);
+      limit[j] = limit_of(d.weight, uniform(words[2 * to_teacher * c + j], words[(2 * to_teacher + 1) * c + j]), n);
       const double over = value(d.weight, static_cast<double>(guide[j]), static_cast<double>(learner[j]), n) - limit[j];
       sure += over > kSure;
       distance[j] = std::min(distance[j], static_cast<float>(std::abs(over)));
@@ -185,21 +185,23 @@ void Sampler::weigh(Round& round, int64_t r) const {
 void Sampler::choose(const Round& round, int64_t r, Counted& chosen) const {
   const int64_t c = round.c, closest = chosen.c - kPivots;
   const float* distance = round.distance.data() + r * c;
-  std::vector<std::pair<float, int32_t>> order(c);
-  for (int64_t j = 0; j < c; ++j) order[j] = {distance[j], static_cast<int32_t>(j)};
-  std::nth_element(order.begin(), order.begin() + closest, order.end());
+  std::vector<int32_t> order(c);
+  std::iota(order.begin(), order.end(), 0);
+  const auto rest = std::partition(order.begin(), order.end(), [&](int32_t j) { return distance[j] < 2 * kClose; });
+  const auto nearer = [&](int32_t a, int32_t b) { return distance[a] < distance[b]; };
+  if (rest - order.begin() > closest) std::nth_element(order.begin(), order.begin() + closest, rest, nearer);
   for (int m = 0; m < 2; ++m) {
     const int64_t at = r * chosen.c;
     const int64_t* above = round.above[m].data() + r * c;
     std::array<int32_t, kPivots> pivots;
     pivots.fill(-1);
     for (int64_t j = closest; j < c; ++j) {
-      const int32_t column = order[j].second;
+      const int32_t column = order[j];
       const int64_t place = above[column] * kPivots / models[m].items.n;
       pivots[std::min(place, kPivots - 1)] = column;
     }
     for (int64_t i = 0; i < chosen.c; ++i) {
-      int32_t column = order[i].second;  // beyond the close ones, any other where a pivot is missing
+      int32_t column = order[i];  // beyond the close ones, any other where a pivot is missing
       if (i >= closest && pivots[i - closest] >= 0) column = pivots[i - closest];
       chosen.scores[m][at + i] = round.scores[m][r * c + column];
       chosen.ids[m][at + i] = round.ids[r * c + column];
@@ -222,13 +224,12 @@ std::vector<int32_t> Sampler::decide(const Round& round, int64_t r, const Bounds
       const int64_t column = r * c + j, id = round.ids[column];
       const auto [guide0, guide1] = bounds[to_teacher].of(round.scores[to_teacher][column], id);
       const auto [learner0, learner1] = bounds[1 - to_teacher].of(round.scores[1 - to_teacher][column], id);
-      const double one = value(d.weight, static_cast<double>(guide1 + 1), static_cast<double>(learner0 + 1), n);
-      const double other = value(d.weight, static_cast<double>(guide0 + 1), static_cast<double>(learner1 + 1), n);
+      const double one = value(d.weight, guide1, learner0, n), other = value(d.weight, guide0, learner1, n);
       const double limit = round.limit[to_teacher][column];
       bool hit = std::min(one, other) > limit + kRounding;
       if (!hit && !(std::max(one, other) < limit - kRounding)) {
-        hit = accepted(round.start + j, guide1 + 1, learner0 + 1);
-        if (hit != accepted(round.start + j, guide0 + 1, learner1 + 1)) {
+        hit = accepted(round.start + j, static_cast<int64_t>(guide1), static_cast<int64_t>(learner0));
+        if (hit != accepted(round.start + j, static_cast<int64_t>(guide0), static_cast<int64_t>(learner1))) {
           columns.push_back(static_cast<int32_t>(j));
           hit = false;  // then more may matter, never less
         }

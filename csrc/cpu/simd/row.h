@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "../../core/philox.h"
 #include "../../core/rule.h"
 
 namespace bdkernels::cpu {
@@ -71,6 +72,14 @@ struct Row {
           row[k] -= lr * (first[k] / (std::sqrt(second[k]) + eps));
         }
         return;
+    }
+  }
+
+  static void random(uint64_t seed, uint32_t index, uint32_t stream, uint32_t user, uint32_t step, int64_t n,
+                     uint32_t* __restrict out) {
+    for (int64_t i = 0; i < n; ++i) {
+      const Words r = philox(seed, index + static_cast<uint32_t>(i), stream, user, step);
+      for (int w = 0; w < 4; ++w) out[w * n + i] = r.w[w];
     }
   }
 };

@@ -111,23 +111,44 @@ struct Tile {
     for (; r < rows; ++r) rows_of<1, 4>(users + r * d, panels, bias, n, d, out + r * out_stride, out_stride);
   }
 
+  // Products of one user with W rows, added to `column`. `ahead(k, i)` prefetches, as row i is read at k.
+  template <class T, class Ahead>
+  static typename V::T products(const float* user, const T* const* rows, float* column, int64_t d, Ahead ahead) {
+    const int64_t whole = d - d % W;
+    auto acc = V::load(column);
+    for (int64_t k = 0; k < whole; k += W) {
+      typename V::T x[W];
+      for (int64_t i = 0; i < W; ++i) {
+        ahead(k, i);
+        x[i] = widen(rows[i] + k);
+      }
+      transpose(x);
+      for (int64_t j = 0; j < W; ++j) acc = V::fma(V::set(user[k + j]), x[j], acc);
+    }
+    for (int64_t k = whole; k < d; ++k) {
+      for (int64_t i = 0; i < W; ++i) column[i] = to_float(rows[i][k]);
+      acc = V::fma(V::set(user[k]), V::load(column), acc);
+    }
+    return acc;
+  }
+
   template <class T>
   static void dot_as(const float* user, const Items& items, const int64_t* ids, int64_t n, float* out) {
-    constexpr int64_t kTogether = 8;  // chains in flight: a chain alone waits for each addition
     const T* data = static_cast<const T*>(items.data);
     const T* bias = static_cast<const T*>(items.bias);
-    for (int64_t first = 0; first < n; first += kTogether) {
-      const T* rows[kTogether];
-      float acc[kTogether];
-      for (int64_t j = 0; j < kTogether; ++j) {
-        const int64_t id = ids[first + j < n ? first + j : n - 1];
-        rows[j] = data + id * items.stride;
-        acc[j] = bias ? to_float(bias[id]) : 0.0f;
+    const auto id = [&](int64_t at) { return ids[at < n ? at : n - 1]; };
+    for (int64_t first = 0; first < n; first += W) {
+      const T* rows[W];
+      float column[W];
+      for (int64_t i = 0; i < W; ++i) {
+        rows[i] = data + id(first + i) * items.stride;
+        column[i] = bias ? to_float(bias[id(first + i)]) : 0.0f;
       }
-      for (int64_t k = 0; k < items.d; ++k) {
-        for (int64_t j = 0; j < kTogether; ++j) acc[j] = std::fma(user[k], to_float(rows[j][k]), acc[j]);
-      }
-      for (int64_t j = 0; j < kTogether && first + j < n; ++j) out[first + j] = acc[j];
+      const auto acc = products(user, rows, column, items.d, [&](int64_t k, int64_t i) {
+        __builtin_prefetch(data + id(first + W + i) * items.stride + k, 0, 2);
+      });
+      V::store(column, acc);
+      for (int64_t i = 0; i < W && first + i < n; ++i) out[first + i] = column[i];
     }
   }
 
@@ -261,7 +282,6 @@ struct Tile {
   static void score_one_as(const float* user, const Items& items, int64_t item0, int64_t n, float* out) {
     const T* data = static_cast<const T*>(items.data);
     const T* bias = static_cast<const T*>(items.bias);
-    const int64_t whole = items.d - items.d % W;
     for (int64_t first = 0; first < n; first += W) {
       const T* rows[W];
       float column[W];
@@ -270,22 +290,10 @@ struct Tile {
         rows[i] = data + id * items.stride;
         column[i] = bias ? to_float(bias[id]) : 0.0f;
       }
-      auto acc = V::load(column);
-      for (int64_t k = 0; k < whole; k += W) {
-        typename V::T x[W];
-        for (int64_t i = 0; i < W; ++i) {
-          // The table in the order of memory, two rounds ahead: the hardware does not foresee reading across rows.
-          __builtin_prefetch(rows[0] + 2 * W * items.stride + (k + i) * W, 0, 2);
-          x[i] = widen(rows[i] + k);
-        }
-        transpose(x);
-        for (int64_t j = 0; j < W; ++j) acc = V::fma(V::set(user[k + j]), x[j], acc);
-      }
-      for (int64_t k = whole; k < items.d; ++k) {
-        for (int64_t i = 0; i < W; ++i) column[i] = to_float(rows[i][k]);
-        acc = V::fma(V::set(user[k]), V::load(column), acc);
-      }
-      V::store(out + first, acc);
+      // The table in the order of memory, two rounds ahead: the hardware does not foresee reading across rows.
+      V::store(out + first, products(user, rows, column, items.d, [&](int64_t k, int64_t i) {
+                 __builtin_prefetch(rows[0] + 2 * W * items.stride + (k + i) * W, 0, 2);
+               }));
     }
   }
 
@@ -303,8 +311,19 @@ struct Tile {
   static constexpr Simd table() {
     int64_t no_table = Thresholds::kFew;
     if constexpr (requires { V::in_registers; }) no_table = V::in_registers;
-    return {V::name,       W, no_table, pack, score, dot, count, select, score_one, Row<V>::dots, Row<V>::add_rows,
-            Row<V>::update};
+    return {V::name,
+            W,
+            no_table,
+            pack,
+            score,
+            dot,
+            count,
+            select,
+            score_one,
+            Row<V>::dots,
+            Row<V>::add_rows,
+            Row<V>::update,
+            Row<V>::random};
   }
 };
 
