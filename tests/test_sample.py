@@ -220,3 +220,24 @@ def test_backends_draw_the_same(weight, b, n, k):
     seen = some_seen(b, n)
     drawn = [draw(t, s, k, seen, weight, seed=5, backend=backend) for backend in ("cpu", "reference")]
     assert torch.equal(*drawn)
+
+
+@pytest.mark.parametrize(("n", "k"), [(65, 300), (200, 40), (3000, 64)])
+@pytest.mark.parametrize(
+    "weights", [(bd.Tanh(252), bd.Exp(2.5)), (bd.Uniform(), bd.Exp(8.0))], ids=["tanh-exp", "uniform-exp"]
+)
+def test_backends_draw_the_same_where_one_direction_is_done_first(weights, n, k):
+    """A second round, with many ties, of users whose easy direction has all of its draws from the first one."""
+    if (reason := bd.backends.missing("cpu")) is not None:
+        pytest.skip(f"backend cpu: {reason}")
+    b, generator = 40, torch.Generator().manual_seed(0)
+    rounded = [
+        bd.Factors(*(torch.randn(*shape, generator=generator).round() for shape in ((b, 2), (n, 2), (n,))))
+        for _ in range(2)
+    ]
+    ours, reference = (
+        bd.sample(*rounded, k, None, to_student=weights[0], to_teacher=weights[1], seed=3, backend=backend)
+        for backend in ("cpu", "reference")
+    )
+    assert torch.equal(ours.to_student.ids, reference.to_student.ids)
+    assert torch.equal(ours.to_teacher.ids, reference.to_teacher.ids)

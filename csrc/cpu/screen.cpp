@@ -213,12 +213,12 @@ void Sampler::choose(const Round& round, int64_t r, Counted& chosen) const {
 std::vector<int32_t> Sampler::decide(const Round& round, int64_t r, const Bounds* bounds) const {
   const int64_t c = round.c, row = round.rows[r], candidates = unseen(row);
   const double n = static_cast<double>(candidates);
-  int64_t before[2] = {0, 0};
+  int64_t before[2];
+  for (int i = 0; i < 2; ++i) before[i] = directions[i].on ? directions[i].hits[row] : 0;
   std::vector<int32_t> columns;
   for (int to_teacher = 0; to_teacher < 2; ++to_teacher) {
     if (!open(to_teacher, row, round.start)) continue;
     const Direction& d = directions[to_teacher];
-    before[to_teacher] = d.hits[row];
     const Accept accepted(seed, step, round.user_ids[r], d.weight, to_teacher == 1, candidates);
     for (int64_t j = 0; j < c && d.hits[row] < k; ++j) {
       const int64_t column = r * c + j, id = round.ids[column];
