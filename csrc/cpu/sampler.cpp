@@ -108,21 +108,11 @@ Sampler::Nan Sampler::rounds(std::vector<int64_t> rows) const {
   for (int64_t start = 0; !rows.empty() && start < cap; c = next(rows, start)) {
     const int64_t stop = std::min(start + c, start < probe ? probe : cap);
     const size_t together = std::max<int64_t>(64, kInFlight / (stop - start));
-    std::vector<int64_t> to_count = rows, undecided;
-    if (stop - start > kFewToScreen) {
-      for (size_t done = 0; done < rows.size(); done += together) {
-        const auto begin = rows.begin() + done;
-        Round round(*this, {begin, begin + std::min(together, rows.size() - done)}, start, stop - start);
-        if (const Nan nan = screened(round, pilot, &undecided); nan.model >= 0) return nan;
-      }
-      to_count.swap(undecided);
-    }
-    for (size_t done = 0; done < to_count.size(); done += together) {
-      const auto begin = to_count.begin() + done;
-      Round round(*this, {begin, begin + std::min(together, to_count.size() - done)}, start, stop - start);
-      propose(round);
-      if (const Nan nan = count(round); nan.model >= 0) return nan;
-      accept(round);
+    for (size_t done = 0; done < rows.size(); done += together) {
+      const auto begin = rows.begin() + done;
+      Round round(*this, {begin, begin + std::min(together, rows.size() - done)}, start, stop - start);
+      const Nan nan = round.c > kFewToScreen ? screened(round, pilot) : counted_in_full(round);
+      if (nan.model >= 0) return nan;
     }
     start = stop;
     std::erase_if(rows, [&](int64_t row) { return !open(0, row, start) && !open(1, row, start); });
@@ -191,15 +181,18 @@ void Sampler::propose(Round& round) const {
   });
 }
 
-Sampler::Nan Sampler::count(Round& round) const {
+// A round with few proposals: all are counted.
+Sampler::Nan Sampler::counted_in_full(Round& round) const {
+  propose(round);
   Counted all(round.size, round.c);
   for (int m = 0; m < 2; ++m) {
     all.scores[m] = round.scores[m];
     all.ids[m] = round.ids;
   }
-  const Nan nan = count(round, all);
+  if (const Nan nan = count(round, all); nan.model >= 0) return nan;
   for (int m = 0; m < 2; ++m) round.above[m].swap(all.above[m]);
-  return nan;
+  accept(round);
+  return {-1, 0, 0};
 }
 
 // Sets counted.above.

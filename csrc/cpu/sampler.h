@@ -2,8 +2,10 @@
 #pragma once
 #include <cstdint>
 #include <functional>
+#include <utility>
 #include <vector>
 
+#include "../core/order.h"
 #include "kernels.h"
 
 namespace bdkernels::cpu {
@@ -49,22 +51,26 @@ struct Sampler {
   struct Some;
   struct Round;
   struct Counted;
-  struct Bounds;
+  class Bounds;
   struct Pilot;
   struct FullRow;
   Nan rounds(std::vector<int64_t> rows) const;
   int64_t first(const std::vector<int64_t>& rows, const Pilot& pilot) const;
   int64_t next(const std::vector<int64_t>& rows, int64_t start) const;
   void propose(Round& round) const;
-  Nan count(Round& round) const;
+  Nan counted_in_full(Round& round) const;
   Nan count(const Some& some, Counted& counted) const;
   void accept(const Round& round) const;
   Nan full_rows() const;
   // screen.cpp
-  Nan screened(Round& round, const Pilot& pilot, std::vector<int64_t>* undecided) const;
+  Nan screened(Round& round, const Pilot& pilot) const;
   void weigh(Round& round, int64_t r) const;
+  static int64_t columns_for(std::vector<int64_t> wanted, int64_t c);
+  Counted choose(const Round& round) const;
   void choose(const Round& round, int64_t r, Counted& chosen) const;
-  std::vector<int32_t> decide(const Round& round, int64_t r, const Bounds* bounds) const;
+  static Counted choose_open(const Round& round, const std::vector<int64_t>& places,
+                             const std::vector<std::vector<int32_t>>& open);
+  std::vector<int32_t> decide(Round& round, int64_t r) const;
 
   bool open(int64_t direction, int64_t row, int64_t start) const;
   bool lacks(int64_t direction, int64_t row) const {
@@ -87,20 +93,8 @@ struct Sampler::Some {
   std::vector<float> users[2];    // [R, d]
 };
 
-// Some of their proposals, [R, c] chosen for each model, and how many items come before them.
-struct Sampler::Counted {
-  Counted(int64_t size, int64_t columns) : c(columns) {
-    for (int m = 0; m < 2; ++m) {
-      scores[m].resize(size * c);
-      ids[m].resize(size * c);
-      above[m].resize(size * c);
-    }
-  }
-
-  int64_t c;
-  std::vector<float> scores[2];
-  std::vector<int64_t> ids[2], above[2];
-};
+// A counted proposal: a key that rises as the order falls, and how many items come before it.
+using Place = std::pair<uint64_t, int64_t>;
 
 // Proposals start .. start + c - 1 of some users, and what is found out about them.
 struct Sampler::Round : Some {
@@ -110,9 +104,35 @@ struct Sampler::Round : Some {
   std::vector<int64_t> ids;       // [R, c]
   std::vector<float> scores[2];   // [R, c]
   std::vector<int64_t> above[2];  // [R, c], rank - 1, or a guess of it
-  // How to screen them:
+  // To screen them:
   std::vector<float> distance;   // [R, c] how far the guessed value is from a limit; infinite where that does not matter
   std::vector<double> limit[2];  // [R, c] of each direction: accepted if the value is above; NaN where it does not matter
+  std::vector<std::vector<Place>> counted[2];  // [R] so far
+};
+
+// Some proposals of some users, [R, c] chosen for each model, and how many items come before them.
+struct Sampler::Counted {
+  Counted(int64_t size, int64_t columns) : c(columns) {
+    for (int m = 0; m < 2; ++m) {
+      scores[m].resize(size * c);
+      ids[m].resize(size * c);
+      above[m].resize(size * c);
+    }
+  }
+
+  // Column j of row i is this proposal.
+  void take(int m, int64_t i, int64_t j, const Round& round, int64_t r, int64_t column) {
+    scores[m][i * c + j] = round.scores[m][r * round.c + column];
+    ids[m][i * c + j] = round.ids[r * round.c + column];
+  }
+
+  void add_to(std::vector<Place>& out, int m, int64_t i) const {
+    for (int64_t at = i * c; at < (i + 1) * c; ++at) out.emplace_back(~order_key(scores[m][at], ids[m][at]), above[m][at]);
+  }
+
+  int64_t c;
+  std::vector<float> scores[2];
+  std::vector<int64_t> ids[2], above[2];
 };
 
 // Every so many-th item of both models, to guess ranks by.

@@ -1,7 +1,7 @@
 // Which proposals of a round need an exact rank. A proposal is accepted if its gap is above a limit that its random number
 // sets, so most decisions are clear from a rank that is known roughly. Ranks guessed among the pilot's items tell which ones
 // are close; those are counted exactly, and some more at even distances. All others lie between two counted ones, which
-// bounds their ranks: the decision must be the same at both ends. A user with one that is not is counted in full. So every
+// bounds their ranks: the decision must be the same at both ends. Where it is not, a further look counts those too. So every
 // decision is the exact one; the guesses only choose what is counted.
 #include <algorithm>
 #include <array>
@@ -51,111 +51,66 @@ double limit_of(const Weight& w, double u, double n) {
 
 }  // namespace
 
-// Counted proposals of one user and model, by falling order, to bound the ranks of the others.
-struct Sampler::Bounds {
-  void add(const Counted& counted, int m, int64_t r) {
-    for (int64_t at = r * counted.c; at < (r + 1) * counted.c; ++at) {
-      sorted.emplace_back(~order_key(counted.scores[m][at], counted.ids[m][at]), counted.above[m][at]);
+// The counted proposals of one user and model, to bound the ranks of the others.
+class Sampler::Bounds {
+ public:
+  // `counted` gets into falling order; n candidates.
+  Bounds(std::vector<Place>& counted, int64_t n) : half_(std::bit_floor(counted.size())) {
+    std::sort(counted.begin(), counted.end());
+    keys_.assign(2 * half_, ~uint64_t{0});
+    least_.assign(1, 1);
+    for (size_t i = 0; i < counted.size(); ++i) {
+      const auto above = static_cast<double>(counted[i].second);
+      keys_[i] = counted[i].first;
+      most_.push_back(above);
+      least_.push_back(above + 2);
     }
-  }
-
-  void sort(int64_t n) {
-    std::sort(sorted.begin(), sorted.end());
-    half = std::bit_floor(sorted.size());
-    keys.assign(2 * half, ~uint64_t{0});
-    least.assign(1, 1);
-    for (size_t i = 0; i < sorted.size(); ++i) {
-      const auto above = static_cast<double>(sorted[i].second);
-      keys[i] = sorted[i].first;
-      most.push_back(above);
-      least.push_back(above + 2);
-    }
-    most.push_back(static_cast<double>(n));
+    most_.push_back(static_cast<double>(n));
   }
 
   // Best and worst rank of this one.
   std::pair<double, double> of(float score, int64_t id) const {
     const uint64_t key = ~order_key(score, id);
     size_t at = 0;  // how many come before it
-    for (size_t step = half; step > 0; step /= 2) at = keys[at + step - 1] < key ? at + step : at;
-    if (keys[at] == key) return {most[at] + 1, most[at] + 1};
-    return {least[at], most[at]};
+    for (size_t step = half_; step > 0; step /= 2) at = keys_[at + step - 1] < key ? at + step : at;
+    if (keys_[at] == key) return {most_[at] + 1, most_[at] + 1};
+    return {least_[at], most_[at]};
   }
 
-  std::vector<std::pair<uint64_t, int64_t>> sorted;
-  std::vector<uint64_t> keys;       // padded to a power of two
-  std::vector<double> least, most;  // ranks of one that comes behind the first i counted ones, and before the others
-  size_t half = 0;
+ private:
+  size_t half_;
+  std::vector<uint64_t> keys_;        // padded to a power of two
+  std::vector<double> least_, most_;  // ranks of one that comes behind the first i counted ones, and before the others
 };
 
-Sampler::Nan Sampler::screened(Round& round, const Pilot& pilot, std::vector<int64_t>* undecided) const {
+Sampler::Nan Sampler::screened(Round& round, const Pilot& pilot) const {
   propose(round);
   pilot.guess(*this, round);
   round.distance.assign(round.size * round.c, std::numeric_limits<float>::infinity());
   for (auto& limit : round.limit) limit.assign(round.size * round.c, std::numeric_limits<double>::quiet_NaN());
+  for (auto& counted : round.counted) counted.resize(round.size);
   parallel(round.size, 4, [&](int64_t a, int64_t b) {
     for (int64_t r = a; r < b; ++r) weigh(round, r);
   });
-  // Room for the close ones of nearly all users.
-  std::vector<int64_t> close(round.size);
-  for (int64_t r = 0; r < round.size; ++r) {
-    const auto row = round.distance.begin() + r * round.c;
-    close[r] = std::count_if(row, row + round.c, [](float distance) { return distance < kClose; });
-  }
-  const auto most = close.begin() + (round.size - 1) * 15 / 16;
-  std::nth_element(close.begin(), most, close.end());
-  Counted chosen(round.size, *most + kPivots <= kFewest ? kFewest : std::min(round.c, (*most + kPivots + 31) / 32 * 32));
-  parallel(round.size, 4, [&](int64_t a, int64_t b) {
-    for (int64_t r = a; r < b; ++r) choose(round, r, chosen);
-  });
-  if (const Nan nan = count(round, chosen); nan.model >= 0) return nan;
+  std::vector<int64_t> places(round.size);  // of the users who are not decided yet
+  std::iota(places.begin(), places.end(), 0);
   std::vector<std::vector<int32_t>> open(round.size);
-  parallel(round.size, 4, [&](int64_t a, int64_t b) {
-    for (int64_t r = a; r < b; ++r) {
-      Bounds bounds[2];
-      for (int m = 0; m < 2; ++m) {
-        bounds[m].add(chosen, m, r);
-        bounds[m].sort(unseen(round.rows[r]));
+  Counted now = choose(round);
+  while (true) {
+    std::vector<int64_t> rows;
+    for (const int64_t r : places) rows.push_back(round.rows[r]);
+    const Some some(*this, std::move(rows));
+    if (const Nan nan = count(some, now); nan.model >= 0) return nan;
+    parallel(some.size, 4, [&](int64_t a, int64_t b) {
+      for (int64_t i = a; i < b; ++i) {
+        for (int m = 0; m < 2; ++m) now.add_to(round.counted[m][places[i]], m, i);
+        open[places[i]] = decide(round, places[i]);
       }
-      open[r] = decide(round, r, bounds);
-    }
-  });
-  // What is open is counted too.
-  std::vector<int64_t> places, rows;
-  for (int64_t r = 0; r < round.size; ++r) {
-    if (open[r].empty()) continue;
-    places.push_back(r);
-    rows.push_back(round.rows[r]);
+    });
+    std::erase_if(places, [&](int64_t r) { return open[r].empty(); });
+    if (places.empty()) return {-1, 0, 0};
+    now = choose_open(round, places, open);
   }
-  if (rows.empty()) return {-1, 0, 0};
-  const Some few(*this, rows);
-  Counted more(few.size, kFewest);
-  for (int64_t i = 0; i < few.size; ++i) {
-    const std::vector<int32_t>& columns = open[places[i]];
-    for (int64_t j = 0; j < more.c; ++j) {
-      const int64_t column = places[i] * round.c + columns[std::min(j, std::ssize(columns) - 1)];
-      for (int m = 0; m < 2; ++m) {
-        more.scores[m][i * more.c + j] = round.scores[m][column];
-        more.ids[m][i * more.c + j] = round.ids[column];
-      }
-    }
-  }
-  if (const Nan nan = count(few, more); nan.model >= 0) return nan;
-  parallel(few.size, 4, [&](int64_t a, int64_t b) {
-    for (int64_t i = a; i < b; ++i) {
-      Bounds bounds[2];
-      for (int m = 0; m < 2; ++m) {
-        bounds[m].add(chosen, m, places[i]);
-        bounds[m].add(more, m, i);
-        bounds[m].sort(unseen(rows[i]));
-      }
-      open[places[i]] = decide(round, places[i], bounds);
-    }
-  });
-  for (const int64_t r : places) {
-    if (!open[r].empty()) undecided->push_back(round.rows[r]);
-  }
-  return {-1, 0, 0};
 }
 
 // Sets limit and distance of one row.
@@ -181,7 +136,27 @@ void Sampler::weigh(Round& round, int64_t r) const {
   }
 }
 
-// Chooses what is counted of one row: the closest, and pivots at even distances.
+// How many columns a look takes: enough for nearly all users, and no fewer than registers search.
+int64_t Sampler::columns_for(std::vector<int64_t> wanted, int64_t c) {
+  const auto most = wanted.begin() + (std::ssize(wanted) - 1) * 15 / 16;
+  std::nth_element(wanted.begin(), most, wanted.end());
+  return *most <= kFewest ? kFewest : std::min(c, (*most + 31) / 32 * 32);
+}
+
+// The first look: the closest of each row, and pivots at even distances.
+Sampler::Counted Sampler::choose(const Round& round) const {
+  std::vector<int64_t> wanted(round.size);
+  for (int64_t r = 0; r < round.size; ++r) {
+    const auto row = round.distance.begin() + r * round.c;
+    wanted[r] = kPivots + std::count_if(row, row + round.c, [](float distance) { return distance < kClose; });
+  }
+  Counted chosen(round.size, columns_for(wanted, round.c));
+  parallel(round.size, 4, [&](int64_t a, int64_t b) {
+    for (int64_t r = a; r < b; ++r) choose(round, r, chosen);
+  });
+  return chosen;
+}
+
 void Sampler::choose(const Round& round, int64_t r, Counted& chosen) const {
   const int64_t c = round.c, closest = chosen.c - kPivots;
   const float* distance = round.distance.data() + r * c;
@@ -191,28 +166,38 @@ void Sampler::choose(const Round& round, int64_t r, Counted& chosen) const {
   const auto nearer = [&](int32_t a, int32_t b) { return distance[a] < distance[b]; };
   if (rest - order.begin() > closest) std::nth_element(order.begin(), order.begin() + closest, rest, nearer);
   for (int m = 0; m < 2; ++m) {
-    const int64_t at = r * chosen.c;
     const int64_t* above = round.above[m].data() + r * c;
     std::array<int32_t, kPivots> pivots;
     pivots.fill(-1);
-    for (int64_t j = closest; j < c; ++j) {
-      const int32_t column = order[j];
-      const int64_t place = above[column] * kPivots / models[m].items.n;
-      pivots[std::min(place, kPivots - 1)] = column;
-    }
-    for (int64_t i = 0; i < chosen.c; ++i) {
-      int32_t column = order[i];  // beyond the close ones, any other where a pivot is missing
-      if (i >= closest && pivots[i - closest] >= 0) column = pivots[i - closest];
-      chosen.scores[m][at + i] = round.scores[m][r * c + column];
-      chosen.ids[m][at + i] = round.ids[r * c + column];
+    for (int64_t j = closest; j < c; ++j)
+      pivots[std::min(above[order[j]] * kPivots / models[m].items.n, kPivots - 1)] = order[j];
+    for (int64_t i = 0; i < chosen.c; ++i) {  // beyond the close ones, any other where a pivot is missing
+      const bool pivot = i >= closest && pivots[i - closest] >= 0;
+      chosen.take(m, r, i, round, r, pivot ? pivots[i - closest] : order[i]);
     }
   }
 }
 
+// Each further look: what the bounds left open.
+Sampler::Counted Sampler::choose_open(const Round& round, const std::vector<int64_t>& places,
+                                      const std::vector<std::vector<int32_t>>& open) {
+  std::vector<int64_t> wanted;
+  for (const int64_t r : places) wanted.push_back(std::ssize(open[r]));
+  Counted chosen(std::ssize(places), columns_for(wanted, round.c));
+  for (int64_t i = 0; i < std::ssize(places); ++i) {
+    const std::vector<int32_t>& columns = open[places[i]];
+    for (int64_t j = 0; j < chosen.c; ++j) {
+      for (int m = 0; m < 2; ++m) chosen.take(m, i, j, round, places[i], columns[std::min(j, std::ssize(columns) - 1)]);
+    }
+  }
+  return chosen;
+}
+
 // Accepts the proposals of one row in order. Returns the columns that the bounds leave open: then nothing is done.
-std::vector<int32_t> Sampler::decide(const Round& round, int64_t r, const Bounds* bounds) const {
+std::vector<int32_t> Sampler::decide(Round& round, int64_t r) const {
   const int64_t c = round.c, row = round.rows[r], candidates = unseen(row);
   const double n = static_cast<double>(candidates);
+  const Bounds bounds[2] = {{round.counted[0][r], candidates}, {round.counted[1][r], candidates}};
   int64_t before[2];
   for (int i = 0; i < 2; ++i) before[i] = directions[i].on ? directions[i].hits[row] : 0;
   std::vector<int32_t> columns;
