@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -194,29 +195,28 @@ class Trainer:
         if place.phase == "joint" and place.step == 0 and self.objective.distiller is not None:
             self.objective.distiller.begin_epoch(place.epoch)
         order = torch.randperm(len(self.users), generator=self._generator(place.epoch)).to(self.device)
-        for step in range(place.step, steps):
-            size = self.config.train.batch_size
-            self._step(order[step * size : (step + 1) * size], place.epoch * steps + step)
+        size = self.config.train.batch_size
+        batches = zip(self.users[order].split(size), self.items[order].split(size), strict=True)
+        for step, (users, positives) in islice(enumerate(batches), place.step, None):
+            self._step(users, positives, place.epoch * steps + step)
             place.step = step + 1
             self._tell("on_step")
             if interrupt.asked:
                 self.save()
                 raise KeyboardInterrupt
 
-    def _step(self, rows: Tensor, step: int) -> None:
+    def _step(self, users: Tensor, positives: Tensor, step: int) -> None:
         """One step of each model that learns in this phase, on these training interactions."""
         generator = self._generator("step", step)
-        torch.default_generator.manual_seed(
-            generator.initial_seed()
-        )  # for models that draw themselves, such as dropout
+        seed = generator.initial_seed()
+        torch.default_generator.manual_seed(seed)  # for models that draw themselves, such as dropout
         if self.device.type == "cuda":
-            torch.cuda.manual_seed(generator.initial_seed())
-        users, positives = self.users[rows], self.items[rows]
+            torch.cuda.manual_seed(seed)
         batches = self.objective.batches(LEARN_IN[self.place.phase], users, positives, step, generator)
         for name, batch in batches.items():
             for key, loss in self.learners[name].step(batch).items():
                 column = f"{name}/loss_{key}"
-                self.sums[column] = self.sums.get(column, 0.0) + loss.double() * len(rows)
+                self.sums[column] = self.sums.get(column, 0.0) + loss.double() * len(users)
 
     def _end_epoch(self, began: float, evaluated: bool = True) -> None:
         """Evaluate, write the history's row, save a checkpoint if it is due."""

@@ -58,8 +58,9 @@ class Bidirectional:
         else:
             most, source, rows = self.config.pool, self.pool, users
             places = torch.randint(most, (len(users), k), generator=generator).to(device)
+        places += rows[:, None] * source.shape[1]
         learners = [name for name, weight in self.weights.items() if weight is not None]
-        found = [source[rows[:, None], places + at * most].long() for at in range(len(learners))]
+        found = [source.take(places + at * most).long() for at in range(len(learners))]
         return {name: Draws(ids, ids >= 0) for name, ids in zip(learners, found, strict=True)}
 
     def _sample(self, users: Tensor, k: int, step: int) -> Tensor:
