@@ -62,19 +62,33 @@ class Seen(NamedTuple):
         return torch.repeat_interleave(torch.arange(self.indptr.shape[0] - 1, device=self.indptr.device), self.counts())
 
     def nth_unseen(self, nth: Tensor, n_items: int) -> Tensor:
-        """[B, C] int64: the id of each row's unseen item number nth ([B, C] int64, from 0), or -1 where a row has too few.
-
-        The nth unseen id is nth + (the seen ids with at most nth unseen ids before them), and seen id number p has id - p
-        unseen ids before it: one binary search in all rows at once, each row shifted past the one before.
-        """
-        rows = self.row_of_each()
-        unseen_before = self.indices - (torch.arange(rows.shape[0], device=rows.device) - self.indptr[rows])
-        shift = torch.arange(nth.shape[0], device=rows.device)[:, None] * (n_items + 1)
-        skipped = (
-            torch.searchsorted(rows * (n_items + 1) + unseen_before, shift + nth, right=True) - self.indptr[:-1, None]
-        )
-        return torch.where(nth < n_items - self.counts()[:, None], nth + skipped, -1)
+        """[B, C] int64: the id of each row's unseen item number nth ([B, C] int64, from 0), or -1 where a row has too few."""
+        return Unseen(self, n_items).nth(torch.arange(nth.shape[0], device=nth.device), nth)
 
     def to(self, device: torch.device | str) -> "Seen":
         """The same rows on another device."""
         return Seen(self.indptr.to(device), self.indices.to(device))
+
+
+class Unseen:
+    """The items that `seen` leaves of a catalog, by number: what all lookups share is computed once.
+
+    The nth unseen id is nth + (the seen ids with at most nth unseen ids before them), and seen id number p has id - p unseen
+    ids before it: one binary search in all rows at once, each row shifted past the one before.
+
+    Attributes:
+        counts: [B] int64, how many each row has.
+    """
+
+    def __init__(self, seen: Seen, n_items: int) -> None:
+        rows = seen.row_of_each()
+        self.counts = n_items - seen.counts()
+        self._stride, self._starts = n_items + 1, seen.indptr[:-1]
+        unseen_before = seen.indices - (torch.arange(rows.shape[0], device=rows.device) - self._starts[rows])
+        self._keys = rows * self._stride + unseen_before  # rising
+
+    def nth(self, rows: Tensor, nth: Tensor) -> Tensor:
+        """[C, D] int64: ids of the unseen items number nth ([C, D] int64, from 0) of rows [C], -1 where a row has too few."""
+        rows = rows[:, None]
+        skipped = torch.searchsorted(self._keys, rows * self._stride + nth, right=True) - self._starts[rows]
+        return torch.where(nth < self.counts[rows], nth + skipped, -1)

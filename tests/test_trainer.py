@@ -15,6 +15,7 @@ import torch
 from bidistill import MF, Config, Split, Trainer, UserError, evaluate, generate, split
 from bidistill.callbacks import Callback
 from bidistill.checkpoint import load_model, save_model
+from bidistill.update import FusedUpdate
 
 import bdkernels
 
@@ -135,6 +136,17 @@ def undisturbed(parts):
         return results[name]
 
     return result
+
+
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    [("default", []), ("sparse", ["teacher", "student"]), ("sgd", ["teacher"])],  # the student of "sgd" has Adam
+)
+def test_steps_are_fused_where_they_can_be(parts, name, fused):
+    learners = Trainer(variant(name), parts).learners
+    assert [who for who, learner in learners.items() if isinstance(learner.update, FusedUpdate)] == fused
+    unlike = variant(name, distill__negatives_from_samples=True)
+    assert not any(isinstance(each.update, FusedUpdate) for each in Trainer(unlike, parts).learners.values())
 
 
 # The phases have 2, 2 and 3 epochs of 5 steps: within an epoch, at its end, in each of the phases.

@@ -53,7 +53,7 @@ class ModelConfig:
     weight_decay: float = option(0.0, "L2 regularisation, added to the gradient", least=0)
     optimizer: str = option(
         "adam",
-        "optimizer; sparse_adam updates only the rows of a batch, for large catalogs",
+        "optimizer; sparse_adam, adagrad and sgd update only the rows of a batch, in one fused call: fast on large catalogs",
         choices=("adam", "adagrad", "sgd", "sparse_adam"),
     )
 

@@ -1,4 +1,4 @@
-"""A model in training: its optimizer, its best state so far, and how to save and restore all of it."""
+"""A model in training: its update, its best state so far, and how to save and restore all of it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,7 @@ from torch import Tensor
 from bidistill.config import ModelConfig
 from bidistill.errors import UserError
 from bidistill.models import Recommender, build_model
-
-OPTIMIZERS: dict[str, Any] = {
-    "adam": torch.optim.Adam,
-    "adagrad": torch.optim.Adagrad,
-    "sgd": torch.optim.SGD,
-    "sparse_adam": torch.optim.SparseAdam,
-}
+from bidistill.update import Batch, Terms, make_update
 
 
 class Learner:
@@ -26,28 +20,27 @@ class Learner:
     Args:
         model: any Recommender.
         config: learning rate, weight decay and optimizer.
+        terms: what the model minimises.
+        fuse: let steps be fused where model and optimizer allow it; False where a negative may be missing.
 
     Attributes:
         best_score, best_epoch: of the phase so far; -inf and 0 before the first evaluation.
         stale: evaluations since the best one.
     """
 
-    def __init__(self, model: Recommender, config: ModelConfig) -> None:
-        self.model, self.config = model, config
+    def __init__(self, model: Recommender, config: ModelConfig, terms: Terms, *, fuse: bool) -> None:
+        self.model, self.config, self.terms, self.fuse = model, config, terms, fuse
         self.restart()
 
     def restart(self) -> None:
         """Begin a phase: keep the parameters, forget the optimizer's state and the best state."""
-        decay = {"weight_decay": self.config.weight_decay} if self.config.weight_decay else {}
-        self.optimizer = OPTIMIZERS[self.config.optimizer](self.model.parameters(), lr=self.config.lr, **decay)
+        self.update = make_update(self.model, self.config, self.terms, fuse=self.fuse)
         self.best: dict[str, Tensor] = {}
         self.best_score, self.best_epoch, self.stale = -math.inf, 0, 0
 
-    def step(self, loss: Tensor) -> None:
-        """One step down the gradient of a scalar loss."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """Learn from a batch. Returns the scalar losses before the step: "cf", and "distill" if there was any."""
+        return self.update(batch)
 
     def observe(self, score: float, epoch: int) -> None:
         """Take note of an evaluation; keep the state if it is the best so far."""
@@ -70,24 +63,19 @@ class Learner:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         scalars: dict[str, Any] = {}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            for name, value in values.items():
-                (tensors if isinstance(value, Tensor) else scalars)[f"optimizer.{index}.{name}"] = value
+        for name, value in self.update.state().items():
+            (tensors if isinstance(value, Tensor) else scalars)[f"optimizer.{name}"] = value
         numbers = {"best_epoch": self.best_epoch, "stale": self.stale, "optimizer": scalars}
         return tensors, numbers | {"best_score": self.best_score if self.best else None}
 
     def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Restore what `state` gave. Raises KeyError or RuntimeError where it belongs to another model."""
+        """Restore what `state` gave. Raises KeyError, RuntimeError or ValueError where it belongs to another model."""
         self.restart()
         self.model.load_state_dict(below("model.", tensors))
         self.best = below("best.", tensors)
         self.best_score = -math.inf if numbers["best_score"] is None else numbers["best_score"]
         self.best_epoch, self.stale = numbers["best_epoch"], numbers["stale"]
-        state: dict[int, dict[str, Any]] = {}
-        for name, value in below("optimizer.", tensors | numbers["optimizer"]).items():
-            index, _, key = name.partition(".")
-            state.setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.update.load_state(below("optimizer.", tensors | numbers["optimizer"]))
 
 
 def new_model(config: ModelConfig, n_users: int, n_items: int, seed: int) -> Recommender:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bdkernels import Seen
+from bdkernels import Draws, Seen
+from bdkernels.seen import Unseen
 
 
 class NegativeSampler:
@@ -14,20 +15,23 @@ class NegativeSampler:
     Args:
         seen: sorted CSR rows of every user, numbered as in `draw`.
         n_items: size of the catalog.
+
+    Attributes:
+        always: whether every user has something unseen, so that no mask has a False.
     """
 
     def __init__(self, seen: Seen, n_items: int) -> None:
-        self.seen, self.n_items = seen, n_items
-        self.unseen = n_items - seen.counts()  # [n_users]
+        self.unseen = Unseen(seen, n_items)
+        self.always = bool((self.unseen.counts > 0).all())
 
-    def draw(self, users: Tensor, n: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def draw(self, users: Tensor, n: int, generator: torch.Generator | None = None) -> Draws:
         """Draw n items for each of users [B] int64, with replacement.
 
         Returns:
             ids [B, n] int64, and mask [B, n] bool. A user who has seen every item gets id -1 and mask False.
         """
-        unseen = self.unseen[users][:, None]  # [B, 1]
+        unseen = self.unseen.counts[users][:, None]  # [B, 1]
         uniform = torch.rand(users.shape[0], n, generator=generator, dtype=torch.float64).to(users.device)
         nth = torch.minimum((uniform * unseen).long(), unseen - 1).clamp(min=0)
-        ids = self.seen.rows(users).nth_unseen(nth, self.n_items)
-        return ids, ids >= 0
+        ids = self.unseen.nth(users, nth)
+        return Draws(ids, ids >= 0)

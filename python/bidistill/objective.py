@@ -1,4 +1,4 @@
-"""What the models minimise: their own loss on positives and negatives, plus lambda times the distillation loss."""
+"""What the models minimise, and what they learn it from: positives, negatives, and the items on which they follow each other."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bdkernels import Seen
+from bdkernels import Draws, Seen, score
 from bidistill.config import Config
 from bidistill.distill import Bidirectional
-from bidistill.losses import LOSSES
 from bidistill.models import Recommender
 from bidistill.negatives import NegativeSampler
+from bidistill.update import Batch, Terms
+
+GUIDES = {"teacher": "student", "student": "teacher"}
 
 
 class Objective:
-    """The losses of one step.
+    """The batches of one step.
 
     Args:
         config: settings of training and distillation.
@@ -26,16 +28,26 @@ class Objective:
 
     def __init__(self, config: Config, models: Mapping[str, Recommender], seen: Seen) -> None:
         self.config, self.models = config, models
-        self.loss = LOSSES[config.train.loss]
         self.negatives = NegativeSampler(seen, models["teacher"].n_items)
         self.distiller: Bidirectional | None = None
         if config.distill.method == "bidirectional":
             self.distiller = Bidirectional(config.distill, models["teacher"], models["student"], seen, config.run.seed)
 
-    def losses(
+    @property
+    def may_lack_negatives(self) -> bool:
+        """Whether a negative may be masked out: of a user who has seen everything, or of one without a distilled item."""
+        return self.config.distill.negatives_from_samples or not self.negatives.always
+
+    def terms(self, name: str) -> Terms:
+        """What this model minimises."""
+        distill = self.config.distill
+        weight = distill.lambda_teacher if name == "teacher" else distill.lambda_student
+        return Terms(self.config.train.loss, weight, distill.tau_learner, distill.tau_guide)
+
+    def batches(
         self, names: Sequence[str], users: Tensor, positives: Tensor, step: int, generator: torch.Generator
-    ) -> dict[str, dict[str, Tensor]]:
-        """{"cf": loss} of each named model, and where both are named and distillation is on, "distill" too.
+    ) -> dict[str, Batch]:
+        """What each named model learns from; where both are named, each follows the other as both are before the step.
 
         Args:
             names: the models that learn in this step. Both meet the same negatives.
@@ -43,28 +55,15 @@ class Objective:
             step: number of the step in its phase; picks the distilled items.
             generator: draws the negatives.
         """
-        negatives, mask = self.negatives.draw(users, self.config.train.negatives, generator)
-        columns = [positives[:, None], negatives.clamp(min=0)]
-        drawn = None
+        negatives = self.negatives.draw(users, self.config.train.negatives, generator)
+        drawn: dict[str, Draws] = {}
         if self.distiller is not None and len(names) == 2:
             drawn = self.distiller.draw(users, step, generator)
-            columns.append(drawn.ids)
-        ids = torch.cat(columns, dim=1)  # [B, 1 + M + E]: one call a model scores everything
-        scores = {name: self.models[name].score(users, ids) for name in names}
-        first = 1 + negatives.shape[1]
-        losses = {}
+        nothing = Draws(negatives.ids[:, :0], negatives.mask[:, :0])
+        batches = {}
         for name in names:
-            wrong, where = scores[name][:, 1:first], mask
-            if drawn is not None and self.config.distill.negatives_from_samples:
-                wrong, where = drawn.of(name, scores[name][:, first:]), drawn.of(name, drawn.mask)
-            losses[name] = {"cf": self.loss(scores[name][:, 0], wrong, where)}
-        if self.distiller is not None and drawn is not None:
-            extra = self.distiller.losses(scores["teacher"][:, first:], scores["student"][:, first:], drawn)
-            for name, loss in extra.items():
-                losses[name]["distill"] = loss
-        return losses
-
-    def total(self, name: str, losses: Mapping[str, Tensor]) -> Tensor:
-        """The scalar that a model minimises: cf + lambda * distill."""
-        weight = self.config.distill.lambda_teacher if name == "teacher" else self.config.distill.lambda_student
-        return losses["cf"] + weight * losses["distill"] if "distill" in losses else losses["cf"]
+            distill = drawn.get(name, nothing)
+            guide_scores = score(self.models[GUIDES[name]].factors(users), distill.ids.clamp(min=0))
+            own = drawn and self.config.distill.negatives_from_samples
+            batches[name] = Batch(users, positives, distill if own else negatives, distill, guide_scores)
+        return batches

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bidistill.callbacks import Callback, Row, standard_callbacks
-from bidistill.config import Config, ModelConfig
+from bidistill.config import Config
 from bidistill.data import Split
 from bidistill.errors import UserError
 from bidistill.evaluate import evaluate, known
@@ -92,11 +93,15 @@ class Trainer:
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         self.folder = RunFolder(config.run.out) if config.run.out else None
-        self.learners = {name: self._learner(name) for name in ("teacher", "student")}
         self.users = torch.from_numpy(split.train_users).to(self.device)
         self.items = torch.from_numpy(split.train_items).to(self.device)
         self.seen = known(split, "val", self.device)
-        self.objective = Objective(config, {name: each.model for name, each in self.learners.items()}, self.seen)
+        models = {name: self._model(name) for name in ("teacher", "student")}
+        self.objective = Objective(config, models, self.seen)
+        self.learners = {
+            name: Learner(model, config[name], self.objective.terms(name), fuse=not self.objective.may_lack_negatives)
+            for name, model in models.items()
+        }
         self.place = Place()
         self.history: list[Row] = []
         self.warmup: Metrics = {}
@@ -190,30 +195,28 @@ class Trainer:
         if place.phase == "joint" and place.step == 0 and self.objective.distiller is not None:
             self.objective.distiller.begin_epoch(place.epoch)
         order = torch.randperm(len(self.users), generator=self._generator(place.epoch)).to(self.device)
-        for step in range(place.step, steps):
-            size = self.config.train.batch_size
-            self._step(order[step * size : (step + 1) * size], place.epoch * steps + step)
+        size = self.config.train.batch_size
+        batches = zip(self.users[order].split(size), self.items[order].split(size), strict=True)
+        for step, (users, positives) in islice(enumerate(batches), place.step, None):
+            self._step(users, positives, place.epoch * steps + step)
             place.step = step + 1
             self._tell("on_step")
             if interrupt.asked:
                 self.save()
                 raise KeyboardInterrupt
 
-    def _step(self, rows: Tensor, step: int) -> None:
+    def _step(self, users: Tensor, positives: Tensor, step: int) -> None:
         """One step of each model that learns in this phase, on these training interactions."""
         generator = self._generator("step", step)
-        torch.default_generator.manual_seed(
-            generator.initial_seed()
-        )  # for models that draw themselves, such as dropout
+        seed = generator.initial_seed()
+        torch.default_generator.manual_seed(seed)  # for models that draw themselves, such as dropout
         if self.device.type == "cuda":
-            torch.cuda.manual_seed(generator.initial_seed())
-        users, positives = self.users[rows], self.items[rows]
-        found = self.objective.losses(LEARN_IN[self.place.phase], users, positives, step, generator)
-        for name, losses in found.items():
-            self.learners[name].step(self.objective.total(name, losses))
-            for key, loss in losses.items():
+            torch.cuda.manual_seed(seed)
+        batches = self.objective.batches(LEARN_IN[self.place.phase], users, positives, step, generator)
+        for name, batch in batches.items():
+            for key, loss in self.learners[name].step(batch).items():
                 column = f"{name}/loss_{key}"
-                self.sums[column] = self.sums.get(column, 0.0) + loss.detach().double() * len(rows)
+                self.sums[column] = self.sums.get(column, 0.0) + loss.double() * len(users)
 
     def _end_epoch(self, began: float, evaluated: bool = True) -> None:
         """Evaluate, write the history's row, save a checkpoint if it is due."""
@@ -283,10 +286,10 @@ class Trainer:
         self.place = Place(**state["place"])
         self.history, self.warmup, self.sums = state["history"], state["warmup"], state["sums"]
 
-    def _learner(self, name: str) -> Learner:
-        config: ModelConfig = self.config[name]
-        model = new_model(config, self.split.n_users, self.split.n_items, seed_of(self.config.run.seed, name))
-        return Learner(model.to(self.device), config)
+    def _model(self, name: str) -> Recommender:
+        seed = seed_of(self.config.run.seed, name)
+        model: Recommender = new_model(self.config[name], self.split.n_users, self.split.n_items, seed).to(self.device)
+        return model
 
     def _generator(self, *key: Any) -> torch.Generator:
         """The random numbers of a part of the phase; always on the CPU, so that every device draws alike."""

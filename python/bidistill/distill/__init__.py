@@ -1,5 +1,5 @@
 """Distillation methods, one file each."""
 
-from bidistill.distill.bidirectional import Bidirectional, Drawn, make_weight
+from bidistill.distill.bidirectional import Bidirectional, make_weight
 
-__all__ = ["Bidirectional", "Drawn", "make_weight"]
+__all__ = ["Bidirectional", "make_weight"]

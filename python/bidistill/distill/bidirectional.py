@@ -1,40 +1,22 @@
-"""Bidirectional distillation: which items the two models learn from each other, and the two losses on them."""
+"""Bidirectional distillation: which items the two models learn from each other."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bdkernels import Exp, Linear, RankOnly, Seen, Tanh, Uniform, Weight, distill_loss, sample
+from bdkernels import Draws, Exp, Linear, RankOnly, Seen, Tanh, Uniform, Weight, sample
 from bidistill.config import DistillConfig, WeightConfig
 from bidistill.models import Recommender
 
 
-class Drawn(NamedTuple):
-    """Items for one batch: the first columns for the student to learn, the rest for the teacher.
-
-    Attributes:
-        ids: [B, E] int64, valid items everywhere (0 where the mask is False).
-        mask: [B, E] bool, False where there is nothing to learn.
-        split: how many columns are the student's.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    split: int
-
-    def of(self, learner: str, values: Tensor) -> Tensor:
-        """The columns of `values` [B, E] that the "student" or the "teacher" learns from."""
-        return values[:, : self.split] if learner == "student" else values[:, self.split :]
-
-
 class Bidirectional:
-    """Draws items by the discrepancy of the two models' ranks and lets each model follow the other on its own ones.
+    """Draws items by the discrepancy of the two models' ranks: for each model those on which it follows the other.
 
     Args:
-        config: weights, temperatures, samples for each positive, refresh policy.
+        config: weights, samples for each positive, refresh policy.
         seen: CSR rows of all users; seen items are never drawn. n_users rows.
         seed: of the draws.
     """
@@ -56,44 +38,30 @@ class Bidirectional:
         users = torch.arange(self.teacher.n_users, device=self.seen.indptr.device)
         self.pool = torch.cat([self._sample(some, self.config.pool, epoch).int() for some in users.split(batch)])
 
-    def draw(self, users: Tensor, step: int, generator: torch.Generator) -> Drawn:
+    def draw(self, users: Tensor, step: int, generator: torch.Generator) -> dict[str, Draws]:
         """Items for users [B] int64 (repeats allowed), `samples` for each row and direction.
 
         Args:
             step: number of the training step; other steps draw other items.
             generator: picks places in the pool, where there is one.
+
+        Returns:
+            {learner: [B, samples] draws} of the directions that are on; id -1 and mask False where there is nothing to learn.
         """
-        k, rows = self.config.samples, users
+        k, device = self.config.samples, users.device
         if self.pool is None:
             # The same user gets the same draws in one step: draw enough for all its rows, and give each row its own.
-            rows, inverse, counts = users.unique(return_inverse=True, return_counts=True)
+            unique, rows, counts = users.unique(return_inverse=True, return_counts=True)
             most = int(counts.max()) * k
-            source = self._sample(rows, most, step)[inverse]
-            places = k * occurrence(inverse)[:, None] + torch.arange(k, device=users.device)
+            source = self._sample(unique, most, step)
+            places = k * occurrence(rows)[:, None] + torch.arange(k, device=device)
         else:
-            most, source = self.config.pool, self.pool[users].long()
-            places = torch.randint(most, (users.shape[0], k), generator=generator).to(users.device)
-        directions = source.shape[1] // most
-        ids = torch.cat([source.gather(1, places + d * most) for d in range(directions)], dim=1)
-        return Drawn(ids.clamp(min=0), ids >= 0, k if self.weights["student"] else 0)
-
-    def losses(self, teacher_scores: Tensor, student_scores: Tensor, drawn: Drawn) -> dict[str, Tensor]:
-        """Distillation loss of each model that learns, without lambda: means over the mask.
-
-        teacher_scores, student_scores: [B, E] float32 scores of `drawn.ids`.
-        """
-        pairs = {"teacher": (teacher_scores, student_scores), "student": (student_scores, teacher_scores)}
-        return {
-            learner: distill_loss(
-                drawn.of(learner, own),
-                drawn.of(learner, guide).detach(),
-                self.config.tau_learner,
-                self.config.tau_guide,
-                drawn.of(learner, drawn.mask),
-            )
-            for learner, (own, guide) in pairs.items()
-            if self.weights[learner] is not None
-        }
+            most, source, rows = self.config.pool, self.pool, users
+            places = torch.randint(most, (len(users), k), generator=generator).to(device)
+        places += rows[:, None] * source.shape[1]
+        learners = [name for name, weight in self.weights.items() if weight is not None]
+        found = [source.take(places + at * most).long() for at in range(len(learners))]
+        return {name: Draws(ids, ids >= 0) for name, ids in zip(learners, found, strict=True)}
 
     def _sample(self, users: Tensor, k: int, step: int) -> Tensor:
         """[B, directions * k] ids, -1 where none: to the student first."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bidistill.errors import UserError
-from bidistill.models.base import Recommender
+from bidistill.models.base import Recommender, TableModel
 from bidistill.models.mf import MF
 
 KINDS: dict[str, Callable[..., Recommender]] = {"mf": MF}
@@ -21,4 +21,4 @@ def build_model(config: dict[str, Any], *, seed: int = 0) -> Recommender:
     return KINDS[kind](**arguments, seed=seed)
 
 
-__all__ = ["KINDS", "MF", "Recommender", "build_model"]
+__all__ = ["KINDS", "MF", "Recommender", "TableModel", "build_model"]

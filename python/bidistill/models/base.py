@@ -9,6 +9,8 @@ from torch import Tensor
 
 from bdkernels import Factors
 
+Tables = tuple[Tensor, Tensor, Tensor | None]  # [n_users, d], [n_items, d], [n_items] or None
+
 
 @runtime_checkable
 class Recommender(Protocol):
@@ -41,3 +43,15 @@ class Recommender(Protocol):
     def to(self, device: torch.device | str) -> Any: ...
 
     def train(self, mode: bool = True) -> Any: ...
+
+
+@runtime_checkable
+class TableModel(Recommender, Protocol):
+    """A Recommender that may let a training step change its tables in place, in one fused call without autograd."""
+
+    def tables(self) -> Tables | None:
+        """The memory of the parameters, if score(u, i) is <users[u], items[i]> + bias[i] and nothing more; else None.
+
+        A subclass that scores in another way must return None.
+        """
+        ...

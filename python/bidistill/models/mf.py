@@ -41,11 +41,14 @@ class MF(nn.Module):
 
     def factors(self, users: Tensor) -> Factors:
         """Rows of these users ([B] int64) and the item table, detached."""
-        return Factors(
-            self.user_factors.weight.detach()[users],
-            self.item_factors.weight.detach(),
-            self.item_bias.weight.detach().squeeze(1),
-        )
+        user_table, item_table, item_bias = self.tables()
+        return Factors(user_table.index_select(0, users), item_table, item_bias)
+
+    def tables(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The parameters themselves, detached: [n_users, dim], [n_items, dim], [n_items]."""
+        parameters = self.user_factors.weight, self.item_factors.weight, self.item_bias.weight.squeeze(1)
+        user_table, item_table, item_bias = (each.detach() for each in parameters)
+        return user_table, item_table, item_bias
 
     def config(self) -> dict[str, Any]:
         """What `build_model` makes an equal model from."""

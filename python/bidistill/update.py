@@ -1,0 +1,142 @@
+"""How a model learns from a batch: by autograd and torch.optim, or in one fused call where that is the same formula."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from bdkernels import SGD, Adagrad, Draws, LazyAdam, bd_step_update, distill_loss
+from bidistill.config import ModelConfig
+from bidistill.losses import LOSSES
+from bidistill.models import Recommender, TableModel
+from bidistill.models.base import Tables
+
+OPTIMIZERS: dict[str, Any] = {
+    "adam": torch.optim.Adam,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
+    "sparse_adam": torch.optim.SparseAdam,
+}
+# Those that leave a row without gradient as it is, so that visiting only the rows of a batch is the same formula.
+FUSED: dict[str, Any] = {"adagrad": Adagrad, "sgd": SGD, "sparse_adam": LazyAdam}
+
+
+class Terms(NamedTuple):
+    """What a model minimises: cf + lambda_ * distill.
+
+    Attributes:
+        cf: "bce" or "bpr".
+        lambda_: weight of the distillation loss.
+        tau_learner, tau_guide: its temperatures.
+    """
+
+    cf: str
+    lambda_: float
+    tau_learner: float
+    tau_guide: float
+
+
+class Batch(NamedTuple):
+    """What one model learns from in a step.
+
+    Attributes:
+        users, positives: [B] int64 training interactions.
+        negatives: [B, M] item ids; -1 where the mask is False.
+        distill: [B, k] item ids likewise; k = 0 where nothing is distilled.
+        guide_scores: [B, k] float32, the other model's scores of the distilled items.
+    """
+
+    users: Tensor
+    positives: Tensor
+    negatives: Draws
+    distill: Draws
+    guide_scores: Tensor
+
+
+class Update(Protocol):
+    """Changes a model by one step a call, and owns its optimizer's state."""
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        """One step. Returns the scalar losses before it: "cf", and "distill" where there is something to distil."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """The optimizer's state: tensors and plain numbers by name."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what `state` gave."""
+        ...
+
+
+class EagerUpdate:
+    """Any model and any optimizer."""
+
+    def __init__(self, model: Recommender, config: ModelConfig, terms: Terms) -> None:
+        self.model, self.terms = model, terms
+        decay = {"weight_decay": config.weight_decay} if config.weight_decay else {}
+        self.optimizer = OPTIMIZERS[config.optimizer](model.parameters(), lr=config.lr, **decay)
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        cf, lambda_, tau_learner, tau_guide = self.terms
+        ids = [batch.positives[:, None], batch.negatives.ids, batch.distill.ids]  # one call scores everything
+        scores = self.model.score(batch.users, torch.cat(ids, dim=1).clamp(min=0)).split(
+            [part.shape[1] for part in ids], dim=1
+        )
+        loss = LOSSES[cf](scores[0][:, 0], scores[1], batch.negatives.mask)
+        losses = {"cf": loss.detach()}
+        if scores[2].shape[1]:
+            distill = distill_loss(scores[2], batch.guide_scores, tau_learner, tau_guide, batch.distill.mask)
+            loss, losses["distill"] = loss + lambda_ * distill, distill.detach()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return losses
+
+    def state(self) -> dict[str, Any]:
+        states = self.optimizer.state_dict()["state"]
+        return {f"{index}.{name}": value for index, values in states.items() for name, value in values.items()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        states: dict[int, dict[str, Any]] = {}
+        for name, value in state.items():
+            index, _, key = name.partition(".")
+            states.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": states})
+
+
+class FusedUpdate:
+    """Tables whose dot product is the whole score, an optimizer of FUSED, and batches without missing negatives."""
+
+    def __init__(self, tables: Tables, config: ModelConfig, terms: Terms) -> None:
+        self.terms = terms
+        self.optimizer = FUSED[config.optimizer](tables, lr=config.lr)
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        found = bd_step_update(
+            self.optimizer,
+            batch.users,
+            batch.positives,
+            batch.negatives.ids,
+            batch.distill,
+            batch.guide_scores,
+            **self.terms._asdict(),
+        )
+        return {"cf": found.cf, "distill": found.distill} if batch.distill.ids.shape[1] else {"cf": found.cf}
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.optimizer.state_dict())
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+
+def make_update(model: Recommender, config: ModelConfig, terms: Terms, *, fuse: bool) -> Update:
+    """A fresh update: fused if the caller allows it (no negative is ever missing), and model and optimizer do."""
+    tables = model.tables() if isinstance(model, TableModel) else None
+    known = config.optimizer in FUSED and not config.weight_decay
+    if fuse and known and tables is not None and tables[0].dtype == torch.float32:
+        return FusedUpdate(tables, config, terms)
+    return EagerUpdate(model, config, terms)
