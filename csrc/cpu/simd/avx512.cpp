@@ -43,28 +43,22 @@ struct Avx512 {
   }
 
   template <int K, int L>
-  static void steps(const float* slots, T s, __m512i& p, __mmask16 (&answers)[L]) {
-    answers[K] = less(level<K>(slots + (1 << K), p, answers), s);
+  [[gnu::always_inline]] static void steps(const float* slots, T s, __m512i& p, __mmask16 (&answers)[L]) {
+    answers[K] = less(K == 0 ? set(slots[1]) : pick<K>(slots + (1 << K), p, answers), s);
     p = _mm512_mask_or_epi32(p, answers[K], p, _mm512_set1_epi32(1 << K));
     if constexpr (K + 1 < L) steps<K + 1, L>(slots, s, p, answers);
   }
 
-  // values[p] of a level's 2^K, p < 2^K: by permutes of up to 32 of them, and blends of these by the higher bits.
+  // values[p] of 2^K, p < 2^K: a permute of 16 or 32, or by its highest bit one of the halves.
   template <int K>
-  static T level(const float* values, __m512i p, const __mmask16* answers) {
-    if constexpr (K == 0) {
-      return set(values[0]);
-    } else if constexpr (K <= 4) {
+  [[gnu::always_inline]] static T pick(const float* values, __m512i p, const __mmask16* answers) {
+    if constexpr (K <= 4) {
       return _mm512_permutexvar_ps(p, load(values));
+    } else if constexpr (K == 5) {
+      return _mm512_permutex2var_ps(load(values), p, load(values + 16));
     } else {
-      T x[1 << (K - 5)];
-      for (int i = 0; i < 1 << (K - 5); ++i) {
-        x[i] = _mm512_permutex2var_ps(load(values + 32 * i), p, load(values + 32 * i + 16));
-      }
-      for (int bit = 5; bit < K; ++bit) {
-        for (int i = 0; i < 1 << (K - 1 - bit); ++i) x[i] = _mm512_mask_blend_ps(answers[bit], x[2 * i], x[2 * i + 1]);
-      }
-      return x[0];
+      constexpr int half = 1 << (K - 1);
+      return _mm512_mask_blend_ps(answers[K - 1], pick<K - 1>(values, p, answers), pick<K - 1>(values + half, p, answers));
     }
   }
 

@@ -53,7 +53,7 @@ struct Tile {
         typename V::T x[W];
         for (int64_t i = 0; i < W; ++i) {
           // The table in the order of memory, two rounds ahead: the hardware does not foresee reading across rows.
-          __builtin_prefetch(row + 2 * W * items.stride + (k + i) * W, 0, 2);
+          __builtin_prefetch(row + 4 * W * items.stride + (k + i) * W, 0, 2);
           x[i] = widen(row + i * items.stride + k);
         }
         transpose(x);
