@@ -25,7 +25,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 CountAbove::CountAbove(const Source& source, int64_t b, const Query& query, const Seen& seen, int64_t tile, int64_t* out)
     : from_(source), b_(b), query_(query), seen_(seen), out_(out) {
   const int64_t lanes = simd().lanes;
-  if (tile <= 0) tile = std::clamp<int64_t>(kPackedFloats / std::max<int64_t>(1, from_.items.d), 64, 1024);
+  if (tile <= 0) tile = std::clamp<int64_t>(kPackedFloats / std::max<int64_t>(1, from_.items.d), 64, 512);
   tile_ = ceil_div(tile, lanes) * lanes;
   tiles_ = ceil_div(query.n, tile_);
   const int64_t most = std::clamp<int64_t>(kBlockBytes / ThresholdBlock::user_bytes(query.c), 8, kUserBlock);

@@ -77,23 +77,29 @@ struct Tile {
     }
   }
 
-  // R users x P panels in registers.
+  // R users x P panels in registers: GCC keeps the sums there only if it unrolls these loops early.
   template <int R, int P>
   static void micro(const float* users, const float* panels, const float* bias, int64_t d, float* out, int64_t out_stride) {
     typename V::T acc[R][P];
-    for (int p = 0; p < P; ++p) {
-      const auto b = V::load(bias + p * W);
-      for (int r = 0; r < R; ++r) acc[r][p] = b;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) acc[r][p] = V::load(bias + p * W);
     }
     for (int64_t k = 0; k < d; ++k) {
       typename V::T item[P];
+#pragma GCC unroll 4
       for (int p = 0; p < P; ++p) item[p] = V::load(panels + (p * d + k) * W);
+#pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const auto u = V::set(users[r * d + k]);
+#pragma GCC unroll 4
         for (int p = 0; p < P; ++p) acc[r][p] = V::fma(u, item[p], acc[r][p]);
       }
     }
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
       for (int p = 0; p < P; ++p) V::store(out + r * out_stride + p * W, acc[r][p]);
     }
   }
