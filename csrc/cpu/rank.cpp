@@ -1,9 +1,9 @@
 // rank: one streaming pass over the catalog that counts, for each user, the items before each of his thresholds.
 //
-// A task is a block of users times a tile of items. The tile is packed once and scored for the whole block, a
-// few users at a time, into a buffer that stays in cache; each score then finds its place among the user's sorted
-// thresholds, in a histogram that lives as long as the thread stays with the block. Seen items are counted like the others
-// and taken out again by the first task of their block: their scores have the same bits there.
+// A task is a block of users times a tile of items. The tile is packed once and scored for the whole block, a few users at a
+// time, into a buffer that stays in cache; each score then finds its place among the user's sorted thresholds, in a
+// histogram that lives as long as the thread stays with the block. Seen items are counted like the others and taken out
+// again by the first task of their block: their scores have the same bits there.
 #include <algorithm>
 #include <vector>
 
@@ -13,7 +13,7 @@ namespace bdkernels::cpu {
 namespace {
 
 constexpr int64_t kUserBlock = 256;          // users that share a packed tile, at most
-constexpr int64_t kBlockBytes = 640 << 10;   // of a block's tables and histograms, which stay in L2
+constexpr int64_t kBlockBytes = 640 << 10;   // of a block's thresholds and histograms, which stay in L2
 constexpr int64_t kUserGroup = 24;           // users scored at once: a multiple of every instruction set's rows
 constexpr int64_t kLastGroup = 31;           // the last of a block may be so large: a few users alone are slow
 constexpr int64_t kPackedFloats = 32 << 10;  // a packed tile: 128 KB, an eighth of a common L2

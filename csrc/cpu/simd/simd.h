@@ -26,13 +26,13 @@ struct Thresholds {
   const int32_t* slot;
   const Tie* ties;  // [c] by rising `ahead`
   int64_t settled;  // so many of these have changed: tiles come in the order of their items
-  int32_t* hist;    // kHistograms of `width`: items by how many thresholds they come before, j at place[j] in any of these
+  // Items by how many thresholds they come before, j of them at place[j] of any of histograms(c), each of `width`.
+  int32_t* hist;
   int64_t width;
   const int32_t* place;
-  // Up to Simd::by_levels thresholds are searched in `levels` steps, where the answers of the first k steps, lowest bit
-  // first, are a number p that says what step k compares: slot 2^k + p. So all steps find theirs by a permute of a level,
-  // and the places are numbers with reversed bits. Slot 0, the best threshold, makes 2^levels of them. Where there are no
-  // levels, slots and places are in order, and `table` helps.
+  // Up to Simd::by_levels thresholds are found by a binary search in `levels` steps. The answers of the first k, lowest bit
+  // first, are a number p, and step k compares slot 2^k + p: a permute of a level. So places are numbers with their bits
+  // reversed; slot 0 is the best of 2^levels thresholds, compared last. Without levels, slots and places are in order.
   int levels;
   // Uniform bins over the scores, bin(s) = clamp((s - low) * scale, 0, bins - 1) truncated, which is monotone:
   // table[bin(s)] thresholds are in lower bins, so below s for sure; kMore says that the bin may hold two or more.
