@@ -21,16 +21,6 @@ def floor_of_a(rows: Rows) -> str:
     )
 
 
-def search_of_256(rows: Rows) -> str:
-    few, many, most = (rows["rank/search", f"fused_{c}"]["ns_a_score"] for c in (64, 256, 1024))
-    return (
-        f"Search among 256 thresholds: up to 64 fit the registers; beyond, each user has a table of 8 KB and histograms of 4 KB "
-        f"that a tile of 512 to 1,024 scores brings from L2 to L1 again, and a bin with two thresholds costs a wrong guess of a "
-        f"branch. Steps from 64 to 256 and to 1,024 thresholds: {many - few:.1f} and {most - many:.1f} ns. `sample` counts 64 a "
-        f"user wherever that decides, so it does not pay for this."
-    )
-
-
 def steps_of_epoch(rows: Rows) -> str:
     ours, steps = rows["epoch/f", "bdkernels"]["median_s"], rows["epoch/f", "training_steps_alone"]["median_s"]
     eager = fastest(rows, "epoch/f", "eager_steps_alone")["median_s"]
@@ -45,7 +35,7 @@ def steps_of_epoch(rows: Rows) -> str:
 def sentences(rows: Rows) -> list[str]:
     """One for each figure whose rows are there."""
     found = []
-    all_of_them: tuple[Callable[[Rows], str], ...] = (floor_of_a, search_of_256, steps_of_epoch)
+    all_of_them: tuple[Callable[[Rows], str], ...] = (floor_of_a, steps_of_epoch)
     for say in all_of_them:
         try:
             found.append(f"- {say(rows)}")

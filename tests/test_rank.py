@@ -151,6 +151,19 @@ def test_thresholds_from_outside(backend):
     assert torch.equal(got, (torch.arange(10.0)[:, None] > many[0]).sum(0)[None])
 
 
+@pytest.mark.parametrize("c", [4, 5, 16, 17, 32, 33, 64, 65, 128, 129, 256, 257, 512, 513, 1024, 1025])
+def test_every_size_of_search(rng, backend, c):
+    """Around each power of two, with ties inside of every tile and thresholds that repeat; an odd end behind the vectors."""
+    n = 1537
+    scores = torch.from_numpy(rng.integers(-40, 40, (2, n)).astype(np.float32))
+    thresholds = torch.from_numpy(rng.integers(-41, 41, (2, c)).astype(np.float32))
+    ties = torch.from_numpy(rng.integers(-3, n + 3, (2, c)))
+    got = bd.count_above_block(scores, thresholds, ties, backend=backend)
+    s, t = scores[:, None], thresholds[..., None]
+    want = (s > t) | ((s == t) & (torch.arange(n) < ties[..., None]))
+    assert torch.equal(got, want.sum(2))
+
+
 def test_nothing_to_do(backend):
     f = bd.Factors(torch.randn(3, 2), torch.randn(5, 2))
     assert bd.rank(f, torch.zeros(3, 0, dtype=torch.int64), backend=backend).shape == (3, 0)

@@ -37,7 +37,7 @@ class CountAbove {
 
   CountAbove(const Source& source, int64_t b, const Query& query, const Seen& seen, int64_t tile, int64_t* out);
 
-  int64_t tasks() const { return user_blocks_ * item_chunks_; }
+  int64_t tasks() const { return user_blocks_ * tiles_; }
   void run(int64_t task0, int64_t task1);
   // row * n + item of a score that is NaN, or -1.
   int64_t nan_at() const { return nan_at_.load(); }
@@ -51,7 +51,7 @@ class CountAbove {
   Query query_;
   Seen seen_;
   int64_t* out_;
-  int64_t tile_, chunk_, user_block_, user_blocks_, item_chunks_;
+  int64_t tile_, tiles_, user_block_, user_blocks_;
   std::atomic<int64_t> nan_at_{-1};
 };
 

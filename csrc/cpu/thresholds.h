@@ -25,7 +25,8 @@ class ThresholdBlock {
 
   // Forgets what it held, and takes the users of rows [row0, row1).
   void begin(int64_t row0, int64_t row1);
-  const Thresholds& operator[](int64_t row) const { return of_[row - row0_]; }
+  // Tiles of a row must be counted in the order of their items.
+  Thresholds& operator[](int64_t row) { return of_[row - row0_]; }
   // Adds the counts so far to out [B, c], which other threads add to as well.
   void end(int64_t* out) const;
 
@@ -33,12 +34,15 @@ class ThresholdBlock {
   void prepare(int64_t row);
 
   Query query_;
-  int64_t bins_, pad_, row0_ = 0, row1_ = 0;
-  std::vector<float> at_, under_, now_;
+  int levels_;
+  int64_t bins_, slots_, width_, row0_ = 0, row1_ = 0;
+  std::vector<int32_t> slot_, place_;  // see Thresholds
+  std::vector<float> at_, now_;
   std::vector<int32_t> ahead_, order_, hist_;  // order: the column that each sorted threshold came from
+  std::vector<Tie> ties_;
   std::vector<uint16_t> table_;
   std::vector<Thresholds> of_;
-  std::vector<uint64_t> keys_;
+  std::vector<uint64_t> keys_, spare_;
 };
 
 }  // namespace bdkernels::cpu

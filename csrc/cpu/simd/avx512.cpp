@@ -1,8 +1,6 @@
 // Compiled with AVX-512F; called only where the CPU has it.
 #include <immintrin.h>
 
-#include <limits>
-
 #include "tile.h"
 
 namespace bdkernels::cpu {
@@ -13,7 +11,7 @@ struct Avx512 {
   static constexpr const char* name = "avx512";
   static constexpr int64_t lanes = 16;
   static constexpr int rows = 8;
-  static constexpr int64_t in_registers = 64;
+  static constexpr int64_t by_levels = 1024;
   static T load(const float* p) { return _mm512_loadu_ps(p); }
   static T set(float x) { return _mm512_set1_ps(x); }
   static void store(float* p, T x) { _mm512_storeu_ps(p, x); }
@@ -25,54 +23,48 @@ struct Avx512 {
   static T max(T a, T b) { return _mm512_max_ps(a, b); }
   static int64_t count_gt(T a, T b) { return __builtin_popcount(_mm512_cmp_ps_mask(a, b, _CMP_GT_OQ)); }
 
-  // Positions of n scores (whole vectors) among a few thresholds t.now, without a table.
-  static void search_few(const float* scores, int64_t n, const Thresholds& t, int32_t* out) {
-    if (t.c <= 16) {
-      search_registers<1>(scores, n, t, out);
-    } else if (t.c <= 32) {
-      search_registers<2>(scores, n, t, out);
-    } else {
-      search_registers<4>(scores, n, t, out);
+  // Places of n scores (whole vectors) by levels.
+  static void search_levels(const float* scores, int64_t n, const Thresholds& t, int32_t* out) {
+    constexpr decltype(&search<4>) kSearches[] = {search<4>, search<5>, search<6>, search<7>,
+                                                  search<8>, search<9>, search<10>};
+    kSearches[t.levels - 4](scores, n, t.now, out);
+  }
+
+  template <int L>
+  static void search(const float* scores, int64_t n, const float* slots, int32_t* out) {
+    for (int64_t i = 0; i < n; i += 16) {
+      const T s = load(scores + i);
+      __m512i p = _mm512_setzero_si512();
+      __mmask16 answers[L];
+      steps<0, L>(slots, s, p, answers);
+      p = _mm512_mask_add_epi32(p, less(set(slots[0]), s), p, _mm512_set1_epi32(1));
+      _mm512_storeu_si512(out + i, p);
     }
   }
 
-  // Up to R * 16 thresholds in R registers: a binary search by permutes, first among every Rth of them, then between these.
-  template <int R>
-  static void search_registers(const float* scores, int64_t n, const Thresholds& t, int32_t* out) {
-    alignas(64) float padded[R * 16], each[16];
-    for (int64_t j = 0; j < R * 16; ++j) padded[j] = j < t.c ? t.now[j] : std::numeric_limits<float>::infinity();
-    for (int64_t j = 0; j < 16; ++j) each[j] = padded[(j + 1) * R - 1];
-    T all[R];
-    for (int r = 0; r < R; ++r) all[r] = load(padded + r * 16);
-    const T coarse = load(each), middle = set(each[7]), last = set(padded[R * 16 - 1]);
-    for (int64_t i = 0; i < n; i += 16) {
-      const T s = load(scores + i);
-      __m512i p = _mm512_maskz_set1_epi32(less(middle, s), 8);
-      p = step(_mm512_permutexvar_ps(add(p, 3), coarse), s, p, 4);
-      p = step(_mm512_permutexvar_ps(add(p, 1), coarse), s, p, 2);
-      p = step(_mm512_permutexvar_ps(p, coarse), s, p, 1);
-      p = _mm512_slli_epi32(p, R == 1 ? 0 : R == 2 ? 1 : 2);
-      for (int half = R / 2; half >= 1; half /= 2) {
-        const __m512i j = add(p, half - 1);
-        T at = _mm512_permutex2var_ps(all[0], j, all[R > 1]);
-        if constexpr (R == 4) {
-          at = _mm512_mask_blend_ps(_mm512_test_epi32_mask(j, _mm512_set1_epi32(32)), at,
-                                    _mm512_permutex2var_ps(all[2], j, all[3]));
-        }
-        p = step(at, s, p, half);
-      }
-      _mm512_storeu_si512(out + i, step(last, s, p, 1));
+  template <int K, int L>
+  [[gnu::always_inline]] static void steps(const float* slots, T s, __m512i& p, __mmask16 (&answers)[L]) {
+    answers[K] = less(K == 0 ? set(slots[1]) : pick<K>(slots + (1 << K), p, answers), s);
+    p = _mm512_mask_or_epi32(p, answers[K], p, _mm512_set1_epi32(1 << K));
+    if constexpr (K + 1 < L) steps<K + 1, L>(slots, s, p, answers);
+  }
+
+  // values[p] of 2^K, p < 2^K: a permute of 16 or 32, or by its highest bit one of the halves.
+  template <int K>
+  [[gnu::always_inline]] static T pick(const float* values, __m512i p, const __mmask16* answers) {
+    if constexpr (K <= 4) {
+      return _mm512_permutexvar_ps(p, load(values));
+    } else if constexpr (K == 5) {
+      return _mm512_permutex2var_ps(load(values), p, load(values + 16));
+    } else {
+      constexpr int half = 1 << (K - 1);
+      return _mm512_mask_blend_ps(answers[K - 1], pick<K - 1>(values, p, answers), pick<K - 1>(values + half, p, answers));
     }
   }
 
   static __mmask16 less(T a, T b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
-  static __m512i add(__m512i p, int x) { return _mm512_add_epi32(p, _mm512_set1_epi32(x)); }
-  // p + by where the threshold is below the score.
-  static __m512i step(T threshold, T s, __m512i p, int by) {
-    return _mm512_mask_add_epi32(p, less(threshold, s), p, _mm512_set1_epi32(by));
-  }
-
   static bool any_nan(T a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
+  static uint32_t eq(T a, T b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
   static uint32_t not_le(T a, T b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
   static T zip_low(T a, T b) {
     return _mm512_permutex2var_ps(a, _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23), b);

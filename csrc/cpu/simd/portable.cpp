@@ -56,6 +56,11 @@ struct Portable {
   static bool any_nan(const T& a) {
     return count([&](int i) { return a.x[i] != a.x[i]; }) > 0;
   }
+  static uint32_t eq(const T& a, const T& b) {
+    uint32_t bits = 0;
+    for (int i = 0; i < lanes; ++i) bits |= static_cast<uint32_t>(a.x[i] == b.x[i]) << i;
+    return bits;
+  }
   static uint32_t not_le(const T& a, const T& b) {
     uint32_t bits = 0;
     for (int i = 0; i < lanes; ++i) bits |= static_cast<uint32_t>(!(a.x[i] <= b.x[i])) << i;

@@ -7,38 +7,56 @@
 
 namespace bdkernels::cpu {
 
+// A threshold as the tile needs it in which ties with it change from won to lost.
+struct Tie {
+  int32_t ahead;  // how many items of the table win
+  float at;
+  int32_t slot, j;
+};
+
 // One user's thresholds from worst to best (by score, and by falling tie id where scores are equal), and how many items lie
 // between them so far. An item comes before threshold j if its score is greater, or equal with an index below ahead[j].
 struct Thresholds {
   int64_t c;
   const float* at;       // [c]
-  const float* under;    // [c] the next float below
   const int32_t* ahead;  // [c] how many items of the table win a tie
-  // For one tile: under[j] where most of its items win a tie, else at[j], so that `greater` alone decides for these. What is
-  // left, a tie id inside of the tile, is put right for each. One more, infinity, at the end.
+  // For one tile: threshold j, or the next float below as long as all of its items win a tie, at slot[j], so that `greater`
+  // alone decides. What that gets wrong, in the tile where it changes, is put right. Infinity in the slots of no threshold.
   float* now;
+  const int32_t* slot;
+  const Tie* ties;  // [c] by rising `ahead`
+  int64_t settled;  // so many of these have changed: tiles come in the order of their items
+  // Items by how many thresholds they come before, j of them at place[j] of any of histograms(c), each of `width`.
+  int32_t* hist;
+  int64_t width;
+  const int32_t* place;
+  // Up to Simd::by_levels thresholds are found by a binary search in `levels` steps. The answers of the first k, lowest bit
+  // first, are a number p, and step k compares slot 2^k + p: a permute of a level. So places are numbers with their bits
+  // reversed; slot 0 is the best of 2^levels thresholds, compared last. Without levels, slots and places are in order.
+  int levels;
   // Uniform bins over the scores, bin(s) = clamp((s - low) * scale, 0, bins - 1) truncated, which is monotone:
   // table[bin(s)] thresholds are in lower bins, so below s for sure; kMore says that the bin may hold two or more.
   const uint16_t* table;
   float low, scale;
   int32_t bins;
-  bool lowest;    // a threshold is -infinity: no float is below it, so every item is searched by `find`
-  int32_t* hist;  // kHistograms times [c + 1]: items by the number of thresholds that they come before, in any of these
+  bool lowest;  // a threshold is -infinity: no float is below it, so every item is searched by `find`
 
-  static constexpr int64_t kHistograms = 4;  // so that runs of equal positions do not wait for each other
   static constexpr uint16_t kMore = 0x8000;
   static constexpr int64_t kFew = 4;  // up to this many are counted one by one, without a search
   static constexpr int64_t kBinsEach = 16;
   static constexpr int64_t kMaxBins = 4096;  // 8 KB a user, in L1 while one of his tiles is searched
+
+  // So many that runs of equal places do not wait for each other; among many thresholds they are short.
+  static int64_t histograms(int64_t c) { return c <= 64 ? 4 : 2; }
 
   int32_t bin(float s) const {
     const float x = (s - low) * scale;
     return x > 0 ? (x < static_cast<float>(bins - 1) ? static_cast<int32_t>(x) : bins - 1) : 0;
   }
 
-  // How many thresholds an item with this score and index comes before, given a lower bound.
-  int64_t find(float s, int64_t item, int64_t least) const {
-    int64_t lo = least, hi = c;
+  // The place of an item with this score and index.
+  int32_t find(float s, int64_t item) const {
+    int64_t lo = 0, hi = c;
     while (lo < hi) {
       const int64_t mid = (lo + hi) / 2;
       if (at[mid] < s || (at[mid] == s && item < ahead[mid])) {
@@ -47,20 +65,20 @@ struct Thresholds {
         hi = mid;
       }
     }
-    return lo;
+    return place[lo];
   }
 
   // `count` more items (or fewer) before threshold j alone.
   void add(int64_t j, int32_t count) const {
-    hist[j + 1] += count;
-    hist[j] -= count;
+    hist[place[j + 1]] += count;
+    hist[place[j]] -= count;
   }
 };
 
 struct Simd {
   const char* name;
-  int64_t lanes;     // items of a panel
-  int64_t no_table;  // up to this many thresholds need no table
+  int64_t lanes;      // items of a panel
+  int64_t by_levels;  // up to this many thresholds are searched level by level, without a table
 
   // Items [item0, item0 + n) as panels: panel p holds d rows of `lanes` floats, one for each item; zeros past the end.
   void (*pack)(const Items& items, int64_t item0, int64_t n, float* panels, float* bias);
@@ -70,7 +88,7 @@ struct Simd {
   // One score: the same bits as `score` gives.
   void (*dot)(const float* user, const Items& items, const int64_t* ids, int64_t n, float* out);
   // Counts n items, `first` and on, into t.hist. Returns the first NaN among their scores, or -1. Room for n in `scratch`.
-  int64_t (*count)(const float* scores, int64_t first, int64_t n, const Thresholds& t, int32_t* scratch);
+  int64_t (*count)(const float* scores, int64_t first, int64_t n, Thresholds& t, int32_t* scratch);
   // Where the scores that are not at most `bar` are -> out, which has room for n; returns how many. A NaN is always one of
   // them, and if the bar is NaN all are.
   int64_t (*select)(const float* scores, int64_t n, float bar, int32_t* out);

@@ -1,7 +1,7 @@
 // The inner loops, written once over a vector type V and compiled once for each instruction set.
 // V has: T, name, lanes, rows (users in registers), load, set, store, store_int (truncated), fma, sub, mul, min, max (the
-// second argument where the first is NaN), count_gt, any_nan, not_le (a bit for each lane), zip_low, zip_high; and
-// `search_few` where it can search registers.
+// second argument where the first is NaN), count_gt, any_nan, eq and not_le (a bit for each lane), zip_low, zip_high;
+// and by_levels, search_levels where it can permute as it likes.
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -51,7 +51,11 @@ struct Tile {
       int64_t k = 0;
       for (; live == W && k + W <= d; k += W) {
         typename V::T x[W];
-        for (int64_t i = 0; i < W; ++i) x[i] = widen(row + i * items.stride + k);
+        for (int64_t i = 0; i < W; ++i) {
+          // The table in the order of memory, two rounds ahead: the hardware does not foresee reading across rows.
+          __builtin_prefetch(row + 4 * W * items.stride + (k + i) * W, 0, 2);
+          x[i] = widen(row + i * items.stride + k);
+        }
         transpose(x);
         for (int64_t j = 0; j < W; ++j) V::store(panels + (k + j) * W, x[j]);
       }
@@ -73,23 +77,29 @@ struct Tile {
     }
   }
 
-  // R users x P panels in registers.
+  // R users x P panels in registers: GCC keeps the sums there only if it unrolls these loops early.
   template <int R, int P>
   static void micro(const float* users, const float* panels, const float* bias, int64_t d, float* out, int64_t out_stride) {
     typename V::T acc[R][P];
-    for (int p = 0; p < P; ++p) {
-      const auto b = V::load(bias + p * W);
-      for (int r = 0; r < R; ++r) acc[r][p] = b;
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p) acc[r][p] = V::load(bias + p * W);
     }
     for (int64_t k = 0; k < d; ++k) {
       typename V::T item[P];
+#pragma GCC unroll 4
       for (int p = 0; p < P; ++p) item[p] = V::load(panels + (p * d + k) * W);
+#pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const auto u = V::set(users[r * d + k]);
+#pragma GCC unroll 4
         for (int p = 0; p < P; ++p) acc[r][p] = V::fma(u, item[p], acc[r][p]);
       }
     }
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 4
       for (int p = 0; p < P; ++p) V::store(out + r * out_stride + p * W, acc[r][p]);
     }
   }
@@ -107,6 +117,11 @@ struct Tile {
     int64_t r = 0;
     for (; r + V::rows <= rows; r += V::rows) {
       rows_of<V::rows, 2>(users + r * d, panels, bias, n, d, out + r * out_stride, out_stride);
+    }
+    if (r > 0 && r < rows) {  // some of them again: the same bits
+      r = rows - V::rows;
+      rows_of<V::rows, 2>(users + r * d, panels, bias, n, d, out + r * out_stride, out_stride);
+      return;
     }
     for (; r < rows; ++r) rows_of<1, 4>(users + r * d, panels, bias, n, d, out + r * out_stride, out_stride);
   }
@@ -163,42 +178,26 @@ struct Tile {
     }
   }
 
-  // Sets t.now for a tile, and puts right what that gets wrong: ties inside of the tile.
-  static void settle_ties(const float* scores, int64_t first, int64_t n, const Thresholds& t) {
-    const int32_t begin = static_cast<int32_t>(first), end = static_cast<int32_t>(first + n),
-                  middle = begin + (end - begin) / 2;
-    float* __restrict now = t.now;
-    const float* __restrict under = t.under;
-    const float* __restrict at = t.at;
-    const int32_t* __restrict ahead = t.ahead;
-    for (int64_t j = 0; j < t.c; ++j) now[j] = ahead[j] > middle ? under[j] : at[j];
-    for (int64_t j = 0; j < t.c; j += 64) {
-      uint8_t inside[64] = {};
-      const int64_t some = t.c - j < 64 ? t.c - j : 64;
-      for (int64_t i = 0; i < some; ++i) inside[i] = (ahead[j + i] > begin) & (ahead[j + i] < end);
-      for (int64_t word = 0; word < 64; word += 8) {  // few are: most words are zero
-        uint64_t eight;
-        std::memcpy(&eight, inside + word, 8);
-        for (; eight; eight &= eight - 1) settle_tie(scores, begin, n, t, j + word + std::countr_zero(eight) / 8);
-      }
-    }
-  }
-
-  // One threshold that only some of the tile's items win a tie with: t.now is right for more than half of them.
-  static void settle_tie(const float* scores, int32_t begin, int64_t n, const Thresholds& t, int64_t j) {
-    const int64_t wins = t.ahead[j] - begin;
-    if (t.now[j] == t.at[j]) {
-      t.add(j, above(scores, wins, t.under[j]) - above(scores, wins, t.at[j]));
-    } else {
-      t.add(j, above(scores + wins, n - wins, t.at[j]) - above(scores + wins, n - wins, t.under[j]));
+  // Brings t.now up to a tile of whole vectors, and puts right what that gets wrong: ties inside of the tile.
+  static void settle_ties(const float* scores, int64_t first, int64_t n, Thresholds& t) {
+    for (; t.settled < t.c; ++t.settled) {
+      const Tie& tie = t.ties[t.settled];
+      const int64_t wins = tie.ahead - first;
+      if (wins >= n) break;
+      t.now[tie.slot] = tie.at;
+      if (wins <= 0) continue;
+      const auto at = V::set(tie.at);
+      const int64_t last = (wins - 1) / W * W;
+      int64_t equal = std::popcount(V::eq(V::load(scores + last), at) & ((2u << (wins - 1 - last)) - 1));
+      for (int64_t i = 0; i < last; i += W) equal += std::popcount(V::eq(V::load(scores + i), at));
+      if (equal) t.add(tie.j, static_cast<int32_t>(equal));
     }
   }
 
   static int32_t above(const float* scores, int64_t n, float threshold) {
     const auto wide = V::set(threshold);
-    int64_t i = 0, count = 0;
-    for (; i + W <= n; i += W) count += V::count_gt(V::load(scores + i), wide);
-    for (; i < n; ++i) count += scores[i] > threshold;
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; i += W) count += V::count_gt(V::load(scores + i), wide);
     return static_cast<int32_t>(count);
   }
 
@@ -221,30 +220,26 @@ struct Tile {
     }
   }
 
-  static int64_t count(const float* scores, int64_t first, int64_t n, const Thresholds& t, int32_t* scratch) {
-    const int64_t whole = n - n % W, width = t.c + 1;
-    if (t.lowest) {
-      for (int64_t i = 0; i < n; ++i) ++t.hist[t.find(scores[i], first + i, 0)];
-      return any_nan(scores, n);
-    }
-    settle_ties(scores, first, n, t);
+  static int64_t count(const float* scores, int64_t first, int64_t n, Thresholds& t, int32_t* scratch) {
+    const int64_t whole = t.lowest ? 0 : n - n % W;
+    settle_ties(scores, first, whole, t);
     if (t.c <= Thresholds::kFew) {
-      for (int64_t j = 0; j < t.c; ++j) t.add(j, above(scores, n, t.now[j]));
-      return any_nan(scores, n);
-    }
-    if constexpr (requires { V::in_registers; }) {
-      t.c <= V::in_registers ? V::search_few(scores, whole, t, scratch) : search(scores, whole, t, scratch);
+      for (int64_t j = 0; j < t.c; ++j) t.add(j, above(scores, whole, t.now[j]));
     } else {
-      search(scores, whole, t, scratch);
+      if constexpr (requires { V::by_levels; }) {
+        t.levels ? V::search_levels(scores, whole, t, scratch) : search(scores, whole, t, scratch);
+      } else {
+        search(scores, whole, t, scratch);
+      }
+      int32_t *h0 = t.hist, *h1 = h0 + t.width, *h2 = h0 + (Thresholds::histograms(t.c) - 2) * t.width, *h3 = h2 + t.width;
+      for (int64_t i = 0; i < whole; i += 4) {
+        ++h0[scratch[i]];
+        ++h1[scratch[i + 1]];
+        ++h2[scratch[i + 2]];
+        ++h3[scratch[i + 3]];
+      }
     }
-    int32_t *h0 = t.hist, *h1 = h0 + width, *h2 = h1 + width, *h3 = h2 + width;
-    for (int64_t i = 0; i < whole; i += 4) {
-      ++h0[scratch[i]];
-      ++h1[scratch[i + 1]];
-      ++h2[scratch[i + 2]];
-      ++h3[scratch[i + 3]];
-    }
-    for (int64_t i = whole; i < n; ++i) ++h0[std::lower_bound(t.now, t.now + t.c, scores[i]) - t.now];
+    for (int64_t i = whole; i < n; ++i) ++t.hist[t.find(scores[i], first + i)];
     return any_nan(scores, n);
   }
 
@@ -309,11 +304,11 @@ struct Tile {
   }
 
   static constexpr Simd table() {
-    int64_t no_table = Thresholds::kFew;
-    if constexpr (requires { V::in_registers; }) no_table = V::in_registers;
+    int64_t by_levels = 0;
+    if constexpr (requires { V::by_levels; }) by_levels = V::by_levels;
     return {V::name,
             W,
-            no_table,
+            by_levels,
             pack,
             score,
             dot,
