@@ -17,6 +17,7 @@ constexpr int64_t kBlockBytes = 640 << 10;   // of a block's thresholds and hist
 constexpr int64_t kUserGroup = 24;           // users scored at once: a multiple of every instruction set's rows
 constexpr int64_t kLastGroup = 31;           // the last of a block may be so large: a few users alone are slow
 constexpr int64_t kPackedFloats = 32 << 10;  // a packed tile: 128 KB, an eighth of a common L2
+constexpr int64_t kBlockTile = 1024;         // items of a tile of scores that are there already
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -25,7 +26,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 CountAbove::CountAbove(const Source& source, int64_t b, const Query& query, const Seen& seen, int64_t tile, int64_t* out)
     : from_(source), b_(b), query_(query), seen_(seen), out_(out) {
   const int64_t lanes = simd().lanes;
-  if (tile <= 0) tile = std::clamp<int64_t>(kPackedFloats / std::max<int64_t>(1, from_.items.d), 64, 512);
+  const int64_t best = std::clamp<int64_t>(kPackedFloats / std::max<int64_t>(1, from_.items.d), 64, 512);
+  if (tile <= 0) tile = from_.scores ? kBlockTile : best;
   tile_ = ceil_div(tile, lanes) * lanes;
   tiles_ = ceil_div(query.n, tile_);
   const int64_t most = std::clamp<int64_t>(kBlockBytes / ThresholdBlock::user_bytes(query.c), 8, kUserBlock);
