@@ -8,7 +8,7 @@ import os
 
 import torch
 
-from . import cpu, reference
+from . import cpu, cuda, reference, triton
 from .reference import Steps
 
 NAMES = ("reference", "cpu", "triton", "cuda")
@@ -16,8 +16,8 @@ NAMES = ("reference", "cpu", "triton", "cuda")
 _missing: dict[str, str | None] = {
     "reference": None,
     "cpu": cpu.load(),
-    "triton": "not in this version",
-    "cuda": "not in this version",
+    "triton": triton.load(),
+    "cuda": cuda.load(),
 }
 
 
@@ -43,18 +43,35 @@ def choose(device: torch.device, asked: str | None = None, dtype: torch.dtype = 
     """
     source, name = ("backend", asked) if asked else ("BDKERNELS_BACKEND", os.environ.get("BDKERNELS_BACKEND"))
     if not name:
-        return "cpu" if device.type == "cpu" and dtype != torch.float64 and missing("cpu") is None else "reference"
+        best = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ())
+        return next((b for b in best if missing(b) is None and _refuses(b, device, dtype) is None), "reference")
     if name not in NAMES:
         raise BackendError(f"{source}: expected one of {', '.join(NAMES)}, got {name!r}")
-    if (reason := missing(name)) is not None:
+    if (reason := missing(name) or _refuses(name, device, dtype)) is not None:
         raise BackendError(f"{source}={name}: {reason}")
-    if name == "cpu" and device.type != "cpu":
-        raise BackendError(f"{source}=cpu: expected tensors on the CPU, got {device}")
-    if name == "cpu" and dtype == torch.float64:
-        raise BackendError(f"{source}=cpu: expected float32 tables, got float64, which only the reference has")
     return name
+
+
+def _refuses(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why a backend that is there cannot take such tables; None if it can."""
+    if name == "reference":
+        return None
+    if name == "cpu" and device.type != "cpu":
+        return f"expected tensors on the CPU, got {device}"
+    # Off a GPU only where the backend itself is simulated, by Triton's interpreter or as CUDA source compiled for the CPU.
+    if name in ("triton", "cuda") and device.type != ("cpu" if _SIMULATED[name]() else "cuda"):
+        return f"expected tensors on a CUDA device, got {device}"
+    if dtype == torch.float64:
+        return "expected float32 tables, got float64, which only the reference has"
+    return None
+
+
+_SIMULATED = {"triton": triton.simulated, "cuda": cuda.simulated}
 
 
 def steps(device: torch.device, asked: str | None = None, dtype: torch.dtype = torch.float32) -> Steps:
     """The stages of the chosen backend."""
-    return cpu.STEPS if choose(device, asked, dtype) == "cpu" else reference.STEPS
+    name = choose(device, asked, dtype)
+    if name == "triton":
+        return triton.steps()
+    return {"reference": reference.STEPS, "cpu": cpu.STEPS, "cuda": cuda.STEPS}[name]

@@ -1,6 +1,7 @@
 """Which backend runs: explicit choices are honoured or refused with the reason; the report tells what is there and what not."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -36,11 +37,12 @@ def test_environment_then_argument(monkeypatch):
 def test_absent_backends_say_why(monkeypatch, name):
     if backends.missing(name) is None:
         pytest.skip(f"backend {name} is here")
+    why = re.escape(f"={name}: {backends.missing(name)}")
     f = bd.Factors(torch.randn(1, 2), torch.randn(3, 2))
-    with pytest.raises(bd.BackendError, match=f"backend={name}: not in this version"):
+    with pytest.raises(bd.BackendError, match="backend" + why):
         bd.topk(f, 1, backend=name)
     monkeypatch.setenv("BDKERNELS_BACKEND", name)
-    with pytest.raises(bd.BackendError, match=f"BDKERNELS_BACKEND={name}: not in this version"):
+    with pytest.raises(bd.BackendError, match="BDKERNELS_BACKEND" + why):
         bd.topk(f, 1)
 
 

@@ -3,6 +3,8 @@
 #pragma once
 #include <cstdint>
 
+#include "host_device.h"
+
 namespace bdkernels {
 
 // Streams of random numbers; the same in bdkernels/reference.py.
@@ -12,7 +14,7 @@ struct Words {
   uint32_t w[4];
 };
 
-inline Words philox(uint64_t seed, uint32_t index, uint32_t stream, uint32_t user, uint32_t step) {
+BDKERNELS_HD inline Words philox(uint64_t seed, uint32_t index, uint32_t stream, uint32_t user, uint32_t step) {
   uint32_t c0 = index, c1 = stream, c2 = user, c3 = step;
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
@@ -28,13 +30,13 @@ inline Words philox(uint64_t seed, uint32_t index, uint32_t stream, uint32_t use
 }
 
 // floor(64 random bits * n / 2^64) for n < 2^31: uniform in [0, n), off by less than n / 2^64.
-inline int64_t below(uint32_t hi, uint32_t lo, int64_t n) {
+BDKERNELS_HD inline int64_t below(uint32_t hi, uint32_t lo, int64_t n) {
   const uint64_t m = static_cast<uint64_t>(n);
   return static_cast<int64_t>((hi * m + (lo * m >> 32)) >> 32);
 }
 
 // Uniform in (0, 1), never 0 or 1, from the upper 52 of 64 random bits.
-inline double uniform(uint32_t hi, uint32_t lo) {
+BDKERNELS_HD inline double uniform(uint32_t hi, uint32_t lo) {
   return (static_cast<double>(uint64_t{hi} << 20 | lo >> 12) + 0.5) * 0x1p-52;
 }
 

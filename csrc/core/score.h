@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "host_device.h"
+
 namespace bdkernels {
 
 enum class Dtype : int32_t { kFloat32, kFloat16, kBfloat16 };
@@ -16,16 +18,16 @@ struct Bfloat16 {
   uint16_t bits;
 };
 
-inline float to_float(float x) { return x; }
+BDKERNELS_HD inline float to_float(float x) { return x; }
 
-inline float to_float(Bfloat16 x) {
+BDKERNELS_HD inline float to_float(Bfloat16 x) {
   const uint32_t bits = uint32_t{x.bits} << 16;
   float out;
   std::memcpy(&out, &bits, 4);
   return out;
 }
 
-inline float to_float(Half x) {
+BDKERNELS_HD inline float to_float(Half x) {
   const uint32_t sign = uint32_t{x.bits & 0x8000u} << 16, rest = x.bits & 0x7FFFu;
   if (rest < 0x0400u) {  // zero or subnormal: rest * 2^-24, exact
     const float magnitude = static_cast<float>(rest) * 0x1p-24f;

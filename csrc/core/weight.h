@@ -4,6 +4,8 @@
 #include <cstdint>
 #include <limits>
 
+#include "host_device.h"
+
 namespace bdkernels {
 
 // The order of bdkernels.weights.KINDS.
@@ -16,7 +18,7 @@ struct Weight {
 };
 
 // Log of the unnormalised weight. delta = rank_guide - rank_learner, flipped already; n candidates.
-inline double log_weight(const Weight& w, int64_t delta, int64_t n, int64_t rank_guide) {
+BDKERNELS_HD inline double log_weight(const Weight& w, int64_t delta, int64_t n, int64_t rank_guide) {
   const double gap = static_cast<double>(delta) / static_cast<double>(n);
   const double positive = gap > 0 ? gap : 0;
   switch (w.kind) {
@@ -35,10 +37,11 @@ inline double log_weight(const Weight& w, int64_t delta, int64_t n, int64_t rank
 }
 
 // The log-weight at the largest gap among n candidates and at the guide's best rank.
-inline double max_log_weight(const Weight& w, int64_t n) { return log_weight(w, n - 1, n, 1); }
+BDKERNELS_HD inline double max_log_weight(const Weight& w, int64_t n) { return log_weight(w, n - 1, n, 1); }
 
 // Accept with probability weight / max weight. Where there is no weight at all the difference is NaN: not accepted.
-inline bool accepts(const Weight& w, double log_max, int64_t rank_guide, int64_t rank_learner, int64_t n, double u) {
+BDKERNELS_HD inline bool accepts(const Weight& w, double log_max, int64_t rank_guide, int64_t rank_learner, int64_t n,
+                                 double u) {
   const int64_t delta = w.flipped ? rank_learner - rank_guide : rank_guide - rank_learner;
   return std::log(u) < log_weight(w, delta, n, rank_guide) - log_max;
 }
