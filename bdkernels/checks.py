@@ -1,6 +1,11 @@
-"""What arguments must be. Shapes, dtypes and devices cost nothing and are checked under fake tensors too; values cost a pass."""
+"""What arguments must be. Shapes, dtypes and devices cost nothing and are checked under fake tensors too; values cost a pass.
+
+On a GPU nothing here waits for the device: a wrong value fails an assertion there, as an index out of range does in torch, and
+surfaces at the next synchronisation. CUDA_LAUNCH_BLOCKING=1 makes it surface at the call.
+"""
 
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -13,11 +18,20 @@ from .weights import KINDS
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 FLOAT32 = torch.finfo(torch.float32)
 MAX_ITEMS = 2**31
+ASSERTS = ("cuda",)  # types of the devices that assert values; the others are asked for them
 
 
 def _is(condition: bool, name: str, expected: str, got: object) -> None:
     if not condition:
         raise ValueError(f"{name}: expected {expected}, got {got}")
+
+
+def _holds(condition: Tensor, name: str, expected: str, got: Callable[[], object]) -> None:
+    """`_is` for a condition on values, [] bool; `got` is asked only where the values are at hand."""
+    if condition.device.type in ASSERTS:
+        torch._assert_async(condition, f"{name}: expected {expected}")
+    else:
+        _is(bool(condition), name, expected, got() if not condition else None)
 
 
 def instance(name: str, value: object, *types: type) -> None:
@@ -71,27 +85,38 @@ def seen_values(s: Seen | None, limit: int) -> None:
     if s is None:
         return
     nnz = s.indices.shape[0]
-    ends = s.indptr[[0, -1]].tolist()
-    _is(ends == [0, nnz], "seen.indptr", f"first 0 and last {nnz}", ends)
-    falls = s.indptr[1:] < s.indptr[:-1]  # not by differences: those of large values wrap
-    _is(not bool(falls.any()), "seen.indptr", "non-decreasing values", "a row that ends before it starts")
+    ends = s.indptr[0], s.indptr[-1]
+    _holds(
+        (ends[0] == 0) & (ends[1] == nnz), "seen.indptr", f"first 0 and last {nnz}", lambda: [int(end) for end in ends]
+    )
+    rises = (s.indptr[1:] >= s.indptr[:-1]).all()  # not by differences: those of large values wrap
+    _holds(rises, "seen.indptr", "non-decreasing values", lambda: "a row that ends before it starts")
     if nnz == 0:
         return
-    lo, hi = (int(v) for v in torch.aminmax(s.indices))
-    _is(0 <= lo and hi < limit, "seen.indices", f"ids in [0, {limit})", f"{lo} to {hi}")
-    rows = s.row_of_each()
-    rising = (s.indices[1:] > s.indices[:-1]) | (rows[1:] != rows[:-1])
-    _is(bool(rising.all()), "seen.indices", "strictly increasing ids in each row", "unsorted or repeated ids")
+    ids_values("seen.indices", s.indices, limit)
+    starts = torch.zeros(nnz + 1, dtype=torch.bool, device=s.indices.device)
+    starts.scatter_(0, s.indptr.clamp(0, nnz), True)
+    rising = ((s.indices[1:] > s.indices[:-1]) | starts[1:-1]).all()
+    _holds(rising, "seen.indices", "strictly increasing ids in each row", lambda: "unsorted or repeated ids")
 
 
 def ids_values(name: str, ids: Tensor, limit: int) -> None:
     if ids.numel():
-        lo, hi = (int(v) for v in torch.aminmax(ids))
-        _is(0 <= lo and hi < limit, name, f"ids in [0, {limit})", f"{lo} to {hi}")
+        lo, hi = torch.aminmax(ids)
+        _holds((lo >= 0) & (hi < limit), name, f"ids in [0, {limit})", lambda: f"{int(lo)} to {int(hi)}")
 
 
 def no_nan(name: str, t: Tensor) -> None:
-    _is(not bool(t.isnan().any()), name, "no NaN", "NaN")
+    _holds(t.isnan().any().logical_not(), name, "no NaN", lambda: "NaN")
+
+
+def no_nan_at(at: Tensor, n: int, item_offset: int = 0) -> None:
+    """What a kernel found: the flat index of a NaN among the scores [B, n] of factors, or -1; int64 []."""
+
+    def where() -> str:
+        return f"NaN for user row {int(at) // n}, item {item_offset + int(at) % n}"
+
+    _holds(at < 0, "factors", "finite scores", where)
 
 
 def integer(name: str, value: int, low: int, high: int | None = None) -> None:

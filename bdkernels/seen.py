@@ -48,18 +48,23 @@ class Seen(NamedTuple):
         """[B] int64: how many items each user has."""
         return self.indptr.diff()
 
-    def rows(self, user_ids: Tensor) -> "Seen":
-        """The rows of these users ([C] int64, repeats allowed), in that order."""
+    def rows(self, user_ids: Tensor, nnz: int | None = None) -> "Seen":
+        """The rows of these users ([C] int64, repeats allowed), in that order.
+
+        Args:
+            nnz: how many items these rows have together, where that is known: then nothing waits for a GPU to tell.
+        """
         counts = self.counts()[user_ids]
         indptr = torch.zeros(user_ids.shape[0] + 1, dtype=torch.int64, device=self.indptr.device)
         torch.cumsum(counts, 0, out=indptr[1:])
-        shift = torch.repeat_interleave(self.indptr[user_ids] - indptr[:-1], counts)
+        shift = torch.repeat_interleave(self.indptr[user_ids] - indptr[:-1], counts, output_size=nnz)
         positions = torch.arange(shift.shape[0], device=self.indptr.device) + shift
         return Seen(indptr, self.indices[positions])
 
     def row_of_each(self) -> Tensor:
         """[nnz] int64: the row that each entry of `indices` belongs to."""
-        return torch.repeat_interleave(torch.arange(self.indptr.shape[0] - 1, device=self.indptr.device), self.counts())
+        rows = torch.arange(self.indptr.shape[0] - 1, device=self.indptr.device)
+        return torch.repeat_interleave(rows, self.counts(), output_size=self.indices.shape[0])
 
     def nth_unseen(self, nth: Tensor, n_items: int) -> Tensor:
         """[B, C] int64: the id of each row's unseen item number nth ([B, C] int64, from 0), or -1 where a row has too few."""

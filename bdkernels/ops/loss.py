@@ -58,7 +58,7 @@ def _check_values(
     checks.ids_values("users", users, user_table.shape[0])
     checks.ids_values("positives", positives, item_table.shape[0])
     checks.ids_values("negatives", negatives, item_table.shape[0])
-    live = distill_ids if distill_mask is None else distill_ids[distill_mask]
+    live = distill_ids if distill_mask is None else distill_ids.where(distill_mask, 0)
     checks.ids_values("distill_ids", live, item_table.shape[0])
 
 
