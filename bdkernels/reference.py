@@ -35,6 +35,8 @@ class Steps(NamedTuple):
     bd_step_update: Callable[..., tuple[Tensor, Tensor]]
     # The whole sampler in one call, where a backend has that; else `sampler` makes it of the steps above.
     draw: Callable[..., tuple[Tensor, Tensor]] | None = None
+    # No step waits for the device, and count_above takes `live`, int64 []: only so many rows, the first, have to be counted.
+    queued: bool = False
 
 
 # ---- score ----

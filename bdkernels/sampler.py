@@ -2,6 +2,9 @@
 
 The rounds are the same for every backend: a backend supplies the steps (`reference.Steps`). Draw i of a user is its i-th accepted
 proposal in the order of the proposals' counters, so the size of a round, the batch and the number k asked for change nothing.
+
+Where the steps are queued on a GPU, nothing here waits for it but one question at the end: does any user need the full row? A
+CUDA graph that is being captured cannot ask, so there such a user gets fewer draws (they are exact), the rest is -1.
 """
 
 from functools import partial
@@ -21,6 +24,7 @@ from .seen import Seen
 PROBE, MIN_HITS, CAP = 1024, 16, 4096
 ROUND = 256  # most proposals in one round
 ROWS = 1024  # most users in flight, which bounds the scratch memory
+QUEUED_ROWS = 16 << 10  # the same where the steps are queued: the next chunk waits for the device
 ROW_ELEMENTS = 1 << 20  # users x items ranked at once by the fallback (one user at least)
 
 
@@ -34,11 +38,12 @@ class Batch(NamedTuple):
     candidates: Tensor  # [B] int64, unseen items of each user
 
     def take(self, rows: Tensor) -> "Batch":
-        """The same for some rows."""
+        """The same for some rows, none of them twice."""
+        nnz = None if self.seen is None or len(rows) < len(self.user_ids) else len(self.seen.indices)
         return Batch(
             self.teacher._replace(users=self.teacher.users[rows]),
             self.student._replace(users=self.student.users[rows]),
-            None if self.seen is None else self.seen.rows(rows),
+            None if self.seen is None else self.seen.rows(rows, nnz),
             self.user_ids[rows],
             self.candidates[rows],
         )
@@ -49,7 +54,7 @@ class Direction(NamedTuple):
 
     to_teacher: int  # 0 or 1, its place in every pair
     weight: WeightCode
-    ids: Tensor  # [B, k] int64, -1 where not drawn
+    ids: Tensor  # [B, k + 1] int64, -1 where not drawn; the last column is waste
     hits: Tensor  # [B] int64, how many were accepted; may pass k
     open: Tensor  # [B] bool, which users still take proposals
 
@@ -89,8 +94,8 @@ def _draw(
 ) -> tuple[Tensor, Tensor]:
     """`sample` made of the steps of a backend."""
     n_users, n_items = len(everyone.user_ids), everyone.teacher.n_items
-    out = [everyone.user_ids.new_full((n_users, k), -1) for _ in weights]
-    for rows in torch.arange(n_users, device=everyone.user_ids.device).split(ROWS):
+    out = [everyone.user_ids.new_full((n_users, k + 1), -1) for _ in weights]
+    for rows in torch.arange(n_users, device=everyone.user_ids.device).split(QUEUED_ROWS if steps.queued else ROWS):
         batch = everyone.take(rows)
         directions = [
             Direction(to_teacher, weight, ids[rows], torch.zeros_like(rows), batch.candidates > 0)
@@ -99,11 +104,17 @@ def _draw(
         ]
         _accept_in_rounds(steps, batch, directions, k, seed, step, limits)
         for d in directions:
-            missing = ((d.hits < k) & (batch.candidates > 0)).nonzero().squeeze(1)
-            for some in missing.split(max(1, ROW_ELEMENTS // n_items)) if missing.numel() else ():
-                _draw_from_full_rows(steps, batch.take(some), d, some, seed, step)
+            if _may_ask(rows.device):
+                missing = ((d.hits < k) & (batch.candidates > 0)).nonzero().squeeze(1)
+                for some in missing.split(max(1, ROW_ELEMENTS // n_items)) if missing.numel() else ():
+                    _draw_from_full_rows(steps, batch.take(some), d, some, seed, step)
             out[d.to_teacher][rows] = d.ids
-    return out[0], out[1]
+    to_student, to_teacher = (ids[:, :k].contiguous() for ids in out)
+    return to_student, to_teacher
+
+
+def _may_ask(device: torch.device) -> bool:
+    return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
 def _accept_in_rounds(
@@ -113,30 +124,36 @@ def _accept_in_rounds(
     size = min(ROUND, max(32, 8 * k))
     start = 0
     while directions and start < cap:
-        rows = torch.stack([d.open for d in directions]).any(0).nonzero().squeeze(1)
+        is_open = torch.stack([d.open for d in directions]).any(0)
+        if steps.queued:  # all rows, the open ones first
+            rows, live = is_open.logical_not().sort(stable=True).indices, {"live": is_open.sum()}
+        else:
+            rows, live = is_open.nonzero().squeeze(1), {}
         if not rows.numel():
             return
         stop = min(start + size, cap if start >= probe else probe)
         b = batch.take(rows)
         ids = steps.propose(seed, step, b.user_ids, start, stop, b.teacher.n_items, b.seen)
-        rank_t, rank_s = (1 + steps.count_above(f, steps.score(f, ids), ids, b.seen, 0) for f in (b.teacher, b.student))
+        listed = ids.clamp(min=0)  # of a user without candidates, who is not open, any item
+        rank_t, rank_s = (
+            1 + steps.count_above(f, steps.score(f, listed), listed, b.seen, 0, **live) for f in (b.teacher, b.student)
+        )
         for d in directions:
             guide, learner = (rank_s, rank_t) if d.to_teacher else (rank_t, rank_s)
             hit = steps.accept(
                 seed, step, b.user_ids, start, guide, learner, b.candidates, d.weight, bool(d.to_teacher)
             )
-            _place(d, rows, ids, hit & d.open[rows, None])
+            _place(d, rows, ids, hit & d.open[rows, None], k)
             d.open.logical_and_(d.hits < k)
             if stop == probe:
                 d.open.logical_and_(d.hits >= min_hits)
         start = stop
 
 
-def _place(d: Direction, rows: Tensor, ids: Tensor, hit: Tensor) -> None:
-    """Write the accepted proposals behind those that the users have already, up to k."""
+def _place(d: Direction, rows: Tensor, ids: Tensor, hit: Tensor, k: int) -> None:
+    """Write the accepted proposals behind those that the users have already, up to k; everything else into the waste."""
     position = d.hits[rows, None] + hit.cumsum(1) - 1
-    row, column = (hit & (position < d.ids.shape[1])).nonzero(as_tuple=True)
-    d.ids[rows[row], position[row, column]] = ids[row, column]
+    d.ids[rows] = d.ids[rows].scatter(1, position.where(hit & (position < k), k), ids)
     d.hits[rows] += hit.sum(1)
 
 
@@ -153,13 +170,13 @@ def _draw_from_full_rows(steps: Steps, b: Batch, d: Direction, rows: Tensor, see
     top = log_w.amax(1, keepdim=True)
     cumulative = (log_w - top).exp_().nan_to_num_(0.0).cumsum_(1)  # NaN: no weight anywhere
     total = cumulative[:, -1:].contiguous()
-    index = torch.arange(d.ids.shape[1], device=rows.device)
+    index = torch.arange(d.ids.shape[1] - 1, device=rows.device)
     words = reference.philox(seed, index, reference.FALLBACK, b.user_ids[:, None], step)
     u = reference.uniform(*words[2:]) if d.to_teacher else reference.uniform(*words[:2])
     last = torch.searchsorted(cumulative, total)  # the last item with weight: u * total may round up to total
     drawn = torch.searchsorted(cumulative, u * total, right=True).minimum(last)
     drawn = torch.where(total > 0, drawn, -1)
-    d.ids[rows] = torch.where(index < d.hits[rows, None], d.ids[rows], drawn)
+    d.ids[rows, :-1] = torch.where(index < d.hits[rows, None], d.ids[rows, :-1], drawn)
 
 
 def _full_ranks(steps: Steps, f: Factors, seen: Seen | None) -> Tensor:
