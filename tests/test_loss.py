@@ -219,6 +219,12 @@ def test_bd_step_loss_takes_strided_tables(backend):
         assert torch.equal(out.loss, want[0])
 
 
+def test_bd_step_loss_takes_an_empty_catalog_of_any_strides(backend):
+    tables, batch = tables_and_batch(0, 1, 2)
+    for items in (torch.empty(0, 19), torch.empty(19, 0).T, torch.empty_strided((0, 19), (1, 19))):
+        assert bd.bd_step_loss(tables[0], items, None, *batch, backend=backend).loss == 0
+
+
 def test_bd_step_loss_does_not_depend_on_threads(backend, two_threads):
     tables, batch = tables_and_batch(301, 2, 5)
     two = step_results(tables, batch, backend=backend, sparse=True)

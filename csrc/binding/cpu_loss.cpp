@@ -13,8 +13,8 @@ namespace {
 constexpr int64_t kRows = 16, kTouches = 256;  // of a task, at least
 
 cpu::Table table_of(const Tensor& t, const char* name) {
-  STD_TORCH_CHECK(t.dim() == 2 && t.scalar_type() == ScalarType::Float && (t.stride(1) == 1 || t.size(1) <= 1),
-                  "bdkernels: ", name, ": expected float32 rows");
+  const bool rows = t.dim() == 2 && (t.stride(1) == 1 || t.size(1) <= 1 || t.size(0) == 0);
+  STD_TORCH_CHECK(rows && t.scalar_type() == ScalarType::Float, "bdkernels: ", name, ": expected float32 rows");
   return {static_cast<const float*>(t.const_data_ptr()), t.size(0), t.size(1), t.stride(0)};
 }
 
