@@ -1,5 +1,10 @@
-"""Shared fixtures, and the list of what this machine cannot test, printed at the end of every run."""
+"""Shared fixtures, and the list of what this machine cannot test, printed at the end of every run.
 
+BDKERNELS_TEST_BACKENDS names the backends of the operator tests (default: those of the CPU), BDKERNELS_TEST_DEVICE=cuda carries
+their arguments to a GPU and their results back, so that the same tests run there: `make gpu-check` does that.
+"""
+
+import os
 import shutil
 
 import numpy as np
@@ -10,12 +15,16 @@ from bdkernels import backends
 
 # Most data here are so small that a second thread only waits, on a busy machine for long; `two_threads` asks for it.
 torch.set_num_threads(1)
-CPU_BACKENDS = ["reference", "cpu"]
+BACKENDS = os.environ.get("BDKERNELS_TEST_BACKENDS", "reference,cpu").split(",")
+if "BDKERNELS_TEST_DEVICE" in os.environ:
+    from gpu.carry import carry
+
+    carry(torch.device(os.environ["BDKERNELS_TEST_DEVICE"]))
 
 
-@pytest.fixture(params=CPU_BACKENDS)
+@pytest.fixture(params=BACKENDS)
 def backend(request) -> str:
-    """Every backend that runs on the CPU; the C++ one is left out, and said so, where it is not built."""
+    """Every backend that is to be tested; one that is not here is left out, and said so."""
     if (reason := backends.missing(request.param)) is not None:
         pytest.skip(f"backend {request.param}: {reason}")
     return request.param

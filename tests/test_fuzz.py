@@ -16,7 +16,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import CPU_BACKENDS
+from conftest import BACKENDS
 from fuzz_data import Case, Numbers
 from hypothesis import HealthCheck, given, settings
 
@@ -62,7 +62,7 @@ def outcome(run, *tensors):
 
 def everywhere(case: Case, run, *tensors) -> list:
     """The outcome in each backend, with the case's tiles."""
-    names = [name for name in CPU_BACKENDS if backends.missing(name) is None]
+    names = [name for name in BACKENDS if backends.missing(name) is None]
     old = cpu.TILE, reference.TILE_ELEMENTS
     cpu.TILE, reference.TILE_ELEMENTS = case.tile, max(40 * case.tile or 1 << 18, case.b * case.n // 50)
     try:

@@ -1,0 +1,59 @@
+"""Lets tests that make CPU tensors run on another device: each stage gets copies there, and what it gives comes back."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdkernels import backends
+from bdkernels.ops import loss, rank, sample, score, topk
+from bdkernels.reference import Steps
+
+
+def carry(device: torch.device) -> None:
+    """From now on the stages of every backend but "cpu" run on the device, whatever device the operators are called with."""
+    refuses, steps = backends._refuses, backends.steps
+
+    def carried(at: torch.device, asked: str | None = None, dtype: torch.dtype = torch.float32) -> Steps:
+        found = steps(at, asked, dtype)
+        return found if backends.choose(at, asked, dtype) == "cpu" else found._replace(**_all(found, device))
+
+    backends._refuses = lambda name, at, dtype: refuses(name, at if name == "cpu" else device, dtype)
+    backends.steps = carried
+    for stage in (loss, rank, sample, score, topk):
+        stage.steps = carried
+
+
+def _all(steps: Steps, device: torch.device) -> dict[str, Any]:
+    return {name: _one(run, device, name == "bd_step_update") for name, run in steps._asdict().items() if callable(run)}
+
+
+def _one(run: Any, device: torch.device, in_place: bool) -> Any:
+    def stage(*args: Any, **kwargs: Any) -> Any:
+        there = _send(args, device)
+        out = _send(run(*there, **_send(kwargs, device)), torch.device("cpu"))
+        if in_place:
+            _copy_back(args, there)
+        return out
+
+    return stage
+
+
+def _send(x: Any, device: torch.device) -> Any:
+    if isinstance(x, Tensor):
+        return x.detach().to(device, copy=True)
+    if isinstance(x, tuple):
+        values = [_send(y, device) for y in x]
+        return type(x)(*values) if hasattr(x, "_fields") else tuple(values)
+    if isinstance(x, list):
+        return [_send(y, device) for y in x]
+    return {k: _send(v, device) for k, v in x.items()} if isinstance(x, dict) else x
+
+
+def _copy_back(args: Any, there: Any) -> None:
+    """What a stage changed in place."""
+    for mine, theirs in zip(args, there, strict=True):
+        if isinstance(mine, (list, tuple)):
+            _copy_back(mine, theirs)
+        elif isinstance(mine, Tensor):
+            mine.detach().copy_(theirs)
