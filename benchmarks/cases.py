@@ -20,9 +20,11 @@ BENCH = [
 ]
 FULL = [*BENCH, "sample/c", "sample/1e7", "rank/product-16", "rank/product-128"]
 TINY = ["sample/a", *BENCH[4:6], *BENCH[7:]]  # one of each kind
+GPU = ["sample/a", "sample/b", "sample/c", "sample/10m", "topk/b", "loss/step"]
 SUITES = {  # cases, rounds, seconds after which a peer sits out
     "bench": (BENCH, 7, 6.0),
     "full": (FULL, 15, 45.0),
+    "gpu": (GPU, 15, 20.0),
     "tiny": (TINY, 2, 0.1),
 }
 

@@ -68,7 +68,7 @@ def main() -> None:
     print(extra_mb(call), flush=True)
     for _ in sys.stdin:
         result = call()
-        print(hashlib.sha256(b"".join(t.numpy().tobytes() for t in result)).hexdigest(), flush=True)
+        print(hashlib.sha256(b"".join(t.cpu().numpy().tobytes() for t in result)).hexdigest(), flush=True)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from bdkernels import Factors
 from bdkernels.measure import seconds
+from benchmarks.machine import DEVICE
 
 TILE_USERS, TILE_ITEMS = (16, 32, 64, 256), (512, 1024, 2048, 4096)
 SEARCH_PAIRS = 1 << 22  # (user, item) pairs of a trial: about 5 ms
 FINALISTS = 6
+if DEVICE.type == "cuda":  # whose caches and launches want larger tiles
+    TILE_USERS, TILE_ITEMS, SEARCH_PAIRS = (64, 256, 1024), (4096, 16384, 65536), 1 << 28
 
 
 class Tile(NamedTuple):
@@ -81,7 +84,7 @@ def fastest(f: Factors) -> Tile:
     n_users = f.users.shape[0]
     some = f._replace(items=f.items[: max(SEARCH_PAIRS // n_users, 2 * TILE_ITEMS[-1])])
     users = [size for size in TILE_USERS if size <= n_users] or [n_users]
-    own = (False, True) if torch.get_num_threads() > 1 else (False,)
+    own = (False, True) if torch.get_num_threads() > 1 and DEVICE.type == "cpu" else (False,)
     tiles = [Tile(*choice) for choice in itertools.product(users, TILE_ITEMS, (False, True), own)]
 
     def best(tile: Tile, repeats: int) -> float:

@@ -1,6 +1,10 @@
-"""Where and with what something was measured: it goes into every row of every result."""
+"""Where and with what something was measured: it goes into every row of every result.
+
+BENCH_DEVICE=cuda puts all inputs, and so everything that is timed, on a GPU.
+"""
 
 import datetime
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -10,9 +14,12 @@ import torch
 
 import bdkernels as bd
 
+DEVICE = torch.device(os.environ.get("BENCH_DEVICE", "cpu"))
+torch.set_default_device(DEVICE)
+
 
 def machine() -> dict[str, Any]:
-    """Date, commit, versions, CPU, threads, backend."""
+    """Date, commit, versions, CPU or GPU, threads, backend."""
     git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return {
         "date": datetime.date.today().isoformat(),
@@ -21,14 +28,17 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cpu": _first("/proc/cpuinfo", "model name") or platform.processor(),
+        "gpu": torch.cuda.get_device_name(DEVICE) if DEVICE.type == "cuda" else None,
         "threads": torch.get_num_threads(),
-        "backend": bd.backends.choose(torch.device("cpu")),
+        "backend": bd.backends.choose(DEVICE),
         "isa": bd.cpu.isa() if bd.backends.missing("cpu") is None else None,
     }
 
 
 def memory_gb() -> float:
-    """Memory of the machine in GB; infinite where the system does not say."""
+    """Memory of the device in GB; infinite where the system does not say."""
+    if DEVICE.type == "cuda":
+        return torch.cuda.get_device_properties(DEVICE).total_memory / 1e9
     total = _first("/proc/meminfo", "MemTotal")
     return int(total.split()[0]) * 1024 / 1e9 if total else float("inf")
 

@@ -119,6 +119,8 @@ class TopkFaiss:
             import faiss
         except ImportError as error:
             raise UnavailableError("faiss-cpu is not installed: pip install '.[bench]'") from error
+        if f.users.is_cuda:
+            raise UnavailableError("faiss-cpu is for the CPU")
         faiss.omp_set_num_threads(torch.get_num_threads())
         self.note = f"faiss {faiss.__version__}, {faiss.omp_get_max_threads()} threads"
         self.users, self.k, self.index = f.users.numpy(), k, faiss.IndexFlatIP(f.users.shape[1])

@@ -25,6 +25,7 @@ SIZES = {  # users, items, dims of teacher and student
     "1e4": (64, 10_000, (64, 16)),
     "1e5": (64, 100_000, (64, 16)),
     "1e7": (64, 10_000_000, (64, 16)),
+    "10m": (1024, 10_000_000, (64, 16)),  # only a GPU has time for it
 }
 TINY = (8, 600, (5, 2))
 PER_USER_PAIRS = 100_000_000  # (user, item) pairs that one user at a time takes minutes for
@@ -42,7 +43,7 @@ def build(name: str, *, tiny: bool) -> Case:
         absent["dense_eager"] = f"out of memory: asks for {needs:.0f} GB"
     else:
         contenders["dense_eager"] = partial(peers.dense_eager, *asked)
-    for peer in ("dense_compiled", "per_user_argsort") if name in "abc" else ():
+    for peer in ("dense_compiled", "per_user_argsort") if name in ("a", "b", "c", "10m") else ():
         if peer == "dense_compiled" and "dense_eager" in absent:
             absent[peer] = absent["dense_eager"]
         elif peer == "per_user_argsort" and n_users * n_items > PER_USER_PAIRS:

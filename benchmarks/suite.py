@@ -1,4 +1,4 @@
-"""Runs the cases of a suite (`cases.py`): `python -m pytest benchmarks/suite.py --suite bench|full [-k sample]`.
+"""Runs the cases of a suite (`cases.py`): `python -m pytest benchmarks/suite.py --suite bench|full|gpu [-k sample]`.
 
 Writes RESULTS/<workload>.json: {"rows": [...]}, a row a case and contender, each with the machine, commit and peaks that it was
 measured with. A case that runs replaces its old rows and no others.
@@ -12,8 +12,10 @@ import pytest
 
 from bdkernels.measure import Peaks, quartiles, rates
 from benchmarks.case import Case, Timing
-from benchmarks.cases import FULL, SUITES, build
+from benchmarks.cases import FULL, GPU, SUITES, build
 from benchmarks.child import Child
+
+ORDER = [*FULL, *(name for name in GPU if name not in FULL)]
 
 
 def test_case(name: str, benchmark: Any, where: dict[str, Any], request: pytest.FixtureRequest) -> None:
@@ -76,7 +78,7 @@ def row(
 def save(path: Path, name: str, rows: list[dict[str, Any]]) -> None:
     """The rows in the place of those that the case had."""
     old = json.loads(path.read_text())["rows"] if path.exists() else []
-    rows = sorted([each for each in old if each["case"] != name] + rows, key=lambda each: FULL.index(each["case"]))
+    rows = sorted([each for each in old if each["case"] != name] + rows, key=lambda each: ORDER.index(each["case"]))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
 
