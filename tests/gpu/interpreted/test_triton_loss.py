@@ -1,0 +1,97 @@
+"""The Triton kernels of the loss against the reference: ids and rows exactly, sums within float32 rounding."""
+
+import pytest
+import torch
+
+from bdkernels import reference
+from bdkernels.optim import RULES, Rule
+from bdkernels.triton import loss
+
+SIZES = [(5, 2, 3, 5), (1, 1, 0, 8), (3, 0, 4, 1), (3, 9, 13, 33), (0, 1, 2, 4), (2, 0, 0, 3)]  # rows, M, k, d
+STEP = {"lambda_": 0.7, "tau_learner": 1.3, "tau_guide": 2.1}
+
+
+def step(b, m, k, d, bias=True, masked=True, n_users=9, n_items=11):
+    """Arguments of a step; what is masked out is an impossible id and a NaN, and rows are wider than they look."""
+    tables = [torch.randn(n, d + 3)[:, 1 : d + 1] for n in (n_users, n_items)]
+    mask = torch.rand(b, k) < (0.6 if masked else 2)
+    return {
+        "user_table": tables[0],
+        "item_table": tables[1],
+        "item_bias": torch.randn(n_items) if bias else None,
+        "users": torch.randint(0, n_users, (b,)),
+        "positives": torch.randint(0, n_items, (b,)),
+        "negatives": torch.randint(0, n_items, (b, m)),
+        "distill_ids": torch.randint(0, n_items, (b, k)).masked_fill(~mask, 10**12),
+        "guide_scores": (3 * torch.randn(b, k)).masked_fill(~mask, torch.nan),
+        "distill_mask": mask if masked else None,
+        **STEP,
+    }
+
+
+def assert_close(got, want):
+    for g, w in zip(got, want, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("cf", "bias", "masked"), [("bpr", True, True), ("bce", False, True), ("bce", True, False)])
+def test_step(size, cf, bias, masked):
+    arguments = step(*size, bias, masked)
+    assert_close(loss.bd_step(**arguments, cf=cf), reference.bd_step(**arguments, cf=cf))
+
+
+def test_extreme_scores_stay_finite():
+    arguments = step(3, 2, 2, 4, masked=False)
+    arguments["user_table"] *= 100
+    for cf in ("bpr", "bce"):
+        assert_close(loss.bd_step(**arguments, cf=cf), reference.bd_step(**arguments, cf=cf))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("kind", "cf", "bias"), [("sgd", "bce", True), ("adagrad", "bpr", False), ("adam", "bpr", True)]
+)
+def test_update(size, kind, cf, bias):
+    arguments, per_table = step(*size, bias), RULES.index(kind)
+    rule = Rule(kind, 0.1, 0.01, 0.9, 0.99, 1e-6)
+    names = ["user_table", "item_table", "item_bias"][: 2 + bias]
+    state = [
+        torch.rand_like(arguments[name], memory_format=torch.contiguous_format)
+        for name in names
+        for _ in range(per_table)
+    ]
+    results = []
+    for backend in (loss, reference):
+        own = arguments | {name: arguments[name].clone() for name in names}
+        mine = [t.clone() for t in state]
+        losses = backend.bd_step_update(**own, state=mine, cf=cf, rule=rule)
+        results.append([*losses, *(own[name] for name in names), *mine])
+    assert_close(*results)
+    touched = set(arguments["positives"].tolist() + arguments["negatives"].flatten().tolist())
+    touched |= set(arguments["distill_ids"][arguments["distill_mask"]].tolist())
+    rest = [i for i in range(11) if i not in touched]
+    assert torch.equal(results[0][3][rest], arguments["item_table"][rest])
+
+
+def test_many_touches_of_one_row():
+    arguments = step(25, 1, 0, 3, n_users=1, n_items=1)
+    rule = Rule("sgd", 0.1, 0.0)
+    results = []
+    for backend in (loss, reference):
+        own = arguments | {name: arguments[name].clone() for name in ("user_table", "item_table", "item_bias")}
+        backend.bd_step_update(**own, state=[], cf="bce", rule=rule)
+        results.append([own["user_table"], own["item_table"], own["item_bias"]])
+    assert_close(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(7, 3), (1,), (0, 3), (41, 50)])
+def test_distill_loss(shape, dtype):
+    z, g = (4 * torch.randn(2, *shape)).to(dtype)
+    for mask in (None, torch.rand(shape) < 0.5, torch.zeros(shape, dtype=torch.bool)):
+        arguments = z, g, 1.2, 3.0, mask
+        assert_close([loss.distill_loss(*arguments)], [reference.distill_loss(*arguments)])
+        got, want = (backend.distill_loss_backward(torch.tensor(1.5), *arguments) for backend in (loss, reference))
+        assert got.dtype == want.dtype
+        torch.testing.assert_close(got, want, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
