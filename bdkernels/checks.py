@@ -26,9 +26,9 @@ def _is(condition: bool, name: str, expected: str, got: object) -> None:
         raise ValueError(f"{name}: expected {expected}, got {got}")
 
 
-def _holds(condition: Tensor, name: str, expected: str, got: Callable[[], object]) -> None:
+def _holds(condition: Tensor | bool, name: str, expected: str, got: Callable[[], object]) -> None:
     """`_is` for a condition on values, [] bool; `got` is asked only where the values are at hand."""
-    if condition.device.type in ASSERTS:
+    if isinstance(condition, Tensor) and condition.device.type in ASSERTS:
         torch._assert_async(condition, f"{name}: expected {expected}")
     else:
         _is(bool(condition), name, expected, got() if not condition else None)
@@ -110,13 +110,18 @@ def no_nan(name: str, t: Tensor) -> None:
     _holds(t.isnan().any().logical_not(), name, "no NaN", lambda: "NaN")
 
 
-def no_nan_at(at: Tensor, n: int, item_offset: int = 0) -> None:
-    """What a kernel found: the flat index of a NaN among the scores [B, n] of factors, or -1; int64 []."""
+def no_nan_at(at: Tensor | int, n: int, item_offset: int = 0) -> None:
+    """What a kernel found: the flat index of a NaN among the scores [B, n] of factors, or -1; int64 [] or a number."""
 
     def where() -> str:
         return f"NaN for user row {int(at) // n}, item {item_offset + int(at) % n}"
 
     _holds(at < 0, "factors", "finite scores", where)
+
+
+def no_nan_in_block(at: Tensor | int, n: int) -> None:
+    """The same for scores [B, n] that the caller gave."""
+    _holds(at < 0, "scores", "no NaN", lambda: f"NaN at [{int(at) // n}, {int(at) % n}]")
 
 
 def integer(name: str, value: int, low: int, high: int | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import checks
 from .factors import Factors
 from .optim import RULES, Rule
 from .reference import Steps, WeightCode
@@ -55,13 +56,6 @@ def _seen(seen: Seen | None, like: Tensor) -> tuple[Tensor, Tensor]:
     return seen.indptr.contiguous(), seen.indices.contiguous()
 
 
-def _raise_nan(at: int, n: int, item_offset: int) -> None:
-    if at >= 0:
-        raise ValueError(
-            f"factors: expected finite scores, got NaN for user row {at // n}, item {item_offset + at % n}"
-        )
-
-
 def score(f: Factors, ids: Tensor) -> Tensor:
     return torch.ops.bdkernels_cpu.score(*_factors(f), ids.contiguous())
 
@@ -74,7 +68,7 @@ def count_above(f: Factors, thresholds: Tensor, tie_ids: Tensor, seen: Seen | No
     counts, nan_at = torch.ops.bdkernels_cpu.count_above(
         *_factors(f), thresholds.contiguous(), tie_ids.contiguous(), *_seen(seen, tie_ids), item_offset, TILE
     )
-    _raise_nan(nan_at, f.n_items, item_offset)
+    checks.no_nan_at(nan_at, f.n_items, item_offset)
     return counts
 
 
@@ -84,9 +78,7 @@ def count_above_block(
     counts, nan_at = torch.ops.bdkernels_cpu.count_above_block(
         scores.contiguous(), thresholds.contiguous(), tie_ids.contiguous(), *_seen(seen, tie_ids), item_offset, TILE
     )
-    if nan_at >= 0:
-        row, item = divmod(nan_at, scores.shape[1])
-        raise ValueError(f"scores: expected no NaN, got NaN at [{row}, {item}]")
+    checks.no_nan_in_block(nan_at, scores.shape[1])
     return counts
 
 
@@ -129,7 +121,7 @@ def draw(
 
 def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
     scores, ids, nan_at = torch.ops.bdkernels_cpu.topk(*_factors(f), k, *_seen(seen, f.users), TILE)
-    _raise_nan(nan_at, f.n_items, 0)
+    checks.no_nan_at(nan_at, f.n_items)
     return scores, ids
 
 

@@ -2,4 +2,7 @@
 
 import os
 
-collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
+if os.environ.get("TRITON_INTERPRET") == "1":
+    import interpreter  # noqa: F401  before any kernel
+else:
+    collect_ignore_glob = ["test_*.py"]

@@ -1,0 +1,199 @@
+"""rank: counts of the items before each threshold, in Triton: scoring, comparing and counting in one kernel.
+
+A program holds a block of users against a run of item tiles. A tile's scores stay in registers as integers in the order of the
+scores, and every threshold of a user is compared with them; sums of a tile go to [B, C] by integer atomics, whose order changes
+nothing. B N d multiply-adds and 2 B N C integer operations; the items are read once for each block of users, B / USERS times
+4 N d bytes, and nothing of size B x N is ever written. With few thresholds the floor is the product; the time grows with C, and
+for many thresholds the CUDA backend, which searches, does less.
+
+What the users have seen is counted with the rest, and taken off by a second kernel, whose chain gives the same bits.
+
+precision "ieee", the default, gives the bits of the reference. The others make the product on tensor cores: "tf32" (fp32 tables),
+"bf16" and "fp16" (operands rounded to it), with fp32 sums: faster, and right to their rounding, which can move neighbours and
+count an item before itself.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .. import checks
+from ..factors import Factors
+from ..seen import Seen
+from .score import by_rows, chain
+
+PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
+precision = "ieee"  # set from BDKERNELS_PRECISION by the package
+TILES = 16  # item tiles of a program
+SEEN_BLOCK = 32  # seen items of a program's turn
+CONFIGS = [
+    triton.Config({"USERS": users, "ITEMS": items}, num_warps=warps, num_stages=2)
+    for users, items, warps in ((16, 128, 4), (32, 128, 4), (64, 128, 8), (16, 256, 4))
+]
+
+
+@triton.jit
+def order_bits(score):
+    """int32 in the order of the scores; -0.0 is equal to 0.0. Not for NaN."""
+    bits = (score + 0.0).to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def product(
+    users, items, item_bias, user, item, d, user_stride, item_stride, in_users, in_items,
+    PRECISION: tl.constexpr, BIAS: tl.constexpr, D: tl.constexpr, USERS: tl.constexpr, ITEMS: tl.constexpr,
+):  # fmt: skip
+    """[USERS, ITEMS] scores, D factors at a time."""
+    score = tl.zeros([USERS, ITEMS], tl.float32)
+    if BIAS:
+        score += tl.load(item_bias + item, mask=in_items, other=0.0).to(tl.float32)[None, :]
+    for first in range(0, d, D):
+        k = first + tl.arange(0, D)
+        x = tl.load(
+            users + user[:, None] * user_stride + k[None, :], mask=in_users[:, None] & (k < d)[None, :], other=0.0
+        )
+        y = tl.load(
+            items + item[None, :] * item_stride + k[:, None], mask=in_items[None, :] & (k < d)[:, None], other=0.0
+        )
+        if PRECISION == "bf16":
+            score = tl.dot(x.to(tl.bfloat16), y.to(tl.bfloat16), score)
+        elif PRECISION == "fp16":
+            score = tl.dot(x.to(tl.float16), y.to(tl.float16), score)
+        else:
+            score = tl.dot(x.to(tl.float32), y.to(tl.float32), score, input_precision=PRECISION)
+    return score
+
+
+@triton.autotune(CONFIGS, key=["d", "n_thresholds", "PRECISION"], reset_to_zero=["out"])
+@triton.jit
+def count_tiles(
+    users, items, item_bias, scores, thresholds, ties, live, out, nan_at,
+    n_users, n_items, d, n_thresholds, user_stride, item_stride, item_offset,
+    PRECISION: tl.constexpr, BIAS: tl.constexpr, SCORED: tl.constexpr, LIVE: tl.constexpr, TILES: tl.constexpr,
+    D: tl.constexpr, USERS: tl.constexpr, ITEMS: tl.constexpr,
+):  # fmt: skip
+    """Adds to out [B, C] int32 how many items of a run come before each threshold; items are scored, or SCORED [B, N] already."""
+    program = tl.program_id(0).to(tl.int64)
+    n_runs = tl.cdiv(n_items, TILES * ITEMS)
+    user = program // n_runs * USERS + tl.arange(0, USERS)
+    in_users = user < n_users
+    first = program % n_runs * (TILES * ITEMS)
+    stop = tl.minimum(first + TILES * ITEMS, n_items)
+    if LIVE:  # no tile for users of whom none is
+        stop = tl.where(program // n_runs * USERS < tl.load(live), stop, first)
+    for tile in range(first, stop, ITEMS):
+        column = tl.arange(0, ITEMS)
+        item = tile + column.to(tl.int64)
+        in_items = item < n_items
+        inside = in_users[:, None] & in_items[None, :]
+        if SCORED:
+            score = tl.load(scores + user[:, None] * n_items + item[None, :], mask=inside, other=0.0)
+        else:
+            score = product(
+                users, items, item_bias, user, item, d, user_stride, item_stride, in_users, in_items,
+                PRECISION, BIAS, D, USERS, ITEMS,
+            )  # fmt: skip
+        bad = inside & (score != score)
+        if tl.max(bad.to(tl.int32)) > 0:
+            at = tl.where(bad, user[:, None] * n_items + item[None, :], -1)
+            tl.atomic_max(nan_at, tl.max(at))
+        key = tl.where(in_items[None, :], order_bits(score), -2147483648)  # before nothing
+        for c in range(0, n_thresholds):
+            at = user * n_thresholds + c
+            threshold = order_bits(tl.load(thresholds + at, mask=in_users, other=0.0))
+            tie = tl.load(ties + at, mask=in_users, other=0) - item_offset - tile
+            # An equal score comes before if its id is lower: there the threshold is one less.
+            if tl.max(((tie > 0) & (tie < ITEMS)).to(tl.int32)) > 0:
+                before = key > threshold[:, None] - (column[None, :] < tie[:, None]).to(tl.int32)
+            else:
+                before = key > (threshold - (tie > 0).to(tl.int32))[:, None]
+            tl.atomic_add(out + at, tl.sum(before.to(tl.int32), 1), mask=in_users, sem="relaxed")
+
+
+@triton.jit
+def count_seen(
+    users, items, item_bias, scores, thresholds, ties, live, indptr, indices, out,
+    n_items, d, n_thresholds, user_stride, item_stride, item_offset,
+    BIAS: tl.constexpr, SCORED: tl.constexpr, LIVE: tl.constexpr, BLOCK: tl.constexpr, THRESHOLDS: tl.constexpr,
+):  # fmt: skip
+    """Takes the seen items of one user off again."""
+    user = tl.program_id(0).to(tl.int64)
+    begin, end = tl.load(indptr + user), tl.load(indptr + user + 1)
+    if LIVE:
+        end = tl.where(user < tl.load(live), end, begin)
+    for first in range(begin, end, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        id = tl.load(indices + at, mask=at < end, other=-1)
+        item = id - item_offset
+        wanted = (at < end) & (item >= 0) & (item < n_items)
+        item = tl.where(wanted, item, 0)
+        if SCORED:
+            score = tl.load(scores + user * n_items + item, mask=wanted, other=0.0)
+        else:
+            owner = tl.zeros([BLOCK], tl.int64) + user
+            score = chain(users, items, item_bias, owner, item, d, user_stride, item_stride, wanted, BIAS)
+        key = tl.where(wanted, order_bits(score), -2147483648)
+        for block in range(0, n_thresholds, THRESHOLDS):
+            c = block + tl.arange(0, THRESHOLDS)
+            own = user * n_thresholds + c
+            threshold = order_bits(tl.load(thresholds + own, mask=c < n_thresholds, other=0.0))
+            tie = tl.load(ties + own, mask=c < n_thresholds, other=0)
+            before = key[:, None] > threshold[None, :] - (id[:, None] < tie[None, :]).to(tl.int32)
+            tl.atomic_add(out + own, -tl.sum(before.to(tl.int32), 0), mask=c < n_thresholds, sem="relaxed")
+
+
+def count_above(
+    f: Factors, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int, live: Tensor | None = None
+) -> Tensor:
+    """As in the reference; with `live`, int64 [], the counts of that many rows, the first, and anything in the others."""
+    counts, nan_at = _count(f.n_items, by_rows(f), None, thresholds, tie_ids, seen, item_offset, live)
+    checks.no_nan_at(nan_at, f.n_items, item_offset)
+    return counts
+
+
+def count_above_block(
+    scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int
+) -> Tensor:
+    """As in the reference."""
+    scores = scores.contiguous()
+    counts, nan_at = _count(scores.shape[1], None, scores, thresholds, tie_ids, seen, item_offset, None)
+    checks.no_nan_in_block(nan_at, scores.shape[1])
+    return counts
+
+
+def _count(
+    n_items: int,
+    f: Factors | None,
+    scores: Tensor | None,
+    thresholds: Tensor,
+    tie_ids: Tensor,
+    seen: Seen | None,
+    item_offset: int,
+    live: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    thresholds, tie_ids = thresholds.contiguous(), tie_ids.contiguous()
+    n_users, n_thresholds = thresholds.shape
+    out = torch.zeros_like(tie_ids, dtype=torch.int32)
+    nan_at = torch.full((), -1, dtype=torch.int64, device=out.device)
+    users, items, bias = f or (None, None, None)
+    d, strides = (0, (0, 0)) if users is None or items is None else (users.shape[1], (users.stride(0), items.stride(0)))
+    flags = {"BIAS": bias is not None, "SCORED": scores is not None, "LIVE": live is not None}
+    tables = users, items, bias, scores, thresholds, tie_ids, live
+
+    def grid(config: dict[str, int]) -> tuple[int]:
+        return (triton.cdiv(n_users, config["USERS"]) * triton.cdiv(n_items, TILES * config["ITEMS"]),)
+
+    if n_users and n_items:
+        count_tiles[grid](
+            *tables, out, nan_at, n_users, n_items, d, n_thresholds, *strides, item_offset,
+            PRECISION=precision, TILES=TILES, D=min(32, max(16, triton.next_power_of_2(max(1, d)))), **flags,
+        )  # fmt: skip
+        if seen is not None and seen.indices.numel():
+            count_seen[(n_users,)](
+                *tables, seen.indptr.contiguous(), seen.indices.contiguous(), out,
+                n_items, d, n_thresholds, *strides, item_offset,
+                BLOCK=SEEN_BLOCK, THRESHOLDS=min(64, triton.next_power_of_2(max(1, n_thresholds))), **flags,
+            )  # fmt: skip
+    return out.long(), nan_at
