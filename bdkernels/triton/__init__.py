@@ -1,19 +1,19 @@
 """The Triton backend: its stages have the signatures of `reference`. Importing this package does not import Triton itself.
 
 Under TRITON_INTERPRET=1 the kernels run in Triton's interpreter, on CPU tensors: that is how they are tested without a GPU.
+BDKERNELS_PRECISION chooses how `rank` multiplies: "ieee" (the default; exact), "tf32", "bf16", "fp16" (on tensor cores).
 """
 
 import importlib.util
 import os
+from functools import cache
 
 from ..reference import Steps
 
 
 def load() -> str | None:
     """None, or the reason why the backend cannot be had."""
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
-    return "not in this version"
+    return None if importlib.util.find_spec("triton") else "the package triton is not installed"
 
 
 def simulated() -> bool:
@@ -21,6 +21,23 @@ def simulated() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@cache
 def steps() -> Steps:
     """The stages; imports Triton."""
-    raise NotImplementedError
+    from . import loss, rank, sample, score, topk
+
+    if (asked := os.environ.get("BDKERNELS_PRECISION", rank.precision)) not in rank.PRECISIONS:
+        raise ValueError(f"BDKERNELS_PRECISION: expected one of {', '.join(rank.PRECISIONS)}, got {asked!r}")
+    rank.precision = asked
+    return Steps(
+        score.score,
+        score.score_block,
+        rank.count_above,
+        rank.count_above_block,
+        sample.propose,
+        sample.accept,
+        topk.topk,
+        loss.bd_step,
+        loss.bd_step_update,
+        queued=True,
+    )
