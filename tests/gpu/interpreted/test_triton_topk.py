@@ -12,7 +12,7 @@ from bdkernels.triton import topk
 
 @pytest.mark.parametrize(
     ("b", "n", "d", "k"),
-    [(3, 500, 5, 7), (1, 1, 1, 1), (18, 130, 33, 64), (2, 300, 4, 300), (2, 70, 3, 200), (2, 2500, 2, 2048)],
+    [(3, 500, 5, 7), (1, 1, 1, 1), (18, 130, 33, 64), (2, 300, 4, 300), (2, 70, 3, 200)],
 )
 @pytest.mark.parametrize("kind", ["normal", "ties", "extreme"])
 def test_topk(b, n, d, k, kind, rng):
