@@ -6,7 +6,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check install -q -c .ci/constraints
 # RESULTS: where the result files go. DATA: an .npz with arrays train, val, test of (user, item) rows; else some are made up.
 RESULTS ?= benchmarks/results
 BENCH   := $(PY) -m pytest benchmarks/suite.py -q -s --timeout 3600 --results $(RESULTS) $(if $(DATA),--data $(DATA))
-SOURCES := $(shell find csrc tests/sanitize -name '*.h' -o -name '*.cpp')
+SOURCES := $(shell find csrc tests/sanitize tests/gpu -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test sanitize fuzz lint format bench bench-full quality bench-report clean

@@ -1,9 +1,13 @@
-"""Builds the C++ backend against the stable ABI of whatever torch is installed; everything else is in pyproject.toml.
+"""Builds the C++ and CUDA backends against the stable ABI of whatever torch is installed; the rest is in pyproject.toml.
 
 Three tiers: without a compiler (or without torch at build time) the package installs with the reference backend alone; with
-both, libbdkernels_cpu is built; the CUDA library joins where nvcc is found (csrc/cuda, none yet). A build that fails warns and
-goes on; BDKERNELS_STRICT_BUILD=1 makes it fatal, and BDKERNELS_BUILD=0 skips it. A build in place goes where BDKERNELS_LIBRARY
-says, with the further flags of BDKERNELS_CXXFLAGS.
+both, libbdkernels_cpu is built; and libbdkernels_cuda too where nvcc is found and torch has CUDA. A torch without CUDA could not
+use it and the build takes minutes, so there it is built on request only: BDKERNELS_BUILD_CUDA=1; BDKERNELS_BUILD_CUDA=0 skips it
+everywhere. A build that fails warns and goes on; BDKERNELS_STRICT_BUILD=1 makes it fatal, and BDKERNELS_BUILD=0 skips all.
+
+In place, the C++ library goes where BDKERNELS_LIBRARY says, with the further flags of BDKERNELS_CXXFLAGS; BDKERNELS_CUDA_ARCHS
+names other targets than those of CUDA_ARCHS ("80" or "80 90"). build/libbdkernels_cuda/resources.txt tells what each kernel takes
+of them. `build_cuda` builds it alone; `build_simulation` compiles the CUDA sources for the CPU, for tests.
 """
 
 import os
@@ -11,6 +15,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Command, Distribution, setup
@@ -19,7 +25,11 @@ from setuptools.command.build import build
 
 ROOT = Path(__file__).resolve().parent
 LIBRARY = Path("bdkernels", "lib", "libbdkernels_cpu.so")
+CUDA_LIBRARY = LIBRARY.with_name("libbdkernels_cuda.so")
+SIMULATION = Path("build", "simulation", "libbdkernels_cusim.so")
 ABI = "0x020a000000000000"  # torch 2.10, the oldest that the binary shall load on
+CUDA_ARCHS = "80 90 100"  # A100, H100, B200; and the assembly of the last for what comes after
+CXX_FLAGS = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra"]
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 # GCC 12 warns of its own AVX-512 headers (GCC bug 105593).
 ISA_FLAGS = {
@@ -47,44 +57,119 @@ def compiler() -> str:
     raise RuntimeError("no C++20 compiler found (CXX, g++, clang++, c++)")
 
 
-def compile_library(out: Path) -> None:
-    """Compile csrc/cpu and its binding into one shared library, moved into place only when it is whole."""
-    torch, cxx = torch_folder(), compiler()
-    work = ROOT / "build" / out.stem
-    work.mkdir(parents=True, exist_ok=True)
-    flags = [
-        "-std=c++20",
-        "-O3",
-        "-fPIC",
-        "-fvisibility=hidden",
-        "-ffp-contract=off",
-        "-fno-math-errno",
-        "-Wall",
-        "-Wextra",
-    ]
-    flags += os.environ.get("BDKERNELS_CXXFLAGS", "").split()
+def torch_flags() -> list[str]:
+    torch = torch_folder()
     includes = ["-isystem", str(torch / "include"), "-isystem", str(torch / "include/torch/csrc/api/include")]
-    jobs = []
-    for source in sorted(
-        [p for part in ("cpu/*", "cpu/simd/*", "binding/cpu_*") for p in ROOT.glob(f"csrc/{part}.cpp")]
-    ):
-        if source.stem in ISA_FLAGS and not X86:
-            continue
-        target = work / (source.relative_to(ROOT / "csrc").as_posix().replace("/", "_") + ".o")
-        extra = ISA_FLAGS.get(source.stem, []) + (["-DBDKERNELS_X86"] if X86 else [])
-        if source.parent.name == "binding":
-            extra += [f"-DTORCH_TARGET_VERSION={ABI}", *includes]
-        jobs.append(([cxx, *flags, *extra, "-c", str(source), "-o", str(target)], target))
-    running = [(subprocess.Popen(command), command) for command, _ in jobs]
-    failed = [command for process, command in running if process.wait() != 0]
-    if failed:
-        raise RuntimeError("compiling failed: " + " ".join(failed[0]))
+    return [f"-DTORCH_TARGET_VERSION={ABI}", *includes]
+
+
+def further_flags() -> list[str]:
+    return os.environ.get("BDKERNELS_CXXFLAGS", "").split()
+
+
+def compile_all(commands: dict[Path, list[str]]) -> dict[Path, str]:
+    """Run the compilers, one a processor, each for the object that it is listed under; returns what each said."""
+
+    def run(target: Path) -> str:
+        command = [*commands[target], "-o", str(target)]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode != 0:
+            raise RuntimeError(f"compiling failed: {' '.join(command)}\n{done.stderr}")
+        if "warning" in done.stderr:
+            print(done.stderr, file=sys.stderr)
+        return done.stderr
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return dict(zip(commands, pool.map(run, commands), strict=True))
+
+
+def link(linker: list[str], objects: Iterable[Path], out: Path) -> None:
+    """Into one shared library, moved into place only when it is whole."""
     out.parent.mkdir(parents=True, exist_ok=True)
     whole = out.with_suffix(".tmp")
-    link = [cxx, "-shared", "-o", str(whole), *(str(t) for _, t in jobs), f"-L{torch / 'lib'}", "-ltorch_cpu"]
-    if subprocess.run(link, check=False).returncode != 0:
-        raise RuntimeError("linking failed: " + " ".join(link))
+    torch = [f"-L{torch_folder() / 'lib'}", "-ltorch_cpu"]
+    command = [*linker, "-shared", "-o", str(whole), *map(str, objects), *torch]
+    if subprocess.run(command, check=False).returncode != 0:
+        raise RuntimeError("linking failed: " + " ".join(command))
     os.replace(whole, out)
+
+
+def sources(*patterns: str) -> list[Path]:
+    return sorted(p for pattern in patterns for p in ROOT.glob(f"csrc/{pattern}"))
+
+
+def object_of(source: Path, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / (source.relative_to(ROOT / "csrc").as_posix().replace("/", "_") + ".o")
+
+
+def compile_library(out: Path) -> None:
+    """csrc/cpu and its binding."""
+    flags = [*CXX_FLAGS, "-O3", "-fno-math-errno", *further_flags()]
+    commands = {}
+    for source in sources("cpu/*.cpp", "cpu/simd/*.cpp", "binding/cpu_*.cpp"):
+        if source.stem in ISA_FLAGS and not X86:
+            continue
+        extra = ISA_FLAGS.get(source.stem, []) + (["-DBDKERNELS_X86"] if X86 else [])
+        if source.parent.name == "binding":
+            extra += torch_flags()
+        commands[object_of(source, ROOT / "build" / out.stem)] = [compiler(), *flags, *extra, "-c", str(source)]
+    compile_all(commands)
+    link([compiler()], commands, out)
+
+
+def compile_cuda(out: Path) -> None:
+    """csrc/cuda by nvcc, for every target in one object each, and its binding by the C++ compiler."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        raise RuntimeError("no nvcc found")
+    archs = os.environ.get("BDKERNELS_CUDA_ARCHS", CUDA_ARCHS).split()
+    targets = [flag for a in archs for flag in ("-gencode", f"arch=compute_{a},code=sm_{a}")]
+    targets += ["-gencode", f"arch=compute_{archs[-1]},code=compute_{archs[-1]}"]  # for GPUs that are yet to come
+    strict = ["-Werror", "all-warnings", "-Xcompiler", "-fPIC,-fvisibility=hidden,-Wall,-Wextra,-Werror"]
+    cuda = [nvcc, "-std=c++20", "-O3", "-lineinfo", "-Xptxas", "-v,-warn-spills", *strict, *targets]
+    work = ROOT / "build" / out.stem
+    kernels = {object_of(source, work): [*cuda, "-c", str(source)] for source in sources("cuda/*.cu")}
+    binding = [compiler(), *CXX_FLAGS, "-O2", *torch_flags(), "-c"]
+    bindings = {object_of(source, work): [*binding, str(source)] for source in sources("binding/cuda_*.cpp")}
+    said = compile_all({**kernels, **bindings})
+    (work / "resources.txt").write_text("".join(said[target] for target in kernels))
+    # The CUDA runtime is inside of the library, and nobody sees its symbols.
+    link([nvcc, "--cudart", "static", "-Xlinker", "--exclude-libs,ALL"], [*kernels, *bindings], out)
+
+
+def compile_cuda_if_wanted(out: Path) -> None:
+    """Asked for, or of use and possible; nobody asks whether this machine has a GPU."""
+    asked = os.environ.get("BDKERNELS_BUILD_CUDA")
+    usable = shutil.which("nvcc") is not None and (torch_folder() / "lib/libtorch_cuda.so").exists()
+    if asked != "0" and (asked or usable):
+        compile_cuda(out)
+
+
+def compile_simulation(out: Path) -> None:
+    """csrc/cuda and its binding by the C++ compiler, for the simulator of tests/gpu/shim; only what has changed."""
+    flags = [
+        compiler(),
+        *CXX_FLAGS,
+        "-O2",
+        "-g",
+        "-DBDKERNELS_SIMULATION",
+        f"-I{ROOT / 'tests/gpu/shim'}",
+        *further_flags(),
+    ]
+    headers = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("tests/gpu/shim/*.h"), Path(__file__)]
+    commands, objects = {}, []
+    for source in sources("cuda/*.cu", "binding/cuda_*.cpp"):
+        target = object_of(source, out.parent)
+        objects.append(target)
+        newest = max(p.stat().st_mtime for p in [source, *headers])
+        if target.exists() and target.stat().st_mtime > newest:
+            continue
+        torch = torch_flags() if source.parent.name == "binding" else []
+        commands[target] = [*flags, *torch, "-x", "c++", "-c", str(source)]
+    compile_all(commands)
+    if commands or not out.exists():
+        link([compiler(), *further_flags()], objects, out)
 
 
 class BuildKernels(Command):
@@ -108,22 +193,56 @@ class BuildKernels(Command):
             print("bdkernels: BDKERNELS_BUILD=0, no C++ backend built")
             return
         in_place = self.inplace or self.editable_mode
+        folder = ROOT if in_place else Path(self.build_lib)
+        asked = os.environ.get("BDKERNELS_LIBRARY") if in_place else None
+        library = Path(asked).resolve() if asked else folder / LIBRARY
+        self.attempt(compile_library, library, "no C++ backend, the reference will serve")
+        if not asked:
+            self.attempt(compile_cuda_if_wanted, folder / CUDA_LIBRARY, "no CUDA backend")
+
+    def attempt(self, compile_it: Callable[[Path], None], out: Path, without: str) -> None:
         try:
-            asked = Path(os.environ.get("BDKERNELS_LIBRARY") or ROOT / LIBRARY).resolve()
-            compile_library(asked if in_place else Path(self.build_lib) / LIBRARY)
+            compile_it(out)
         except (OSError, RuntimeError) as error:
             if os.environ.get("BDKERNELS_STRICT_BUILD", "0") == "1":
                 raise
-            print(f"bdkernels: warning: no C++ backend, the reference will serve: {error}", file=sys.stderr)
+            print(f"bdkernels: warning: {without}: {error}", file=sys.stderr)
 
     def get_source_files(self) -> list[str]:
-        return [str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*") if p.suffix in (".h", ".cpp")]
+        return [str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*") if p.suffix in (".h", ".cpp", ".cu")]
 
     def get_outputs(self) -> list[str]:
-        return [] if self.editable_mode or not self.build_lib else [str(Path(self.build_lib) / LIBRARY)]
+        if self.editable_mode or not self.build_lib:
+            return []
+        paths = [Path(self.build_lib) / library for library in (LIBRARY, CUDA_LIBRARY)]
+        return [str(path) for path in paths if path.exists()]
 
     def get_output_mapping(self) -> dict[str, str]:
         return {}
+
+
+class BuildCuda(Command):
+    """`python setup.py build_cuda`: the CUDA backend alone, whether torch has CUDA or not."""
+
+    description = "compile the CUDA backend"
+    user_options = [("out=", "o", "the library")]  # noqa: RUF012
+    library, compile_it = CUDA_LIBRARY, staticmethod(compile_cuda)
+
+    def initialize_options(self) -> None:
+        self.out = str(ROOT / self.library)
+
+    def finalize_options(self) -> None:
+        pass
+
+    def run(self) -> None:
+        self.compile_it(Path(self.out).resolve())
+
+
+class BuildSimulation(BuildCuda):
+    """`python setup.py build_simulation`, for BDKERNELS_CUDA_LIBRARY; the objects come beside it."""
+
+    description = "compile the CUDA backend for the CPU, to be tested without a GPU"
+    library, compile_it = SIMULATION, staticmethod(compile_simulation)
 
 
 class Build(build):
@@ -142,4 +261,11 @@ class BinaryDistribution(Distribution):
         return True
 
 
-setup(cmdclass={"build": Build, "build_kernels": BuildKernels, "bdist_wheel": Wheel}, distclass=BinaryDistribution)
+COMMANDS = {
+    "build": Build,
+    "build_kernels": BuildKernels,
+    "build_cuda": BuildCuda,
+    "build_simulation": BuildSimulation,
+    "bdist_wheel": Wheel,
+}
+setup(cmdclass=COMMANDS, distclass=BinaryDistribution)

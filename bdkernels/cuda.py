@@ -8,10 +8,19 @@ import os
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from . import reference
+from . import checks, reference
+from .factors import Factors
+from .optim import RULES, Rule
+from .reference import Steps, WeightCode
+from .seen import Seen
+from .weights import KINDS
 
 LIBRARY = Path(os.environ.get("BDKERNELS_CUDA_LIBRARY") or Path(__file__).parent / "lib" / "libbdkernels_cuda.so")
+BLOCKS = 2048  # blocks that a launch aims at, some for every multiprocessor; tests change it, results do not
+MOST_TOPK = 2048  # kMostTopK of csrc/cuda/kernels.h
+RANGES = 0  # of the catalog in topk, 0 = chosen; tests change it, results do not
 
 
 def load() -> str | None:
@@ -33,4 +42,148 @@ def simulated() -> bool:
     return bool(torch.ops.bdkernels_cuda.simulated())
 
 
-STEPS = reference.STEPS  # to be replaced stage by stage
+def _factors(f: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    items = f.items if f.items.stride(1) == 1 else f.items.contiguous()
+    bias = items.new_empty(0) if f.item_bias is None else f.item_bias.contiguous()
+    return f.users.float().contiguous(), items, bias
+
+
+def score(f: Factors, ids: Tensor) -> Tensor:
+    return torch.ops.bdkernels_cuda.score(*_factors(f), ids.contiguous())
+
+
+def score_block(f: Factors) -> Tensor:
+    return torch.ops.bdkernels_cuda.score_block(*_factors(f), BLOCKS)
+
+
+def count_above(
+    f: Factors, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int, live: Tensor | None = None
+) -> Tensor:
+    """`live`: int64 [] on the device, only so many rows need counting; what stands in the others is not said."""
+    keys, order = reference.order_key(thresholds, tie_ids).contiguous().sort(dim=1)
+    histogram, nan_at = torch.ops.bdkernels_cuda.count_above(
+        *_factors(f), keys, *_seen(seen, keys), item_offset, keys.new_empty(0) if live is None else live, BLOCKS
+    )
+    checks.no_nan_at(nan_at, f.n_items, item_offset)
+    return reference._suffix_counts(histogram, order)
+
+
+def count_above_block(
+    scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int
+) -> Tensor:
+    keys, order = reference.order_key(thresholds, tie_ids).contiguous().sort(dim=1)
+    histogram, nan_at = torch.ops.bdkernels_cuda.count_above_block(
+        scores.contiguous(), keys, *_seen(seen, keys), item_offset, BLOCKS
+    )
+    checks.no_nan_in_block(nan_at, scores.shape[1])
+    return reference._suffix_counts(histogram, order)
+
+
+def propose(seed: int, step: int, user_ids: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
+    rows = user_ids.contiguous()
+    return torch.ops.bdkernels_cuda.propose(seed, step, rows, start, stop, n_items, *_seen(seen, user_ids))
+
+
+def accept(
+    seed: int,
+    step: int,
+    user_ids: Tensor,
+    start: int,
+    rank_guide: Tensor,
+    rank_learner: Tensor,
+    n: Tensor,
+    weight: WeightCode,
+    to_teacher: bool,
+) -> Tensor:
+    kind, parameter, flipped = weight
+    per_user, ranks = (user_ids.contiguous(), start), (rank_guide.contiguous(), rank_learner.contiguous())
+    return torch.ops.bdkernels_cuda.accept(
+        seed, step, *per_user, *ranks, n.contiguous(), KINDS.index(kind), parameter, flipped, to_teacher
+    )
+
+
+def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
+    """For k above MOST_TOPK the reference serves: no list of that length fits beside a tile in shared memory."""
+    if k > MOST_TOPK:
+        return reference.topk(f, k, seen)
+    best, nan_at = torch.ops.bdkernels_cuda.topk(*_factors(f), k, *_seen(seen, f.users), RANGES)
+    checks.no_nan_at(nan_at, f.n_items)
+    best ^= torch.iinfo(torch.int64).min  # from the order of unsigned numbers to that of signed ones
+    return reference.listed_keys(best.flatten(1).topk(k, dim=1).values)
+
+
+def bd_step(
+    user_table: Tensor,
+    item_table: Tensor,
+    item_bias: Tensor | None,
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    distill_ids: Tensor,
+    guide_scores: Tensor,
+    distill_mask: Tensor | None,
+    cf: str,
+    lambda_: float,
+    tau_learner: float,
+    tau_guide: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tables = [t if t.stride(1) == 1 else t.contiguous() for t in (user_table, item_table)]
+    batch = _batch(users, positives, negatives, distill_ids, guide_scores, distill_mask)
+    objective = cf == "bpr", lambda_, tau_learner, tau_guide
+    return torch.ops.bdkernels_cuda.bd_step(*tables, _or_empty(item_bias, user_table), *batch, *objective)
+
+
+def bd_step_update(
+    user_table: Tensor,
+    item_table: Tensor,
+    item_bias: Tensor | None,
+    state: list[Tensor],
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    distill_ids: Tensor,
+    guide_scores: Tensor,
+    distill_mask: Tensor | None,
+    cf: str,
+    lambda_: float,
+    tau_learner: float,
+    tau_guide: float,
+    rule: Rule,
+) -> tuple[Tensor, Tensor]:
+    tables = user_table, item_table, _or_empty(item_bias, user_table)
+    batch = _batch(users, positives, negatives, distill_ids, guide_scores, distill_mask)
+    listed = reference.listed_items(positives, negatives, distill_ids, distill_mask).flatten()
+    touches = *listed.sort(stable=True), *users.sort(stable=True)  # stable: sums have one order
+    objective = cf == "bpr", lambda_, tau_learner, tau_guide
+    return torch.ops.bdkernels_cuda.bd_step_update(
+        *tables, state, *batch, *touches, *objective, RULES.index(rule.kind), *rule[1:]
+    )
+
+
+def _seen(seen: Seen | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    if seen is None:
+        return like.new_empty(0), like.new_empty(0)
+    return seen.indptr.contiguous(), seen.indices.contiguous()
+
+
+def _or_empty(t: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if t is None else t.contiguous()
+
+
+def _batch(
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    distill_ids: Tensor,
+    guide_scores: Tensor,
+    distill_mask: Tensor | None,
+) -> tuple[Tensor, ...]:
+    """What a step reads, and how many distilled entries count: a number that stays on the device."""
+    live = None if distill_mask is None else distill_mask.sum()
+    batch = (t.contiguous() for t in (users, positives, negatives, distill_ids, guide_scores))
+    return *batch, _or_empty(distill_mask, users), _or_empty(live, users)
+
+
+STEPS = Steps(
+    score, score_block, count_above, count_above_block, propose, accept, topk, bd_step, bd_step_update, queued=True
+)

@@ -426,8 +426,13 @@ def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
             inside = (seen.indices >= start) & (seen.indices < start + tile)
             keys[rows[inside], seen.indices[inside] - start] = worst
         best = torch.cat([best, keys], 1).topk(k, dim=1).values  # keys are all different: ties cannot be split
-    missing = best == worst
-    return order_score(best).masked_fill(missing, -torch.inf), (_LOW32 - (best & _LOW32)).masked_fill(missing, -1)
+    return listed_keys(best)
+
+
+def listed_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and ids of order keys; -inf and -1 for the lowest int64, which is no item's."""
+    missing = keys == torch.iinfo(torch.int64).min
+    return order_score(keys).masked_fill(missing, -torch.inf), (_LOW32 - (keys & _LOW32)).masked_fill(missing, -1)
 
 
 STEPS = Steps(score, score_block, count_above, count_above_block, propose, accept, topk, bd_step, bd_step_update)

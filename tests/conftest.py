@@ -10,12 +10,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from chosen import BACKENDS
 
 from bdkernels import backends
 
 # Most data here are so small that a second thread only waits, on a busy machine for long; `two_threads` asks for it.
 torch.set_num_threads(1)
-BACKENDS = os.environ.get("BDKERNELS_TEST_BACKENDS", "reference,cpu").split(",")
 if "BDKERNELS_TEST_DEVICE" in os.environ:
     from gpu.carry import carry
 

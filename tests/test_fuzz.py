@@ -16,7 +16,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from conftest import BACKENDS
+from chosen import BACKENDS
 from fuzz_data import Case, Numbers
 from hypothesis import HealthCheck, given, settings
 

@@ -37,7 +37,7 @@ def test_importing_is_light():
 
 
 @pytest.mark.parametrize(
-    "path", sorted(p for p in ROOT.glob("csrc/**/*") if p.suffix in (".h", ".cpp")), ids=lambda p: p.name
+    "path", sorted(p for p in ROOT.glob("csrc/**/*") if p.suffix in (".h", ".cpp", ".cu")), ids=lambda p: p.name
 )
 def test_kernels_are_free_of_torch(path):
     """Only csrc/binding knows torch; csrc/core knows nothing of csrc/cpu."""

@@ -81,7 +81,7 @@ def propose_block(
 
 @triton.jit
 def log_tanh(x):
-    """log(tanh(x)), float64, x >= 0; expm1(y) is (u - 1) y / log(u) with u = exp(y): that keeps the digits of a small y (Kahan)."""
+    """log(tanh(x)), float64, x >= 0; expm1(y) as (u - 1) y / log(u) with u = exp(y) keeps the digits of a small y (Kahan)."""
     y = -2.0 * tl.minimum(x, 20.0)  # beyond, tanh rounds to 1
     u = tl.exp(y)
     one = u == 1.0

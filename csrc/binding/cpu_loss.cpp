@@ -5,36 +5,12 @@
 #include <vector>
 
 #include "../cpu/kernels.h"
-#include "cpu_arguments.h"
+#include "step_arguments.h"
 
 namespace bdkernels::binding {
 namespace {
 
 constexpr int64_t kRows = 16, kTouches = 256;  // of a task, at least
-
-cpu::Table table_of(const Tensor& t, const char* name) {
-  const bool rows = t.dim() == 2 && (t.stride(1) == 1 || t.size(1) <= 1 || t.size(0) == 0);
-  STD_TORCH_CHECK(rows && t.scalar_type() == ScalarType::Float, "bdkernels: ", name, ": expected float32 rows");
-  return {static_cast<const float*>(t.const_data_ptr()), t.size(0), t.size(1), t.stride(0)};
-}
-
-// bias and mask are optional: an empty tensor stands for None.
-const float* bias_of(const Tensor& bias) {
-  return bias.numel() ? data<float>(bias, ScalarType::Float, "item_bias") : nullptr;
-}
-
-cpu::Batch batch_of(const Tensor& users, const Tensor& positives, const Tensor& negatives, const Tensor& distilled,
-                    const Tensor& guide, const Tensor& mask) {
-  return {longs(users, "users"),
-          longs(positives, "positives"),
-          longs(negatives, "negatives"),
-          longs(distilled, "distill_ids"),
-          data<float>(guide, ScalarType::Float, "guide_scores"),
-          mask.numel() ? data<bool>(mask, ScalarType::Bool, "distill_mask") : nullptr,
-          users.size(0),
-          negatives.size(1),
-          distilled.size(1)};
-}
 
 Tensor scalar(const Tensor& like, double value) {
   Tensor out = torch::stable::new_empty(like, {});
@@ -43,12 +19,12 @@ Tensor scalar(const Tensor& like, double value) {
 }
 
 // Losses of the batch, from the rows' in their order; user_grad [b, d] and slopes [b, width] are filled.
-std::tuple<Tensor, Tensor> losses(const Tensor& like, const cpu::Table& users, const cpu::Table& items, const float* bias,
-                                  const cpu::Batch& batch, bool bpr, double lambda, double tau_learner, double tau_guide,
+std::tuple<Tensor, Tensor> losses(const Tensor& like, const Rows& users, const Rows& items, const float* bias,
+                                  const Batch& batch, bool bpr, double lambda, double tau_learner, double tau_guide,
                                   float* user_grad, float* slopes) {
   int64_t live = batch.b * batch.k;
   if (batch.mask) live = std::accumulate(batch.mask, batch.mask + live, int64_t{0});
-  const cpu::Objective objective{bpr, lambda, tau_learner, tau_guide, live > 0 ? static_cast<double>(live) : 1.0};
+  const Objective objective{bpr, lambda, tau_learner, tau_guide, live > 0 ? static_cast<double>(live) : 1.0};
   std::vector<double> cf(batch.b), distill(batch.b);
   const cpu::RowLosses out{cf.data(), distill.data(), user_grad, slopes};
   parallel_for(0, batch.b, kRows,
@@ -76,21 +52,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bd_step(const Tensor& user_ta
   return {cf, distill, user_grad, item_grad, slopes};
 }
 
-// A table [n, d] or [n] whose state is per_table tensors of the same size, from state[first] on.
-cpu::Trained trained_of(Tensor table, const std::vector<Tensor>& state, size_t first, size_t per_table) {
-  STD_TORCH_CHECK(first + per_table <= state.size() && per_table <= 2, "bdkernels: state: too few tensors");
-  float* kept[2] = {nullptr, nullptr};
-  for (size_t i = 0; i < per_table; ++i) {
-    Tensor each = state[first + i];
-    data<float>(each, ScalarType::Float, "state");
-    STD_TORCH_CHECK(each.numel() == table.numel(), "bdkernels: state: wrong size");
-    kept[i] = static_cast<float*>(each.mutable_data_ptr());
-  }
-  float* rows = static_cast<float*>(table.mutable_data_ptr());
-  if (table.dim() == 1) return {rows, table.size(0), 1, 1, kept[0], kept[1]};
-  return {rows, table.size(0), table.size(1), table.stride(0), kept[0], kept[1]};
-}
-
 std::tuple<Tensor, Tensor> bd_step_update(const Tensor& user_table, const Tensor& item_table, const Tensor& bias,
                                           std::vector<Tensor> state, const Tensor& users, const Tensor& positives,
                                           const Tensor& negatives, const Tensor& distilled, const Tensor& guide,
@@ -100,8 +61,7 @@ std::tuple<Tensor, Tensor> bd_step_update(const Tensor& user_table, const Tensor
   const auto user_rows = table_of(user_table, "user_table"), item_rows = table_of(item_table, "item_table");
   const float* item_bias = bias_of(bias);
   const auto batch = batch_of(users, positives, negatives, distilled, guide, mask);
-  const Rule rule{static_cast<RuleKind>(kind),   static_cast<float>(lr),        static_cast<float>(weight_decay),
-                  static_cast<float>(1 - beta1), static_cast<float>(1 - beta2), static_cast<float>(eps)};
+  const Rule rule = rule_of(kind, lr, weight_decay, beta1, beta2, eps);
   const auto per_table = static_cast<size_t>(kind);
   const auto user_training = trained_of(user_table, state, 0, per_table);
   const auto item_training = trained_of(item_table, state, per_table, per_table);

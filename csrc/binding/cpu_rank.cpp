@@ -2,7 +2,7 @@
 #include <tuple>
 
 #include "../cpu/kernels.h"
-#include "cpu_arguments.h"
+#include "arguments.h"
 
 namespace bdkernels::binding {
 namespace {

@@ -2,7 +2,7 @@
 #include <tuple>
 
 #include "../cpu/sampler.h"
-#include "cpu_arguments.h"
+#include "arguments.h"
 
 namespace bdkernels::binding {
 namespace {

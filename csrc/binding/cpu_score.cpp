@@ -1,6 +1,6 @@
 // score, and what the library tells of itself.
 #include "../cpu/kernels.h"
-#include "cpu_arguments.h"
+#include "arguments.h"
 
 namespace bdkernels::binding {
 namespace {

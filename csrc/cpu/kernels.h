@@ -8,6 +8,7 @@
 #include "../core/rule.h"
 #include "../core/score.h"
 #include "../core/seen.h"
+#include "../core/step.h"
 #include "../core/weight.h"
 #include "simd/simd.h"
 #include "thresholds.h"
@@ -109,37 +110,6 @@ class TopK {
 
 // ---- loss ----
 
-// float32 rows, `stride` numbers apart.
-struct Table {
-  const float* data;
-  int64_t n, d, stride;
-
-  const float* row(int64_t id) const { return data + id * stride; }
-};
-
-struct Batch {
-  const int64_t *users, *positives, *negatives, *distilled;  // [b], [b], [b, m], [b, k]
-  const float* guide;                                        // [b, k]
-  const bool* mask;                                          // [b, k], or null: all count
-  int64_t b, m, k;
-
-  int64_t width() const { return 1 + m + k; }
-  bool live(int64_t row, int64_t j) const { return mask == nullptr || mask[row * k + j]; }
-  // Item c of a row: positive, negatives, distilled. The positive stands in for what is masked, with slope 0: it is
-  // touched anyway.
-  int64_t item(int64_t row, int64_t c) const {
-    if (c == 0) return positives[row];
-    if (c <= m) return negatives[row * m + c - 1];
-    return live(row, c - 1 - m) ? distilled[row * k + c - 1 - m] : positives[row];
-  }
-};
-
-struct Objective {
-  bool bpr;  // else bce
-  double lambda, tau_learner, tau_guide;
-  double live;  // entries that count, at least 1
-};
-
 // What each row gives: sums of its loss terms, the gradient of its user row, and the slope of the loss in each of its
 // scores.
 struct RowLosses {
@@ -148,25 +118,16 @@ struct RowLosses {
   float* slopes;         // [b, width]
 };
 
-void step_rows(const Table& users, const Table& items, const float* bias, const Batch& batch, const Objective& objective,
+void step_rows(const Rows& users, const Rows& items, const float* bias, const Batch& batch, const Objective& objective,
                int64_t row0, int64_t row1, const RowLosses& out);
 
 // Gradients of the item rows -> out [b, width, d].
-void item_grads(const Table& users, const Batch& batch, const float* slopes, int64_t row0, int64_t row1, float* out);
+void item_grads(const Rows& users, const Batch& batch, const float* slopes, int64_t row0, int64_t row1, float* out);
 
 // ---- update ----
 
 struct Touch {
   int64_t id, at;  // a row of a table, and the place in the batch that touches it
-};
-
-// A table in training: its rows, and what the optimizer keeps of them, [n, d] each or null.
-struct Trained {
-  float* data;
-  int64_t n, d, stride;
-  float *first, *second;
-
-  Table table() const { return {data, n, d, stride}; }
 };
 
 // Item ids [b, width] of a batch.
@@ -178,7 +139,7 @@ std::vector<Touch> sort_touches(const int64_t* ids, int64_t n, int64_t limit);
 // Add up the gradient of each touched row in the order of `at`, and apply the rule once. Tasks are ranges of touches: one
 // owns the rows whose first touch lies in it, so that the sums do not depend on how the work is split.
 // Gradients: of items slopes[at] times the user's row, of users user_grad[at], of biases slopes[at].
-void update_items(const Trained& items, const Table& users, const Batch& batch, const float* slopes, const Rule& rule,
+void update_items(const Trained& items, const Rows& users, const Batch& batch, const float* slopes, const Rule& rule,
                   const std::vector<Touch>& touches, int64_t first, int64_t last);
 void update_own(const Trained& rows, const float* grads, const Rule& rule, const std::vector<Touch>& touches, int64_t first,
                 int64_t last);

@@ -17,21 +17,6 @@ void prefetch(const float* row, int64_t d) {
   for (int64_t k = 0; k < d; k += 16) __builtin_prefetch(row + k, 1);
 }
 
-struct Logistic {
-  float sigmoid, softplus;
-};
-
-// Both from one exponential that cannot overflow; NaN gives NaN.
-Logistic logistic(float x) {
-  const float e = std::exp(-std::fabs(x)), log = std::log1p(e);
-  return x >= 0 ? Logistic{1 / (1 + e), x + log} : Logistic{e / (1 + e), log};
-}
-
-float sigmoid(float x) {
-  const float e = std::exp(-std::fabs(x));
-  return (x >= 0 ? 1 : e) / (1 + e);
-}
-
 double cf_terms(const float* scores, const Batch& batch, bool bpr, float* slopes) {
   const float n = static_cast<float>(batch.b);
   double sum = 0;
@@ -107,7 +92,7 @@ void update_rows(const Trained& rows, const Rule& rule, const std::vector<Touch>
 
 }  // namespace
 
-void step_rows(const Table& users, const Table& items, const float* bias, const Batch& batch, const Objective& objective,
+void step_rows(const Rows& users, const Rows& items, const float* bias, const Batch& batch, const Objective& objective,
                int64_t row0, int64_t row1, const RowLosses& out) {
   const Simd& isa = simd();
   const int64_t width = batch.width(), d = items.d;
@@ -132,7 +117,7 @@ void step_rows(const Table& users, const Table& items, const float* bias, const 
   }
 }
 
-void item_grads(const Table& users, const Batch& batch, const float* slopes, int64_t row0, int64_t row1, float* out) {
+void item_grads(const Rows& users, const Batch& batch, const float* slopes, int64_t row0, int64_t row1, float* out) {
   const Simd& isa = simd();
   const int64_t width = batch.width(), d = users.d;
   for (int64_t row = row0; row < row1; ++row) {
@@ -160,7 +145,7 @@ std::vector<Touch> sort_touches(const int64_t* ids, int64_t n, int64_t limit) {
   return touches;
 }
 
-void update_items(const Trained& items, const Table& users, const Batch& batch, const float* slopes, const Rule& rule,
+void update_items(const Trained& items, const Rows& users, const Batch& batch, const float* slopes, const Rule& rule,
                   const std::vector<Touch>& touches, int64_t first, int64_t last) {
   const int64_t width = batch.width();
   update_rows(items, rule, touches, first, last,

@@ -1,4 +1,4 @@
-// What the bindings of the CPU stages share: tensors in, raw pointers out. Only files of this folder know torch: its stable
+// What the bindings of all stages share: tensors in, raw pointers out. Only files of this folder know torch: its stable
 // ABI (>= 2.10), so one binary serves every later torch and Python. bdkernels.ops has checked the arguments; what is checked
 // here is only what memory safety needs.
 #pragma once

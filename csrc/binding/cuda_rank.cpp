@@ -1,0 +1,55 @@
+// rank
+#include <tuple>
+
+#include "cuda_arguments.h"
+
+namespace bdkernels::binding {
+namespace {
+
+// Calls run(query); returns the histogram [B, C + 1] and where a score is NaN, [] int64. An empty `live` stands for None.
+template <class Run>
+std::tuple<Tensor, Tensor> count(const Tensor& keys, int64_t item_offset, const Tensor& live, Run run) {
+  Tensor histogram = torch::stable::new_zeros(keys, {keys.size(0), keys.size(1) + 1}), nan_at = no_nan(keys);
+  run(cuda::Query{longs(keys, "keys"), keys.size(1), item_offset, live.numel() ? longs(live, "live") : nullptr,
+                  out_of<int64_t>(histogram), out_of<int64_t>(nan_at)});
+  return {histogram, nan_at};
+}
+
+std::tuple<Tensor, Tensor> count_above(const Tensor& users, const Tensor& items, const Tensor& bias, const Tensor& keys,
+                                       const Tensor& indptr, const Tensor& indices, int64_t item_offset, const Tensor& live,
+                                       int64_t blocks) {
+  const OnDevice device(users);
+  const Users u = users_of(users);
+  const Items v = items_of(users, items, bias);
+  const Seen seen = seen_of(indptr, indices, u.n);
+  return count(keys, item_offset, live,
+               [&](const cuda::Query& query) { cuda::count_above(u, v, query, seen, blocks, device.stream()); });
+}
+
+std::tuple<Tensor, Tensor> count_above_block(const Tensor& scores, const Tensor& keys, const Tensor& indptr,
+                                             const Tensor& indices, int64_t item_offset, int64_t blocks) {
+  const OnDevice device(scores);
+  const float* values = data<float>(scores, ScalarType::Float, "scores");
+  const Seen seen = seen_of(indptr, indices, scores.size(0));
+  return count(keys, item_offset, torch::stable::new_empty(keys, {0}), [&](const cuda::Query& query) {
+    cuda::count_above_block(values, scores.size(0), scores.size(1), query, seen, blocks, device.stream());
+  });
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cuda, m) {
+  m.def(
+      "count_above(Tensor users, Tensor items, Tensor bias, Tensor keys, Tensor indptr, Tensor indices, int item_offset, "
+      "Tensor live, int blocks) -> (Tensor, Tensor)");
+  m.def(
+      "count_above_block(Tensor scores, Tensor keys, Tensor indptr, Tensor indices, int item_offset, int blocks) "
+      "-> (Tensor, Tensor)");
+}
+
+BDKERNELS_CUDA_IMPL(m) {
+  m.impl("count_above", TORCH_BOX(&count_above));
+  m.impl("count_above_block", TORCH_BOX(&count_above_block));
+}
+
+}  // namespace bdkernels::binding

@@ -1,0 +1,157 @@
+// What all kernels share: one source for nvcc and, in tests, for the CPU (tests/gpu/shim), where each instruction that plain
+// C++ has no word for takes another branch.
+#pragma once
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+#define BDKERNELS_SHARED(T, name, count) __shared__ T name[count]
+#define BDKERNELS_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#define BDKERNELS_UNROLL _Pragma("unroll")
+#else
+#include "cusim.h"
+// Not `static`: arrays of the simulator have bounds, and garbage in them at first.
+#define BDKERNELS_SHARED(T, name, count) \
+  static char name##_key;                \
+  T* const name = static_cast<T*>(cusim::shared_array(&name##_key, sizeof(T) * (count)))
+#define BDKERNELS_DYNAMIC_SHARED(name) unsigned char* const name = reinterpret_cast<unsigned char*>(cusim::sim.shared)
+#define BDKERNELS_UNROLL
+#endif
+
+#include "kernels.h"
+
+namespace bdkernels::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+
+// ---- host ----
+
+// Queue a kernel; an empty grid queues nothing. Throws if the launch is refused; what goes wrong later shows at the next
+// synchronisation, as with every CUDA kernel.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, Stream stream,
+            Arguments... arguments) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+#ifdef __CUDACC__
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > 48 * 1024) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+  }
+  if (error == cudaSuccess) {
+    kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+    error = cudaGetLastError();
+  }
+  if (error != cudaSuccess) throw std::runtime_error(std::string("bdkernels: CUDA: ") + cudaGetErrorString(error));
+#else
+  (void)stream;
+  cusim::launch(grid, block, shared_bytes, [=] { kernel(arguments...); });
+#endif
+}
+
+inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Items whose type is known.
+template <class T>
+struct Table {
+  using Element = T;
+
+  const T* rows;
+  const T* bias;  // or null
+  int64_t n, d, stride;
+
+  BDKERNELS_HD const T* row(int64_t item) const { return rows + item * stride; }
+};
+
+// Calls run(Table<T>) for the dtype of the items.
+template <class Run>
+void with_table(const Items& items, Run run) {
+  const auto table = [&](auto zero) {
+    using T = decltype(zero);
+    run(Table<T>{static_cast<const T*>(items.data), static_cast<const T*>(items.bias), items.n, items.d, items.stride});
+  };
+  if (items.dtype == Dtype::kFloat16) {
+    table(Half{});
+  } else if (items.dtype == Dtype::kBfloat16) {
+    table(Bfloat16{});
+  } else {
+    table(0.0f);
+  }
+}
+
+// ---- device ----
+
+// To float32, exactly, in one instruction where there is one.
+__device__ inline float widen(float x) { return x; }
+__device__ inline float widen(Bfloat16 x) { return to_float(x); }
+__device__ inline float widen(Half x) {
+#ifdef __CUDA_ARCH__
+  float out;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(out) : "h"(x.bits));
+  return out;
+#else
+  return to_float(x);
+#endif
+}
+
+template <class T>
+__device__ float bias_of(const Table<T>& items, int64_t item) {
+  return items.bias ? widen(items.bias[item]) : 0.0f;
+}
+
+// One score by one thread (core/score.h). For scattered items; a tile of the catalog is product.h's.
+template <class T>
+__device__ float dot(const float* user, const Table<T>& items, int64_t item) {
+  const T* row = items.row(item);
+  float sum = bias_of(items, item);
+  for (int64_t k = 0; k < items.d; ++k) sum = __fmaf_rn(user[k], widen(row[k]), sum);
+  return sum;
+}
+
+// The sum over a warp, in every lane of it; the order of the additions is fixed.
+template <class V>
+__device__ V warp_sum(V v) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(kAllLanes, v, distance);
+  return v;
+}
+
+// `nan_at` holds -1, the largest unsigned integer, or the flat index of the first score that is NaN.
+__device__ inline void report_nan(int64_t* nan_at, int64_t index) {
+  atomicMin(reinterpret_cast<unsigned long long*>(nan_at), static_cast<unsigned long long>(index));
+}
+
+__device__ inline void add(int64_t* counter, int64_t by) {  // wraps as it shall for a negative `by`
+  atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(by));
+}
+
+// 16 bytes from global to shared memory, both aligned, while the thread goes on; bytes past `valid` become 0.
+__device__ inline void copy_async(void* shared, const void* global, int valid) {
+#ifdef __CUDA_ARCH__
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid) : "memory");
+#elif !defined(__CUDACC__)
+  cusim::async_copy(shared, global, 16, static_cast<size_t>(valid));
+#endif
+}
+
+// What this thread copied since the last commit is one group.
+__device__ inline void copies_commit() {
+#ifdef __CUDA_ARCH__
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#elif !defined(__CUDACC__)
+  cusim::async_commit();
+#endif
+}
+
+// Until all but this thread's last kPending groups are there; other threads see them after a barrier.
+template <int kPending>
+__device__ void copies_wait() {
+#ifdef __CUDA_ARCH__
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#elif !defined(__CUDACC__)
+  cusim::async_wait(kPending);
+#endif
+}
+
+}  // namespace bdkernels::cuda

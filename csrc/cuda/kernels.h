@@ -1,0 +1,79 @@
+// The stages as the binding calls them: raw device pointers in and out, work queued on a stream, nothing waited for.
+#pragma once
+#include <cstdint>
+
+#include "../core/rule.h"
+#include "../core/score.h"
+#include "../core/seen.h"
+#include "../core/step.h"
+#include "../core/weight.h"
+
+struct CUstream_st;  // what a cudaStream_t points to: bindings need no CUDA header
+
+namespace bdkernels::cuda {
+
+using Stream = CUstream_st*;
+
+// score: [B, C] of listed items, and [B, N] of a block of the catalog
+void score(const Users& users, const Items& items, const int64_t* ids, int64_t c, float* out, Stream stream);
+void score_block(const Users& users, const Items& items, int64_t blocks, float* out, Stream stream);
+
+// rank: what is counted, and where to
+struct Query {
+  const int64_t* keys;  // [B, C] order keys of the thresholds, as signed integers, rising in a row
+  int64_t c;
+  int64_t item_offset;
+  const int64_t* live;  // [] only so many rows need counting; or null for all
+  int64_t* histogram;   // [B, C + 1] += how many items come after exactly so many keys; column 0 is left alone
+  int64_t* nan_at;      // [] -1, or row * n + item of the first score that is NaN
+};
+
+// Results do not depend on `blocks`, the number of blocks that a launch aims at.
+void count_above(const Users& users, const Items& items, const Query& query, const Seen& seen, int64_t blocks,
+                 Stream stream);
+void count_above_block(const float* scores, int64_t rows, int64_t n, const Query& query, const Seen& seen, int64_t blocks,
+                       Stream stream);
+
+// sample: proposals start .. start + c - 1 of each user -> [B, C] ids, -1 if there is none; and which of them are accepted
+void propose(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t b, int64_t start, int64_t c, int64_t n_items,
+             const Seen& seen, int64_t* out, Stream stream);
+void accept(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t b, int64_t start, int64_t c,
+            const int64_t* rank_guide, const int64_t* rank_learner, const int64_t* candidates, const Weight& weight,
+            bool to_teacher, bool* out, Stream stream);
+
+// topk: how the catalog is cut into ranges of items, each of which gives every user a list of its k best
+struct TopKShape {
+  int64_t ranges, range;  // how many, and items in each
+  int64_t capacity;       // keys in a list
+};
+constexpr int64_t kMostTopK = 2048;
+TopKShape topk_shape(int64_t b, int64_t n, int64_t k, int64_t ranges);  // ranges: wanted, 0 = chosen
+
+// -> best [B, ranges, k] order keys, best first, 0 where there are too few; scratch [B, ranges, capacity].
+void topk(const Users& users, const Items& items, int64_t k, const Seen& seen, const TopKShape& shape, uint64_t* scratch,
+          uint64_t* best, int64_t* nan_at, Stream stream);
+
+// loss: what a step gives. item_grad may be null, cf and distill are scratch.
+struct StepOut {
+  double *cf, *distill;           // [b] sums of each row's terms
+  float *cf_loss, *distill_loss;  // [] of the batch
+  float *user_grad, *item_grad;   // [b, d], [b, width, d]
+  float* slopes;                  // [b, width] of the loss in each score, which is the gradient of a bias
+};
+
+// live: [] how many distilled entries count, or null: all. objective.live is not read.
+void bd_step(const Rows& users, const Rows& items, const float* bias, const Batch& batch, const Objective& objective,
+             const int64_t* live, const StepOut& out, Stream stream);
+
+// Places of the batch, sorted by the row that each touches: n of both.
+struct Touches {
+  const int64_t *ids, *places;
+  int64_t n;
+};
+
+// The rule, once on each touched row. Items first: their gradients need the old user rows. bias.data may be null.
+void update_items(const Trained& items, const Trained& bias, const Rows& users, const Batch& batch, const float* slopes,
+                  const Rule& rule, const Touches& touches, Stream stream);
+void update_users(const Trained& users, const float* grads, const Rule& rule, const Touches& touches, Stream stream);
+
+}  // namespace bdkernels::cuda

@@ -1,0 +1,70 @@
+// score: listed items, and blocks of the catalog (product.h). Same bits either way (core/score.h).
+//
+// Listed: fuses the gather of the item rows with their products: 4 B C d bytes of rows are read once and 2 B C d FLOPs done,
+// so its floor is the memory's. A warp takes 32 pairs. It reads their rows together, 32 factors of a row at a time, so that
+// whole lines come from memory; a transposition in shared memory then gives each lane its own pair, whose sum only that lane
+// may add up.
+#include "product.h"
+
+namespace bdkernels::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+
+template <class T>
+__global__ void __launch_bounds__(kWarps* kWarp)
+    score_kernel(const float* users, Table<T> items, const int64_t* ids, int64_t pairs, int64_t c, float* out) {
+  BDKERNELS_SHARED(float, factors, kWarps * kWarp * (kWarp + 1));  // one column more: no two lanes on one bank
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  float* tile = factors + warp * kWarp * (kWarp + 1);
+  const int64_t first = (int64_t{blockIdx.x} * kWarps + warp) * kWarp, pair = first + lane;
+  const int64_t id = pair < pairs ? ids[pair] : 0;
+  const float* user = users + (pair < pairs ? pair / c : 0) * items.d;
+  float sum = pair < pairs ? bias_of(items, id) : 0.0f;
+  for (int64_t k0 = 0; k0 < items.d; k0 += kWarp) {
+    for (int r = 0; r < kWarp; ++r) {
+      const int64_t item = __shfl_sync(kAllLanes, id, r), k = k0 + lane;
+      if (first + r < pairs && k < items.d) tile[r * (kWarp + 1) + lane] = widen(items.row(item)[k]);
+    }
+    __syncwarp();
+    const int depth = static_cast<int>(items.d - k0 < kWarp ? items.d - k0 : kWarp);
+    if (pair < pairs) {
+      for (int k = 0; k < depth; ++k) sum = __fmaf_rn(user[k0 + k], tile[lane * (kWarp + 1) + k], sum);
+    }
+    __syncwarp();
+  }
+  if (pair < pairs) out[pair] = sum;
+}
+
+template <class P>
+__global__ void __launch_bounds__(P::kThreads) score_block_kernel(P product, int64_t items_of_block, float* out) {
+  BDKERNELS_DYNAMIC_SHARED(shared);
+  const int64_t first_user = int64_t{blockIdx.x} * P::kUsers, begin = blockIdx.y * items_of_block;
+  const int64_t n = product.items.n, end = begin + items_of_block < n ? begin + items_of_block : n;
+  product.run(reinterpret_cast<typename P::Stage*>(shared), first_user, begin, end,
+              [&](int user, int64_t item, float score) { out[(first_user + user) * n + item] = score; });
+}
+
+}  // namespace
+
+void score(const Users& users, const Items& items, const int64_t* ids, int64_t c, float* out, Stream stream) {
+  const int64_t pairs = users.n * c;
+  const dim3 grid(static_cast<unsigned>(div_up(pairs, kWarps * kWarp)));
+  with_table(items, [&](auto table) {
+    launch(score_kernel<typename decltype(table)::Element>, grid, dim3(kWarps * kWarp), 0, stream, users.data, table, ids,
+           pairs, c, out);
+  });
+}
+
+void score_block(const Users& users, const Items& items, int64_t blocks, float* out, Stream stream) {
+  with_table(items, [&](auto table) {
+    using P = Product<typename decltype(table)::Element, 64, 64>;
+    const int64_t tiles = div_up(users.n, P::kUsers);
+    const Split split(items.n, P::kItems, tiles, blocks);
+    const dim3 grid(static_cast<unsigned>(tiles), split.n);
+    launch(score_block_kernel<P>, grid, dim3(P::kThreads), P::kSharedBytes, stream, P(users, table), split.items_of_block,
+           out);
+  });
+}
+
+}  // namespace bdkernels::cuda

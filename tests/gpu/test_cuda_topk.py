@@ -1,0 +1,106 @@
+"""The CUDA kernels of the stage topk: ids and scores are those of the reference, however the catalog is cut."""
+
+import pytest
+import torch
+
+import bdkernels as bd
+from bdkernels import cuda
+from bdkernels.seen import Seen
+
+INF = float("inf")
+
+
+def check(f: bd.Factors, k: int, seen: Seen | None = None) -> None:
+    (scores, ids), (want_scores, want_ids) = (bd.topk(f, k, seen, backend=name) for name in ("cuda", "reference"))
+    assert torch.equal(ids, want_ids)
+    assert torch.equal(scores.view(torch.int32), want_scores.view(torch.int32))
+
+
+def random_factors(b, n, d, device, dtype=torch.float32, bias=True):
+    f = bd.Factors(torch.randn(b, d), torch.randn(n, d), torch.randn(n) if bias else None)
+    return bd.Factors(*(None if t is None else t.to(dtype).to(device) for t in f))
+
+
+@pytest.mark.parametrize("ranges", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("b", "n", "d", "k"),
+    [
+        (1, 1, 1, 1),
+        (3, 33, 5, 33),
+        (65, 257, 17, 10),
+        (2, 1500, 16, 31),
+        (2, 700, 3, 257),
+        (1, 129, 0, 4),
+        (0, 9, 4, 2),
+    ],
+)
+def test_sizes(cuda_device, monkeypatch, ranges, b, n, d, k):
+    monkeypatch.setattr(cuda, "RANGES", ranges)
+    check(random_factors(b, n, d, cuda_device), k)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bias", [False, True])
+def test_dtypes(cuda_device, dtype, bias):
+    check(random_factors(3, 200, 19, cuda_device, dtype, bias), 12)
+
+
+def test_strided_items(cuda_device):
+    f = random_factors(3, 200, 20, cuda_device)
+    check(f._replace(users=f.users[:, :7].contiguous(), items=f.items[:, 6:13]), 9)
+
+
+def test_seen_items_are_left_out(cuda_device):
+    """Users who have seen nothing, all, all but one, and every other item."""
+    n = 300
+    rows = [torch.arange(0), torch.arange(n), torch.arange(n - 1), torch.arange(0, n, 2)]
+    seen = Seen(torch.tensor([0, *map(len, rows)]).cumsum(0), torch.cat(rows)).to(cuda_device)
+    check(random_factors(4, n, 6, cuda_device), 200, seen)
+
+
+def test_ties_fall_to_the_lower_id(cuda_device, monkeypatch):
+    """More equal scores than a list takes, in each of two ranges."""
+    monkeypatch.setattr(cuda, "RANGES", 2)
+    f = random_factors(2, 4500, 2, cuda_device, bias=False)
+    check(f._replace(users=torch.zeros_like(f.users)), 20)
+    check(f._replace(items=f.items.sign()), 20)
+
+
+def test_lists_full_of_seen_items(cuda_device, monkeypatch):
+    """Sorted, fewer than k are left of them, and the bar falls back to nothing."""
+    monkeypatch.setattr(cuda, "RANGES", 1)
+    steps = torch.arange(4500, dtype=torch.float32, device=cuda_device)[:, None]
+    best = torch.cat([torch.arange(1700), torch.arange(2500, 4500)])
+    seen = Seen(torch.tensor([0, len(best), len(best)]), best).to(cuda_device)
+    check(bd.Factors(torch.ones(2, 1, device=cuda_device), steps), 40, seen)
+
+
+@pytest.mark.parametrize("rising", [False, True])
+def test_lists_that_overflow_again_and_again(cuda_device, rising):
+    """Scores in the order of ids: each of them is better than all before, or none is."""
+    steps = torch.arange(2000, dtype=torch.float32, device=cuda_device)[:, None]
+    check(bd.Factors(torch.full((2, 1), 1.0 if rising else -1.0, device=cuda_device), steps), 130)
+
+
+def test_signed_zeros_infinities_subnormals(cuda_device):
+    values = [0.0, -0.0, INF, -INF, 1e-45, -1e-45, 3e38, -0.0, 0.0, -INF]
+    bias = torch.tensor(values, device=cuda_device)
+    f = bd.Factors(torch.zeros(2, 3, device=cuda_device), torch.ones(len(values), 3, device=cuda_device), bias)
+    for k in range(1, len(values) + 1):
+        check(f, k)
+
+
+def test_long_lists(cuda_device):
+    for k in (cuda.MOST_TOPK, cuda.MOST_TOPK + 1):
+        check(random_factors(1, 4500, 1, cuda_device), k)
+
+
+@pytest.mark.parametrize("item", [0, 130, 199])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_nan_is_an_error(cuda_device, item, sign):
+    f = random_factors(3, 200, 4, cuda_device, bias=False)
+    f.items[item, 1] = torch.tensor(float("nan")).copysign(torch.tensor(sign))
+    if cuda_device.type == "cuda":
+        pytest.skip("a device-side assertion ends the process")
+    with pytest.raises(ValueError, match=f"got NaN for user row 2, item {item}"):
+        bd.topk(f, 5, backend="cuda")
