@@ -74,7 +74,8 @@ def compile_all(commands: dict[Path, list[str]]) -> dict[Path, str]:
         command = [*commands[target], "-o", str(target)]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:
-            raise RuntimeError(f"compiling failed: {' '.join(command)}\n{done.stderr}")
+            said = [line for line in done.stderr.splitlines() if not line.startswith("ptxas info")]
+            raise RuntimeError("\n".join(["compiling failed: " + " ".join(command), *said]))
         if "warning" in done.stderr:
             print(done.stderr, file=sys.stderr)
         return done.stderr

@@ -9,6 +9,7 @@
 #define BDKERNELS_SHARED(T, name, count) __shared__ T name[count]
 #define BDKERNELS_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #define BDKERNELS_UNROLL _Pragma("unroll")
+#define BDKERNELS_NO_UNROLL _Pragma("unroll 1")
 #else
 #include "cusim.h"
 // Not `static`: arrays of the simulator have bounds, and garbage in them at first.
@@ -17,6 +18,7 @@
   T* const name = static_cast<T*>(cusim::shared_array(&name##_key, sizeof(T) * (count)))
 #define BDKERNELS_DYNAMIC_SHARED(name) unsigned char* const name = reinterpret_cast<unsigned char*>(cusim::sim.shared)
 #define BDKERNELS_UNROLL
+#define BDKERNELS_NO_UNROLL
 #endif
 
 #include "kernels.h"

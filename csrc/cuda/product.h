@@ -26,6 +26,7 @@ struct Product {
   static constexpr int kColumns = kThreads / (kUsers / kThreadUsers);  // threads beside one another, on different items
   static constexpr int kRows = kUsers / kThreadUsers;
   static constexpr int kThreadItems = kItems / kColumns;
+  static constexpr int kBlocksOfSm = kThreadItems > 1 ? 2 : 1;  // at least: registers enough that nothing spills
   static_assert(kUsers % kThreadUsers == 0 && kItems % kColumns == 0 && kThreadItems > 0);
 
   // Rows are 16 bytes longer than needed: lanes that read one column of 8 rows then use all banks.

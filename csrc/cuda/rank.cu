@@ -32,7 +32,8 @@ __device__ uint32_t bits_of(int64_t signed_key) {
 template <class V, class Index>
 __device__ Index position(const V* values, Index n, V value) {
   Index low = 0;
-  while (n > 0) {
+  BDKERNELS_NO_UNROLL  // its registers are the product's
+      while (n > 0) {
     const Index half = n / 2;
     if (values[low + half] < value) {
       low += half + 1;
@@ -60,6 +61,7 @@ struct Histogram {
   __device__ const int64_t* keys(int row) const { return query.keys + (first_row + row) * query.c + first_key; }
 
   __device__ void clear() {
+    BDKERNELS_NO_UNROLL
     for (int i = threadIdx.x; i < rows * c; i += blockDim.x) {
       bits[i] = bits_of(keys(i / c)[i % c]);
       bins[i] = 0;
@@ -82,6 +84,7 @@ struct Histogram {
 
   __device__ void flush() {
     __syncthreads();
+    BDKERNELS_NO_UNROLL
     for (int i = threadIdx.x; i < rows * c; i += blockDim.x) {
       const int64_t at = (first_row + i / c) * (query.c + 1) + first_key + i % c + 1;
       if (bins[i]) add(&query.histogram[at], bins[i]);
@@ -100,7 +103,7 @@ __device__ Histogram histogram_of(const Query& query, int64_t first_row, int64_t
 }
 
 template <class P>
-__global__ void __launch_bounds__(P::kThreads)
+__global__ void __launch_bounds__(P::kThreads, P::kBlocksOfSm)
     count_above_kernel(P product, int64_t items_of_block, int64_t piece, Query query) {
   BDKERNELS_DYNAMIC_SHARED(shared);
   const int64_t first_user = int64_t{blockIdx.x} * P::kUsers, live = live_rows(query, product.n_users);

@@ -37,7 +37,8 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 }
 
 template <class P>
-__global__ void __launch_bounds__(P::kThreads) score_block_kernel(P product, int64_t items_of_block, float* out) {
+__global__ void __launch_bounds__(P::kThreads, P::kBlocksOfSm)
+    score_block_kernel(P product, int64_t items_of_block, float* out) {
   BDKERNELS_DYNAMIC_SHARED(shared);
   const int64_t first_user = int64_t{blockIdx.x} * P::kUsers, begin = blockIdx.y * items_of_block;
   const int64_t n = product.items.n, end = begin + items_of_block < n ? begin + items_of_block : n;

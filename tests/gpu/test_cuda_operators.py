@@ -6,8 +6,9 @@ import sys
 
 from simulation import ROOT
 
-FILES = ("score", "rank", "errors", "fuzz")
-TESTS = "cuda or (fuzz and (score or rank or count))"  # those that take a backend, and the fuzzing of these operators
+FILES = ("score", "rank", "sample", "topk", "loss", "update", "errors", "fuzz")
+# Those that take a backend, and the fuzzing of its operators; not what is asked of the threads of a CPU.
+TESTS = "(cuda or (fuzz and (score or rank or count or topk or step))) and not threads"
 
 
 def test_operators(simulated_library):
