@@ -3,12 +3,13 @@
 As shipped (triton 3.9) the interpreter works on bit patterns of bf16, hides the rounding of tf32, takes any tile shape for a
 product, and sees neither accesses beyond a buffer nor programs that race. Here
   numbers   a fp32 product (ieee) is one chain of fused multiply-adds over k in order: an assumption about the compiler,
-            which nothing here shows; tf32 rounds its operands; bf16 and fp16 products are exact, their sums fp32; no other bf16 arithmetic
+            which nothing here shows; tf32 rounds its operands; bf16 and fp16 products are exact, their sums fp32; other
+            arithmetic in bf16 is refused
   memory    every address lies inside of a tensor that the launch was given, aligned to its element
   races     no program reads or writes what another one writes, but by atomics on both sides
   order     programs run in a shuffled order if asked
   autotune  every configuration runs, and all must leave the same results
-It cannot see layouts, pipelining, spills, shared memory: those are the compiler's (`compiled.py`).
+It cannot see layouts, pipelining, spills, shared memory: those are the compiler's.
 """
 
 import contextlib
