@@ -26,7 +26,10 @@ from .score import by_rows, chain
 
 PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
 precision = "ieee"  # set from BDKERNELS_PRECISION by the package
-TILES = 16  # item tiles of a program
+DEPTH = 16  # factors multiplied at a time: their operands lie in registers, and more of them would spill
+FUSED = {"enable_fp_fusion": True}  # a product is fused multiply-adds, whatever Triton's default becomes
+TILES = 16  # item tiles of a program, at least
+MOST_RUNS = 65535  # of such programs: a grid has no more rows
 SEEN_BLOCK = 32  # seen items of a program's turn
 CONFIGS = [
     triton.Config({"USERS": users, "ITEMS": items}, num_warps=warps, num_stages=2)
@@ -71,19 +74,18 @@ def product(
 @triton.jit
 def count_tiles(
     users, items, item_bias, scores, thresholds, ties, live, out, nan_at,
-    n_users, n_items, d, n_thresholds, user_stride, item_stride, item_offset,
-    PRECISION: tl.constexpr, BIAS: tl.constexpr, SCORED: tl.constexpr, LIVE: tl.constexpr, TILES: tl.constexpr,
+    n_users, n_items, d, n_thresholds, tiles, user_stride, item_stride, item_offset,
+    PRECISION: tl.constexpr, BIAS: tl.constexpr, SCORED: tl.constexpr, LIVE: tl.constexpr,
     D: tl.constexpr, USERS: tl.constexpr, ITEMS: tl.constexpr,
 ):  # fmt: skip
     """Adds to out [B, C] int32 how many items of a run come before each threshold; items are scored, or SCORED [B, N] already."""
-    program = tl.program_id(0).to(tl.int64)
-    n_runs = tl.cdiv(n_items, TILES * ITEMS)
-    user = program // n_runs * USERS + tl.arange(0, USERS)
+    first_user = tl.program_id(0).to(tl.int64) * USERS
+    user = first_user + tl.arange(0, USERS)
     in_users = user < n_users
-    first = program % n_runs * (TILES * ITEMS)
-    stop = tl.minimum(first + TILES * ITEMS, n_items)
+    first = tl.program_id(1).to(tl.int64) * (tiles * ITEMS)
+    stop = tl.minimum(first + tiles * ITEMS, n_items)
     if LIVE:  # no tile for users of whom none is
-        stop = tl.where(program // n_runs * USERS < tl.load(live), stop, first)
+        stop = tl.where(first_user < tl.load(live), stop, first)
     for tile in range(first, stop, ITEMS):
         column = tl.arange(0, ITEMS)
         item = tile + column.to(tl.int64)
@@ -110,7 +112,9 @@ def count_tiles(
                 before = key > threshold[:, None] - (column[None, :] < tie[:, None]).to(tl.int32)
             else:
                 before = key > (threshold - (tie > 0).to(tl.int32))[:, None]
-            tl.atomic_add(out + at, tl.sum(before.to(tl.int32), 1), mask=in_users, sem="relaxed")
+            # Counted as floats, exact far beyond a tile: of integers the compiler makes bits, packed in local memory.
+            many = tl.sum(tl.where(before, 1.0, 0.0), 1).to(tl.int32)
+            tl.atomic_add(out + at, many, mask=in_users, sem="relaxed")
 
 
 @triton.jit
@@ -183,13 +187,15 @@ def _count(
     flags = {"BIAS": bias is not None, "SCORED": scores is not None, "LIVE": live is not None}
     tables = users, items, bias, scores, thresholds, tie_ids, live
 
-    def grid(config: dict[str, int]) -> tuple[int]:
-        return (triton.cdiv(n_users, config["USERS"]) * triton.cdiv(n_items, TILES * config["ITEMS"]),)
+    tiles = max(TILES, triton.cdiv(n_items, MOST_RUNS * CONFIGS[0].kwargs["ITEMS"]))
+
+    def grid(config: dict[str, int]) -> tuple[int, int]:
+        return triton.cdiv(n_users, config["USERS"]), triton.cdiv(n_items, tiles * config["ITEMS"])
 
     if n_users and n_items:
         count_tiles[grid](
-            *tables, out, nan_at, n_users, n_items, d, n_thresholds, *strides, item_offset,
-            PRECISION=precision, TILES=TILES, D=min(32, max(16, triton.next_power_of_2(max(1, d)))), **flags,
+            *tables, out, nan_at, n_users, n_items, d, n_thresholds, tiles, *strides, item_offset,
+            PRECISION=precision, D=DEPTH, **flags, **FUSED,
         )  # fmt: skip
         if seen is not None and seen.indices.numel():
             count_seen[(n_users,)](

@@ -15,12 +15,14 @@ from torch import Tensor
 from .. import checks, reference
 from ..factors import Factors
 from ..seen import Seen
-from .rank import order_bits, product
+from .rank import DEPTH, FUSED, order_bits, product
 from .score import by_rows
 
-MOST = 2048  # the largest k; above it the reference serves
+MOST = (
+    1024  # the largest k; above it the reference serves: a tile of items is as wide as k, and must fit in shared memory
+)
 LEAST = 64  # the smallest K, and so the smallest tile
-KEYS = 4096  # of a program: users x K
+KEYS = 2048  # of a program: users x K
 RUNS = 64  # at most
 TILES = 16  # of a run, at least
 WORST = tl.constexpr(-(2**63))
@@ -47,9 +49,8 @@ def best_of_run(
     D: tl.constexpr, USERS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """out [B, n_runs, K] int64: the best keys of each run, best first."""
-    program = tl.program_id(0).to(tl.int64)
-    run = program % n_runs
-    user = program // n_runs * USERS + tl.arange(0, USERS)
+    user = tl.program_id(0).to(tl.int64) * USERS + tl.arange(0, USERS)
+    run = tl.program_id(1).to(tl.int64)
     in_users = user < n_users
     best = tl.zeros([USERS, K], tl.int64) + WORST
     begin = tl.zeros_like(user)
@@ -97,16 +98,17 @@ def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
         tiles = triton.cdiv(n_items, width)
         tiles = max(TILES, triton.cdiv(tiles, RUNS))
         n_runs = triton.cdiv(n_items, width * tiles)
-        block = min(16, KEYS // width)
+        block = min(width // 8, KEYS // width)  # few for narrow lists: registers
         best = torch.empty(n_users, n_runs, width, dtype=torch.int64, device=users.device)
         nan_at = torch.full((), -1, dtype=torch.int64, device=users.device)
         indptr, indices = (None, None) if seen is None else (seen.indptr.contiguous(), seen.indices.contiguous())
-        best_of_run[(triton.cdiv(n_users, block) * n_runs,)](
+        best_of_run[(triton.cdiv(n_users, block), n_runs)](
             users, items, bias, indptr, indices, best, nan_at,
             n_users, n_items, d, users.stride(0), items.stride(0), n_runs, tiles,
             PRECISION="ieee", BIAS=bias is not None, SEEN=indices is not None, WORST=WORST,
             BITS=0 if indices is None else indices.numel().bit_length(),
-            D=min(32, max(16, triton.next_power_of_2(max(1, d)))), USERS=block, K=width, num_warps=4 if width <= 256 else 8,
+            D=DEPTH, USERS=block, K=width, num_warps=8, num_stages=2 if width <= 512 else 1,
+            **FUSED,
         )  # fmt: skip
         checks.no_nan_at(nan_at, n_items)
     keys = best.flatten(1)
