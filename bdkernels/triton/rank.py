@@ -31,10 +31,18 @@ FUSED = {"enable_fp_fusion": True}  # a product is fused multiply-adds, whatever
 TILES = 16  # item tiles of a program, at least
 MOST_RUNS = 65535  # of such programs: a grid has no more rows
 SEEN_BLOCK = 32  # seen items of a program's turn
+SIZES = (16, 128, 4), (32, 128, 4), (64, 128, 8), (16, 256, 4)  # users and items of a tile, warps
+# All registers of a thread, where tensor cores multiply: left to itself, ptxas spills a few to fit one more program.
 CONFIGS = [
-    triton.Config({"USERS": users, "ITEMS": items}, num_warps=warps, num_stages=2)
-    for users, items, warps in ((16, 128, 4), (32, 128, 4), (64, 128, 8), (16, 256, 4))
+    triton.Config({"USERS": users, "ITEMS": items}, num_warps=warps, num_stages=2, maxnreg=registers)
+    for registers in (None, 255)
+    for users, items, warps in SIZES
 ]
+
+
+def tile_configs(configs: list[triton.Config], _: object, PRECISION: str, **unused: object) -> list[triton.Config]:
+    """Those meant for the precision."""
+    return [c for c in configs if (c.maxnreg is None) == (PRECISION == "ieee")]
 
 
 @triton.jit
@@ -70,7 +78,9 @@ def product(
     return score
 
 
-@triton.autotune(CONFIGS, key=["d", "n_thresholds", "PRECISION"], reset_to_zero=["out"])
+@triton.autotune(
+    CONFIGS, key=["d", "PRECISION"], reset_to_zero=["out"], prune_configs_by={"early_config_prune": tile_configs}
+)
 @triton.jit
 def count_tiles(
     users, items, item_bias, scores, thresholds, ties, live, out, nan_at,
@@ -187,7 +197,7 @@ def _count(
     flags = {"BIAS": bias is not None, "SCORED": scores is not None, "LIVE": live is not None}
     tables = users, items, bias, scores, thresholds, tie_ids, live
 
-    tiles = max(TILES, triton.cdiv(n_items, MOST_RUNS * CONFIGS[0].kwargs["ITEMS"]))
+    tiles = max(TILES, triton.cdiv(n_items, MOST_RUNS * SIZES[0][1]))
 
     def grid(config: dict[str, int]) -> tuple[int, int]:
         return triton.cdiv(n_users, config["USERS"]), triton.cdiv(n_items, tiles * config["ITEMS"])

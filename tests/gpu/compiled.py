@@ -1,0 +1,154 @@
+"""Triton's kernels compiled ahead of time, on a machine without a GPU: the real call sites, for a GPU that is only named.
+
+Inside `compiling(cc)` a launch compiles its kernel, and each of its autotune configurations, and launches nothing; what comes
+out is taken apart with the disassembler that Triton brings. Nothing here says how fast a kernel is.
+"""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.autotuner import Autotuner
+from triton.runtime.jit import JITFunction
+
+INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)([^;]*);", re.MULTILINE)
+LABEL_OR_INSTRUCTION = re.compile(rf"^(\.L_x_\d+):|{INSTRUCTION.pattern}", re.MULTILINE)
+TENSOR_CORE = re.compile(r"[HQI]?G?MMA|UTC\w*MMA")
+SPILL = ("LDL", "STL")
+
+
+class Kernel(NamedTuple):
+    """One compiled kernel."""
+
+    name: str
+    config: dict[str, Any]  # constants that its launch or its autotuner gave
+    cc: int
+    warps: int
+    registers: int  # of a thread
+    stack: int  # bytes of a thread in local memory
+    shared: int  # bytes of a program
+    ptx: str
+    sass: str
+
+    def instructions(self) -> Counter[str]:
+        return Counter(m[1] for m in INSTRUCTION.finditer(self.sass))
+
+    def spills(self) -> int:
+        """Loads and stores of local memory, and the frame they would need."""
+        return self.stack + sum(self.instructions()[name] for name in SPILL)
+
+    def tensor_cores(self) -> int:
+        return sum(n for name, n in self.instructions().items() if TENSOR_CORE.fullmatch(name))
+
+    def widest(self) -> int:
+        """Bits of the widest access to global memory."""
+        return max((width(m[2]) for m in INSTRUCTION.finditer(self.sass) if m[1] in ("LDG", "LDGSTS", "STG")), default=0)
+
+    def inner_loop(self) -> Counter[str]:
+        """Instructions of the innermost loop that has most."""
+        return max(loops(self.sass), key=Counter.total, default=Counter())
+
+
+def width(modifiers: str) -> int:
+    """Bits that an instruction with such modifiers moves."""
+    found = re.search(r"\.(128|64|[US](?:8|16))(?=\.|$)", modifiers)
+    return int(found[1].lstrip("US")) if found else 32
+
+
+def loops(sass: str) -> list[Counter[str]]:
+    """Instructions of each innermost loop: between a label and the jump back to it, without another such pair inside."""
+    labels: dict[str, int] = {}
+    names: list[str] = []
+    jumps = []
+    for m in LABEL_OR_INSTRUCTION.finditer(sass):
+        if m[1]:
+            labels[m[1]] = len(names)
+            continue
+        target = re.search(r"\.L_x_\d+", m[4])
+        if m[2] == "BRA" and target and labels.get(target[0], len(names)) < len(names):
+            jumps.append((labels[target[0]], len(names)))
+        names.append(m[2])
+    inner = [(a, b) for a, b in jumps if not any(a <= c and d <= b and (c, d) != (a, b) for c, d in jumps)]
+    return [Counter(names[a : b + 1]) for a, b in inner]
+
+
+class _Utils:
+    """What the launcher asks of a driver about a GPU."""
+
+    def get_device_properties(self, _: int) -> dict[str, int]:
+        return {"max_shared_mem": 232448, "max_num_regs": 65536, "multiprocessor_count": 132, "warpSize": 32}
+
+
+class _Driver:
+    """A GPU of compute capability `cc` that is not there."""
+
+    def __init__(self, cc: int) -> None:
+        self.cc, self.utils = cc, _Utils()
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.cc, 32)
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_current_device(self) -> int:
+        return self.cc  # compiled kernels are kept per device
+
+    def get_current_stream(self, _: int | None = None) -> int:
+        return 0
+
+
+@contextmanager
+def compiling(cc: int) -> Iterator[list[Kernel]]:
+    """Launches inside compile for compute capability `cc` (80, 90, ...); gives the list that the kernels are added to."""
+    kernels: list[Kernel] = []
+    run = JITFunction.run
+
+    def compile_one(self: Any, *args: Any, grid: Any, warmup: bool = False, **options: Any) -> Any:
+        made = run(self, *args, grid=grid, warmup=True, **options)
+        constants = {k: v for k, v in options.items() if k.isupper()}
+        kernels.append(_kernel(self.__name__, constants, cc, made))
+        return made
+
+    def compile_each(self: Any, *args: Any, **options: Any) -> None:
+        self.nargs = dict(zip(self.arg_names, args, strict=False))
+        for config in self.prune_configs(options):
+            self.fn.run(*args, **{**options, **config.all_kwargs()})
+
+    with (
+        mock.patch.object(driver, "_active", _Driver(cc)),
+        mock.patch.object(JITFunction, "run", compile_one),
+        mock.patch.object(Autotuner, "run", compile_each),
+    ):
+        yield kernels
+
+
+def _kernel(name: str, constants: dict[str, Any], cc: int, made: Any) -> Kernel:
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(made.asm["cubin"])
+        usage = _tool(knobs.nvidia.cuobjdump.path, "-res-usage", cubin)
+        sass = _tool(knobs.nvidia.nvdisasm.path, "-c", cubin)
+    registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
+    meta = made.metadata
+    return Kernel(name, constants, cc, meta.num_warps, registers, stack, meta.shared, made.asm["ptx"], sass)
+
+
+def _tool(path: str, *arguments: Any) -> str:
+    return subprocess.run([path, *map(str, arguments)], capture_output=True, text=True, check=True).stdout
+
+
+def call(stage: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """One launch whose results, which nothing has computed, are not looked at."""
+    with mock.patch("bdkernels.checks.no_nan_at"), mock.patch("bdkernels.checks.no_nan_in_block"):
+        stage(*args, **kwargs)
