@@ -119,6 +119,17 @@ def no_nan_at(at: Tensor | int, n: int, item_offset: int = 0) -> None:
     _holds(at < 0, "factors", "finite scores", where)
 
 
+def no_nan_listed(scores: Tensor, ids: Tensor) -> None:
+    """The same for scores [B, C] of listed items."""
+    bad = scores.isnan()
+
+    def where() -> str:
+        row, column = (int(v) for v in bad.nonzero()[0])
+        return f"NaN for user row {row}, item {int(ids[row, column])}"
+
+    _holds(bad.any().logical_not(), "factors", "finite scores", where)
+
+
 def no_nan_in_block(at: Tensor | int, n: int) -> None:
     """The same for scores [B, n] that the caller gave."""
     _holds(at < 0, "scores", "no NaN", lambda: f"NaN at [{int(at) // n}, {int(at) % n}]")

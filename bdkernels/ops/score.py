@@ -19,9 +19,7 @@ def _score(users: Tensor, items: Tensor, item_bias: Tensor | None, ids: Tensor, 
     _score_fake(users, items, item_bias, ids)
     checks.ids_values("ids", ids, items.shape[0])
     scores = steps(users.device, backend).score(Factors(users, items, item_bias), ids)
-    if (bad := scores.isnan()).any():
-        row, column = (int(v) for v in bad.nonzero()[0])
-        raise ValueError(f"factors: expected finite scores, got NaN for user row {row}, item {int(ids[row, column])}")
+    checks.no_nan_listed(scores, ids)
     return scores
 
 

@@ -81,6 +81,7 @@ BAD = {
     "beyond": (lambda: checks.seen_values(bd.Seen(torch.tensor([0, 1, 1]), torch.tensor([9])), 9), r"ids in \[0, 9\)"),
     "ids": (lambda: checks.ids_values("ids", torch.tensor([[3, -1]]), 9), r"ids: expected ids in \[0, 9\)"),
     "nan": (lambda: checks.no_nan("thresholds", torch.tensor([0.0, torch.nan])), "thresholds: expected no NaN"),
+    "nan listed": (lambda: checks.no_nan_listed(torch.tensor([[torch.nan]]), torch.tensor([[3]])), "factors: expected finite"),
     "nan score": (lambda: checks.no_nan_at(torch.tensor(25), 10, 7), "factors: expected finite scores"),
 }  # fmt: skip
 
@@ -106,6 +107,8 @@ def test_good_values_pass(monkeypatch):
 def test_where_a_nan_is():
     with pytest.raises(ValueError, match="got NaN for user row 2, item 12"):
         checks.no_nan_at(torch.tensor(25), 10, 7)
+    with pytest.raises(ValueError, match="got NaN for user row 1, item 8"):
+        checks.no_nan_listed(torch.tensor([[0.0, 1.0], [2.0, torch.nan]]), torch.tensor([[5, 6], [7, 8]]))
 
 
 def test_the_watch_sees_what_it_should():
