@@ -7,7 +7,7 @@ import pytest
 
 from bdkernels.measure import peaks
 from benchmarks.cases import SUITES
-from benchmarks.machine import machine
+from benchmarks.machine import DEVICE, machine
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,5 +26,5 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def where(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The machine and its peaks, measured before anything else."""
     tiny = request.config.getoption("suite") == "tiny"
-    found = peaks(floats=1 << 16, repeats=1) if tiny else peaks()
+    found = peaks(DEVICE, floats=1 << 16, repeats=1) if tiny else peaks(DEVICE)
     return machine() | {"peak_gflops": found.gflops, "peak_gbs": found.gbs}

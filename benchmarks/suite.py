@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bdkernels.measure import Peaks, quartiles, rates
 from benchmarks.case import Case, Timing
@@ -30,6 +31,7 @@ def test_case(name: str, benchmark: Any, where: dict[str, Any], request: pytest.
     notes = {contender: getattr(call, "note", None) for contender, call in case.contenders.items()}
     contenders = list(case.contenders)
     case.contenders = {}  # frees the inputs, and ends the children, before others are weighed
+    torch.cuda.empty_cache()  # the children need a GPU's memory
     memory = {}
     for contender in contenders[: 1 if tiny else None] if case.memory else ():
         with Child(name, contender, tiny=tiny) as child:

@@ -6,12 +6,13 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import bdkernels as bd
-from bdkernels import backends
+from bdkernels import backends, measure
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -19,6 +20,7 @@ pytest.importorskip("pytest_benchmark", reason="the benchmarks need pytest-bench
 pytest.importorskip("matplotlib", reason="the report's plots need matplotlib")
 
 from benchmarks import cases, evaluate, report, sample, targets, topk  # noqa: E402
+from benchmarks.case import Case  # noqa: E402
 from benchmarks.floor import Floor, Tile, product  # noqa: E402
 
 
@@ -109,6 +111,24 @@ def test_a_wrong_result_is_not_timed(module, size, contender, spoil):
     case.contenders[contender] = partial(lambda call: spoil(call()), right)
     with pytest.raises(AssertionError):
         case._first_calls()
+
+
+def test_every_timed_call_waits_for_the_device(monkeypatch):
+    """A GPU's work is queued: a time that ends before it is done is none."""
+    events = []
+    monkeypatch.setattr(measure, "_synchronize", lambda: events.append("wait"))
+    calls = {name: partial(events.append, name) for name in ("own", "peer")}
+    job = Case({}, calls, lambda results: None, None)
+
+    class Benchmark:
+        stats = SimpleNamespace(stats=SimpleNamespace(data=[1.0]))
+
+        def pedantic(self, call, setup, rounds, iterations):
+            setup()
+            call()
+
+    job.measure(Benchmark(), 3, 1.0)
+    assert events == ["wait", "own", "wait", "wait", "peer", "wait", "wait", "peer", "wait", "wait", "own", "wait"]
 
 
 def test_suites_hold_each_other():
