@@ -9,7 +9,7 @@ BENCH   := $(PY) -m pytest benchmarks/suite.py -q -s --timeout 3600 --results $(
 SOURCES := $(shell find csrc tests/sanitize tests/gpu -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize gpu-proof fuzz lint format bench bench-full quality bench-report clean
+.PHONY: help demo test sanitize gpu-proof gpu-check fuzz lint format bench bench-full quality bench-report clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ sanitize: $(VENV)/.built $(VENV)/.tools-test  ## The C++ backend under address, 
 gpu-proof: $(VENV)/.built $(VENV)/.tools-test  ## Build the CUDA library for every target, no spills allowed, and run the GPU tests (minutes; needs nvcc)
 	$(PY) setup.py -q build_cuda
 	$(PY) -m pytest -q tests/gpu
+
+gpu-check: $(VENV)/.tools-test  ## On a machine with a CUDA GPU: build, check and time everything; one report in RESULTS/gpu
+	$(PY) tests/gpu/check.py --out $(RESULTS)/gpu
 
 fuzz: $(VENV)/.built $(VENV)/.tools-test  ## Random arguments against dense oracles, FUZZ_EXAMPLES (3000) for each operator (minutes)
 	$(PY) tests/fuzz_long.py
