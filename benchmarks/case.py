@@ -88,9 +88,11 @@ class Case:
         for name, call in list(self.contenders.items()):
             try:
                 first = seconds(lambda name=name, call=call: results.__setitem__(name, call()))
-            except UnavailableError as error:
+            except (UnavailableError, torch.OutOfMemoryError) as error:
+                if not timings:  # the library itself
+                    raise
                 del self.contenders[name]
-                self.absent[name] = str(error)
+                self.absent[name] = str(error).splitlines()[0]
             else:
                 timings[name] = Timing(first)
         self.check(results)

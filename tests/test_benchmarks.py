@@ -131,6 +131,16 @@ def test_every_timed_call_waits_for_the_device(monkeypatch):
     assert events == ["wait", "own", "wait", "wait", "peer", "wait", "wait", "peer", "wait", "wait", "own", "wait"]
 
 
+def test_a_peer_for_which_memory_is_too_small_is_absent():
+    def no_room():
+        raise torch.OutOfMemoryError("out of memory\nand much about it")
+
+    job = Case({}, {"own": lambda: 1, "peer": no_room}, lambda results: None, None)
+    assert list(job._first_calls()) == ["own"] and job.absent == {"peer": "out of memory"}
+    with pytest.raises(torch.OutOfMemoryError):
+        Case({}, {"own": no_room}, lambda results: None, None)._first_calls()
+
+
 def test_suites_hold_each_other():
     assert set(cases.TINY) <= set(cases.BENCH) < set(cases.FULL)
 
