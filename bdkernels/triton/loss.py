@@ -19,10 +19,12 @@ from torch import Tensor
 
 from ..optim import RULES, Rule
 from ..reference import listed_items
+from .score import FUSED
 
 PER_THREAD = 32  # numbers of gathered rows that a thread holds at most, where a configuration can keep to that
 STEP_CONFIGS = [
-    triton.Config({"COLUMNS": columns}, num_warps=warps) for columns, warps in ((8, 1), (32, 4), (8, 4), (8, 8))
+    triton.Config({"COLUMNS": columns}, num_warps=warps, maxnreg=128)
+    for columns, warps in ((8, 1), (32, 4), (8, 4), (8, 8))
 ]
 BLOCK = 1024  # scores of a program of the distillation loss
 TOUCHES = 8  # touches of one row whose parts are gathered together
@@ -238,7 +240,7 @@ def _distill(
     n = learner.numel()
     distill_block[(triton.cdiv(n, BLOCK),)](
         learner.contiguous(), guide.contiguous(), _flags(mask), scale, sums, out, n, tau_learner, tau_guide,
-        MASK=mask is not None, BACKWARD=out is not None, BLOCK=BLOCK,
+        MASK=mask is not None, BACKWARD=out is not None, BLOCK=BLOCK, **FUSED,
     )  # fmt: skip
 
 
@@ -311,7 +313,7 @@ def _step(
             cf_rows, distill_rows, user_grad, item_grad, slopes,
             tables[0].stride(0), tables[1].stride(0), d, n_negatives, n_distilled, n_rows, lambda_, tau_learner, tau_guide,
             BPR=cf == "bpr", BIAS=item_bias is not None, MASK=distill_mask is not None, ITEM_GRAD=item_grad is not None,
-            D=triton.next_power_of_2(max(1, d)),
+            D=triton.next_power_of_2(max(1, d)), **FUSED,
         )  # fmt: skip
     return cf_rows.sum() / max(1, n_rows), distill_rows.sum() / live, user_grad, slopes
 
@@ -367,5 +369,5 @@ def _update(
         n, slopes.shape[1], d, table.stride(0), sources.stride(0),
         rule.lr, rule.weight_decay, 1 - rule.beta1, 1 - rule.beta2, rule.eps,
         RULE=RULES.index(rule.kind), SLOPED=owners is not None, D=triton.next_power_of_2(max(1, d)), TOUCHES=TOUCHES,
-        num_warps=1 if d <= 64 else 4,
+        num_warps=1 if d <= 64 else 4, **FUSED,
     )  # fmt: skip

@@ -22,27 +22,30 @@ from torch import Tensor
 from .. import checks
 from ..factors import Factors
 from ..seen import Seen
-from .score import by_rows, chain
+from .score import FUSED, by_rows, chain
 
 PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
 precision = "ieee"  # set from BDKERNELS_PRECISION by the package
 DEPTH = 16  # factors multiplied at a time: their operands lie in registers, and more of them would spill
-FUSED = {"enable_fp_fusion": True}  # a product is fused multiply-adds, whatever Triton's default becomes
 TILES = 16  # item tiles of a program, at least
 MOST_RUNS = 65535  # of such programs: a grid has no more rows
 SEEN_BLOCK = 32  # seen items of a program's turn
-SIZES = (16, 128, 4), (32, 128, 4), (64, 128, 8), (16, 256, 4)  # users and items of a tile, warps
-# All registers of a thread, where tensor cores multiply: left to itself, ptxas spills a few to fit one more program.
-CONFIGS = [
-    triton.Config({"USERS": users, "ITEMS": items}, num_warps=warps, num_stages=2, maxnreg=registers)
-    for registers in (None, 255)
-    for users, items, warps in SIZES
-]
 
 
-def tile_configs(configs: list[triton.Config], _: object, PRECISION: str, **unused: object) -> list[triton.Config]:
-    """Those meant for the precision."""
-    return [c for c in configs if (c.maxnreg is None) == (PRECISION == "ieee")]
+def tile_config(users: int, items: int, warps: int, registers: int) -> triton.Config:
+    return triton.Config({"USERS": users, "ITEMS": items}, num_warps=warps, num_stages=2, maxnreg=registers)
+
+
+# Products of fp32 keep all operands of a step in registers: 8 sums a thread fit beside them. Left to itself, ptxas
+# would spill a few registers to fit one more program on a multiprocessor: it may use them all.
+EXACT = [tile_config(*of, 255) for of in ((16, 64, 4), (16, 128, 8), (32, 64, 8), (64, 32, 8))]
+ON_TENSOR_CORES = [tile_config(*of, 255) for of in ((16, 128, 4), (32, 128, 4), (64, 128, 8), (16, 256, 4))]
+FEWEST_ITEMS = 32  # of a tile
+
+
+def configs_of(configs: object, _: object, PRECISION: str, **unused: object) -> list[triton.Config]:
+    """Those for the precision."""
+    return EXACT if PRECISION == "ieee" else ON_TENSOR_CORES
 
 
 @triton.jit
@@ -79,7 +82,10 @@ def product(
 
 
 @triton.autotune(
-    CONFIGS, key=["d", "PRECISION"], reset_to_zero=["out"], prune_configs_by={"early_config_prune": tile_configs}
+    EXACT + ON_TENSOR_CORES,
+    key=["d", "PRECISION"],
+    reset_to_zero=["out"],
+    prune_configs_by={"early_config_prune": configs_of},
 )
 @triton.jit
 def count_tiles(
@@ -197,7 +203,7 @@ def _count(
     flags = {"BIAS": bias is not None, "SCORED": scores is not None, "LIVE": live is not None}
     tables = users, items, bias, scores, thresholds, tie_ids, live
 
-    tiles = max(TILES, triton.cdiv(n_items, MOST_RUNS * SIZES[0][1]))
+    tiles = max(TILES, triton.cdiv(n_items, MOST_RUNS * FEWEST_ITEMS))
 
     def grid(config: dict[str, int]) -> tuple[int, int]:
         return triton.cdiv(n_users, config["USERS"]), triton.cdiv(n_items, tiles * config["ITEMS"])
@@ -211,6 +217,6 @@ def _count(
             count_seen[(n_users,)](
                 *tables, seen.indptr.contiguous(), seen.indices.contiguous(), out,
                 n_items, d, n_thresholds, *strides, item_offset,
-                BLOCK=SEEN_BLOCK, THRESHOLDS=min(64, triton.next_power_of_2(max(1, n_thresholds))), **flags,
+                BLOCK=SEEN_BLOCK, THRESHOLDS=min(64, triton.next_power_of_2(max(1, n_thresholds))), **flags, **FUSED,
             )  # fmt: skip
     return out.long(), nan_at

@@ -18,6 +18,7 @@ from ..seen import Seen
 from ..weights import KINDS
 
 BLOCK = 128  # proposals of a program
+ROUNDED = {"enable_fp_fusion": False}  # every operation rounds, as in the reference
 TANH, EXP, LINEAR, UNIFORM, RANK_ONLY = (
     tl.constexpr(KINDS.index(k)) for k in ("tanh", "exp", "linear", "uniform", "rank_only")
 )
@@ -139,7 +140,7 @@ def propose(seed: int, step: int, user_ids: Tensor, start: int, stop: int, n_ite
         propose_block[(triton.cdiv(n, BLOCK),)](
             user_ids.contiguous(), indptr, indices, out, seed, step, start, n, size, n_items,
             STREAM=reference.PROPOSE, SEEN=indices is not None, BLOCK=BLOCK,
-            BITS=0 if indices is None else indices.numel().bit_length(),
+            BITS=0 if indices is None else indices.numel().bit_length(), **ROUNDED,
         )  # fmt: skip
     return out
 
@@ -165,5 +166,6 @@ def accept(
             user_ids.contiguous(), *ranks, n.contiguous(), sharpness, out.view(torch.uint8), seed, step, start,
             count, out.shape[1],
             STREAM=reference.ACCEPT, KIND=KINDS.index(kind), FLIPPED=flipped, TO_TEACHER=to_teacher, BLOCK=BLOCK,
+            **ROUNDED,
         )  # fmt: skip
     return out

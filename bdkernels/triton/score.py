@@ -12,6 +12,7 @@ from torch import Tensor
 from ..factors import Factors
 
 BLOCK = 128  # scores of a program
+FUSED = {"enable_fp_fusion": True}  # multiply-adds round once, whatever Triton's default becomes
 
 
 @triton.jit
@@ -58,7 +59,7 @@ def _score(f: Factors, ids: Tensor | None, per_user: int) -> Tensor:
     if n := out.numel():
         score_pairs[(triton.cdiv(n, BLOCK),)](
             users, items, bias, ids, out, n, per_user, users.shape[1], users.stride(0), items.stride(0),
-            BIAS=bias is not None, LISTED=ids is not None, BLOCK=BLOCK,
+            BIAS=bias is not None, LISTED=ids is not None, BLOCK=BLOCK, **FUSED,
         )  # fmt: skip
     return out
 

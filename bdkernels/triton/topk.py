@@ -15,8 +15,8 @@ from torch import Tensor
 from .. import checks, reference
 from ..factors import Factors
 from ..seen import Seen
-from .rank import DEPTH, FUSED, order_bits, product
-from .score import by_rows
+from .rank import DEPTH, order_bits, product
+from .score import FUSED, by_rows
 
 MOST = (
     1024  # the largest k; above it the reference serves: a tile of items is as wide as k, and must fit in shared memory
@@ -107,7 +107,7 @@ def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
             n_users, n_items, d, users.stride(0), items.stride(0), n_runs, tiles,
             PRECISION="ieee", BIAS=bias is not None, SEEN=indices is not None, WORST=WORST,
             BITS=0 if indices is None else indices.numel().bit_length(),
-            D=DEPTH, USERS=block, K=width, num_warps=8, num_stages=2 if width <= 512 else 1,
+            D=DEPTH, USERS=block, K=width, num_warps=8, num_stages=2 if width <= 512 else 1, maxnreg=255,
             **FUSED,
         )  # fmt: skip
         checks.no_nan_at(nan_at, n_items)

@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -21,7 +22,9 @@ from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
-INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)([^;]*);", re.MULTILINE)
+INSTRUCTION = re.compile(
+    r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)([^;]*);", re.MULTILINE
+)
 LABEL_OR_INSTRUCTION = re.compile(rf"^(\.L_x_\d+):|{INSTRUCTION.pattern}", re.MULTILINE)
 TENSOR_CORE = re.compile(r"[HQI]?G?MMA|UTC\w*MMA")
 SPILL = ("LDL", "STL")
@@ -52,7 +55,9 @@ class Kernel(NamedTuple):
 
     def widest(self) -> int:
         """Bits of the widest access to global memory."""
-        return max((width(m[2]) for m in INSTRUCTION.finditer(self.sass) if m[1] in ("LDG", "LDGSTS", "STG")), default=0)
+        return max(
+            (width(m[2]) for m in INSTRUCTION.finditer(self.sass) if m[1] in ("LDG", "LDGSTS", "STG")), default=0
+        )
 
     def inner_loop(self) -> Counter[str]:
         """Instructions of the innermost loop that has most."""
@@ -134,14 +139,21 @@ def compiling(cc: int) -> Iterator[list[Kernel]]:
 
 
 def _kernel(name: str, constants: dict[str, Any], cc: int, made: Any) -> Kernel:
+    meta = made.metadata
+    found = _disassembled(made.asm["cubin"])
+    return Kernel(name, constants, cc, meta.num_warps, found[0], found[1], meta.shared, made.asm["ptx"], found[2])
+
+
+@cache
+def _disassembled(cubin_bytes: bytes) -> tuple[int, int, str]:
+    """Registers, stack and assembly."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
-        cubin.write_bytes(made.asm["cubin"])
+        cubin.write_bytes(cubin_bytes)
         usage = _tool(knobs.nvidia.cuobjdump.path, "-res-usage", cubin)
         sass = _tool(knobs.nvidia.nvdisasm.path, "-c", cubin)
     registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())  # type: ignore[union-attr]
-    meta = made.metadata
-    return Kernel(name, constants, cc, meta.num_warps, registers, stack, meta.shared, made.asm["ptx"], sass)
+    return registers, stack, sass
 
 
 def _tool(path: str, *arguments: Any) -> str:

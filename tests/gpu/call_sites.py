@@ -1,0 +1,71 @@
+"""Every launch of a Triton kernel in the package, with arguments small enough to be made anywhere."""
+
+from collections.abc import Callable, Iterator
+from itertools import product
+
+import torch
+from compiled import call
+
+import bdkernels as bd
+from bdkernels.optim import RULES, Rule
+from bdkernels.triton import loss, rank, sample, score, topk
+from bdkernels.weights import KINDS
+
+B, N, C = 64, 4000, 32
+Site = tuple[str, Callable[[], None]]
+
+
+def call_sites(d: int = 64, dtype: torch.dtype = torch.float32, ks: tuple[int, ...] = (20, 100)) -> Iterator[Site]:
+    """Name and launch of each, for tables [64, d] and [4000, d] of a dtype, and lists of these lengths."""
+    users, items, bias = torch.zeros(B, d, dtype=dtype), torch.zeros(N, d, dtype=dtype), torch.zeros(N, dtype=dtype)
+    plain, biased = bd.Factors(users, items), bd.Factors(users, items, bias)
+    ids, rows, scores = torch.zeros(B, C, dtype=torch.int64), torch.arange(B), torch.zeros(B, C)
+    seen, live = bd.Seen.from_pairs(rows, rows, B), torch.ones((), dtype=torch.int64)
+    mask = torch.ones(B, C, dtype=torch.bool)
+
+    yield "score", lambda: call(score.score, biased, ids)
+    yield "score block", lambda: call(score.score_block, plain)
+    for precision in rank.PRECISIONS if dtype == torch.float32 else ("ieee", "bf16"):
+        yield f"rank {precision}", lambda p=precision: with_precision(p, plain, scores, ids, None, 0)
+    yield "rank biased, seen, live", lambda: with_precision("ieee", biased, scores, ids, seen, 0, live)
+    for k in ks:
+        yield f"topk {k}", lambda k=k: call(topk.topk, plain, k, None)
+    yield f"topk {ks[0]} biased, seen", lambda: call(topk.topk, biased, ks[0], seen)
+    if dtype != torch.float32:
+        return  # what follows does not read the tables, or takes float32 alone
+    yield "rank of a block", lambda: call(rank.count_above_block, torch.zeros(B, N), scores, ids, seen, 0)
+    for rows_seen in (None, seen):
+        named = "propose" if rows_seen is None else "propose unseen"
+        yield named, lambda s=rows_seen: call(sample.propose, 3, 4, rows, 0, C, N, s)
+    for kind in KINDS:
+        weight = (kind, 2.5, False)
+        yield (
+            f"accept {kind}",
+            lambda w=weight: call(sample.accept, 3, 4, rows, 0, ids + 1, ids + 2, rows + N, w, False),
+        )
+    batch = rows, rows, ids[:, :1], ids, scores
+    for cf, covered in product(("bce", "bpr"), (None, mask)):
+        flags = (bias, *batch, covered, cf, 0.5, 1.0, 1.0)
+        yield (
+            f"loss {cf}{' masked' if covered is not None else ''}",
+            lambda a=flags: call(loss.bd_step, users, items, *a),
+        )
+    for kind in RULES:
+        state = [torch.zeros(t.shape) for t in (users, items, bias) for _ in range(RULES.index(kind))]
+        rule = Rule(kind, 0.1, 0.0, 0.9, 0.999, 1e-8)
+        arguments = users, items, bias, state, *batch, None, "bce", 0.5, 1.0, 1.0, rule
+        yield f"update {kind}", lambda a=arguments: call(loss.bd_step_update, *a)
+    for covered in (None, mask):
+        named = "distill" if covered is None else "distill masked"
+        both = scores, scores, 1.0, 2.0, covered
+        yield named, lambda a=both: call(loss.distill_loss, *a)
+        yield f"{named} backward", lambda a=both: call(loss.distill_loss_backward, torch.ones(()), *a)
+
+
+def with_precision(precision: str, *args: object) -> None:
+    """`rank` as BDKERNELS_PRECISION would have it."""
+    before, rank.precision = rank.precision, precision
+    try:
+        call(rank.count_above, *args)
+    finally:
+        rank.precision = before

@@ -1,0 +1,87 @@
+"""Every launch of a Triton kernel, in each configuration, compiled for GPUs: it fits, spills nothing, and uses what it shall.
+
+By default tables of 64 fp32 factors, everything for sm_90 and the large kernels for sm_80 and sm_100 as well;
+BDKERNELS_PROOF=1 (`make gpu-proof`) takes all sites, other widths and dtypes, and long lists for each.
+"""
+
+import importlib.util
+import os
+
+import pytest
+import torch
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1: kernels are interpreted, not compiled", allow_module_level=True)
+
+from call_sites import call_sites
+from compiled import compiling, loops, width
+from gpus import GPUS, blocks_of_sm
+
+PROOF = os.environ.get("BDKERNELS_PROOF") == "1"
+LARGE = ("rank ieee", "rank tf32", "rank biased, seen, live", "topk 100", "loss bce masked")
+LONG = (20, 100, 256, 512, 1000)
+NAMES = [name for name, _ in call_sites()]
+CASES = [(cc, 64, torch.float32, name) for cc in GPUS for name in NAMES if PROOF or cc == 90 or name in LARGE]
+if PROOF:
+    for d, dtype in (
+        (16, torch.float32),
+        (50, torch.float32),
+        (128, torch.float32),
+        (64, torch.bfloat16),
+        (64, torch.float16),
+    ):
+        CASES += [(cc, d, dtype, name) for cc in GPUS for name, _ in call_sites(d, dtype, LONG)]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"sm_{c[0]}, {c[1]} {str(c[2])[6:]}, {c[3]}")
+def test_compiled(case):
+    cc, d, dtype, name = case
+    with compiling(cc) as kernels:
+        dict(call_sites(d, dtype, LONG))[name]()
+    assert kernels
+    for kernel in kernels:
+        where = f"{kernel.name} {kernel.config}"
+        assert kernel.spills() == 0, f"{where}: {kernel.stack} bytes of stack"
+        assert blocks_of_sm(cc, kernel.warps, kernel.registers, kernel.shared) > 0, f"{where} does not fit"
+        meant = kernel.name == "count_tiles" and kernel.config["PRECISION"] != "ieee" and not kernel.config["SCORED"]
+        assert (kernel.tensor_cores() > 0) == meant, where
+        if (
+            kernel.name in ("count_tiles", "best_of_run", "step_rows")
+            and d % 16 == 0
+            and kernel.config.get("COLUMNS") != 8
+        ):
+            assert kernel.widest() == 128, where
+
+
+def test_a_spill_is_seen():
+    """The product in a tile too large for its warps, and a tile too large for shared memory."""
+    from bdkernels.triton import rank
+
+    sizes = {"users": 64, "items": 128, "warps": 2, "registers": 255}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rank, "EXACT", [rank.tile_config(**sizes)])
+        with compiling(90) as kernels:
+            dict(call_sites())["rank ieee"]()
+    assert kernels[0].spills() > 0
+    assert (
+        blocks_of_sm(90, 8, 255, 0) == 1 and blocks_of_sm(90, 16, 255, 0) == 0 and blocks_of_sm(80, 4, 32, 1 << 18) == 0
+    )
+
+
+def test_reading_assembly():
+    sass = """
+        /*0000*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+.L_x_1:
+        /*0010*/              @!P0 LDG.E.U16.CONSTANT R4, desc[UR4][R2.64] ;
+.L_x_0:
+        /*0020*/                   FFMA R0, R1, R2, R0 ;
+        /*0030*/              @P0 BRA `(.L_x_0) ;
+        /*0040*/                   BRA `(.L_x_1) ;
+        /*0050*/                   BRA `(.L_x_2) ;
+.L_x_2:
+        /*0060*/                   EXIT ;
+"""
+    assert [dict(loop) for loop in loops(sass)] == [{"FFMA": 1, "BRA": 1}]
+    assert [width(m) for m in (".E.128", ".E.64.CONSTANT", ".E", ".E.U16.CONSTANT", ".E.S8")] == [128, 64, 32, 16, 8]
