@@ -23,7 +23,7 @@ from .score import FUSED
 
 PER_THREAD = 32  # numbers of gathered rows that a thread holds at most, where a configuration can keep to that
 STEP_CONFIGS = [
-    triton.Config({"COLUMNS": columns}, num_warps=warps, maxnreg=128)
+    triton.Config({"COLUMNS": columns}, num_warps=warps, maxnreg=255)
     for columns, warps in ((8, 1), (32, 4), (8, 4), (8, 8))
 ]
 BLOCK = 1024  # scores of a program of the distillation loss

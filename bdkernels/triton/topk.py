@@ -18,11 +18,7 @@ from ..seen import Seen
 from .rank import DEPTH, order_bits, product
 from .score import FUSED, by_rows
 
-MOST = (
-    1024  # the largest k; above it the reference serves: a tile of items is as wide as k, and must fit in shared memory
-)
-LEAST = 64  # the smallest K, and so the smallest tile
-KEYS = 2048  # of a program: users x K
+USERS_OF = {64: 8, 128: 16, 256: 8, 512: 2}  # users of a program by K: what registers hold; above, the reference serves
 RUNS = 64  # at most
 TILES = 16  # of a run, at least
 WORST = tl.constexpr(-(2**63))
@@ -87,18 +83,18 @@ def best_of_run(
 
 
 def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
-    """As in the reference, which serves where k is above MOST."""
-    if k > MOST:
+    """As in the reference, which serves where k is above 512."""
+    if k > max(USERS_OF):
         return reference.topk(f, k, seen)
     users, items, bias = by_rows(f)
     n_users, n_items, d = users.shape[0], f.n_items, users.shape[1]
     best = torch.full((n_users, 0, 0), 0, dtype=torch.int64, device=users.device)
     if n_users and n_items:
-        width = max(LEAST, triton.next_power_of_2(min(k, n_items)))
+        width = max(min(USERS_OF), triton.next_power_of_2(min(k, n_items)))
         tiles = triton.cdiv(n_items, width)
         tiles = max(TILES, triton.cdiv(tiles, RUNS))
         n_runs = triton.cdiv(n_items, width * tiles)
-        block = min(width // 8, KEYS // width)  # few for narrow lists: registers
+        block = USERS_OF[width]
         best = torch.empty(n_users, n_runs, width, dtype=torch.int64, device=users.device)
         nan_at = torch.full((), -1, dtype=torch.int64, device=users.device)
         indptr, indices = (None, None) if seen is None else (seen.indptr.contiguous(), seen.indices.contiguous())
@@ -107,7 +103,8 @@ def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
             n_users, n_items, d, users.stride(0), items.stride(0), n_runs, tiles,
             PRECISION="ieee", BIAS=bias is not None, SEEN=indices is not None, WORST=WORST,
             BITS=0 if indices is None else indices.numel().bit_length(),
-            D=DEPTH, USERS=block, K=width, num_warps=8, num_stages=2 if width <= 512 else 1, maxnreg=255,
+            D=DEPTH, USERS=block, K=width, num_stages=2, num_warps=8,
+            maxnreg=255 if width <= 128 else None,
             **FUSED,
         )  # fmt: skip
         checks.no_nan_at(nan_at, n_items)

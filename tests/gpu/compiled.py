@@ -59,9 +59,15 @@ class Kernel(NamedTuple):
             (width(m[2]) for m in INSTRUCTION.finditer(self.sass) if m[1] in ("LDG", "LDGSTS", "STG")), default=0
         )
 
-    def inner_loop(self) -> Counter[str]:
-        """Instructions of the innermost loop that has most."""
-        return max(loops(self.sass), key=Counter.total, default=Counter())
+    def main_loop(self) -> Counter[str]:
+        """Instructions of the shortest loop that holds the most multiplications; the longest innermost one if none has any."""
+        found = loops(self.sass)
+        best = max(found, key=lambda loop: (multiplications(loop), -loop.total()), default=Counter())
+        return (
+            best
+            if multiplications(best)
+            else max(loops(self.sass, innermost=True), key=Counter.total, default=Counter())
+        )
 
 
 def width(modifiers: str) -> int:
@@ -70,8 +76,13 @@ def width(modifiers: str) -> int:
     return int(found[1].lstrip("US")) if found else 32
 
 
-def loops(sass: str) -> list[Counter[str]]:
-    """Instructions of each innermost loop: between a label and the jump back to it, without another such pair inside."""
+def multiplications(instructions: Counter[str]) -> int:
+    """Of float32, fused, or on tensor cores."""
+    return sum(n for name, n in instructions.items() if name in ("FFMA", "FFMA2") or TENSOR_CORE.fullmatch(name))
+
+
+def loops(sass: str, innermost: bool = False) -> list[Counter[str]]:
+    """Instructions of each loop, from a label to the jump back to it; or just of those without another such pair inside."""
     labels: dict[str, int] = {}
     names: list[str] = []
     jumps = []
@@ -83,8 +94,9 @@ def loops(sass: str) -> list[Counter[str]]:
         if m[2] == "BRA" and target and labels.get(target[0], len(names)) < len(names):
             jumps.append((labels[target[0]], len(names)))
         names.append(m[2])
-    inner = [(a, b) for a, b in jumps if not any(a <= c and d <= b and (c, d) != (a, b) for c, d in jumps)]
-    return [Counter(names[a : b + 1]) for a, b in inner]
+    if innermost:
+        jumps = [(a, b) for a, b in jumps if not any(a <= c and d <= b and (c, d) != (a, b) for c, d in jumps)]
+    return [Counter(names[a : b + 1]) for a, b in jumps]
 
 
 class _Utils:
@@ -164,3 +176,55 @@ def call(stage: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     """One launch whose results, which nothing has computed, are not looked at."""
     with mock.patch("bdkernels.checks.no_nan_at"), mock.patch("bdkernels.checks.no_nan_in_block"):
         stage(*args, **kwargs)
+
+
+def in_library(library: Path) -> list[Kernel]:
+    """The CUDA kernels of a built library, for each target; `shared` with what their launches ask for beside."""
+    tool = knobs.nvidia.cuobjdump.path
+    threads = dict(re.findall(r"\.entry (\w+)\((?:[^{]|\n)*?\.maxntid (\d+)", _tool(tool, "-ptx", library)))
+    kernels = []
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([tool, "-xelf", "all", library.resolve()], cwd=folder, capture_output=True, check=True)
+        for cubin in sorted(Path(folder).glob("*.cubin")):
+            cc = int(re.search(r"sm_(\d+)", cubin.name)[1])  # type: ignore[index]
+            usage = _tool(tool, "-res-usage", cubin)
+            bodies = dict(
+                re.findall(
+                    r"//-+ \.text\.(\w+) -+\n((?:.*\n)*?)(?=\s*//-+ \.|\Z)",
+                    _tool(knobs.nvidia.nvdisasm.path, "-c", cubin),
+                )
+            )
+            for entry, *found in re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+)", usage):
+                name = plain_name(entry)
+                registers, stack, static = map(int, found)
+                static = max(0, static - 1024) if cc >= 90 else static  # what the system keeps is counted there
+                warps = int(threads[entry]) // 32
+                shared = static + dynamic_shared(name)
+                kernels.append(Kernel(name, {}, cc, warps, registers, stack, shared, "", bodies[entry]))
+    return kernels
+
+
+def plain_name(entry: str) -> str:
+    """Without namespaces and arguments: count_above_kernel<Product<float, 64, 64>>."""
+    name = _tool("c++filt", entry).strip()
+    name = re.sub(r"bdkernels::cuda::|bdkernels::|\(anonymous namespace\)::|^void |\((?:int|unsigned int)\)", "", name)
+    depth = 0
+    for at, letter in enumerate(name):
+        depth += {"<": 1, ">": -1}.get(letter, 0)
+        if letter == "(" and depth == 0:
+            return name[:at].replace("> >", ">>")
+    return name
+
+
+def dynamic_shared(name: str) -> int:
+    """Bytes that a launch asks for: the stages of the product (product.h), and for 64, 512 or 1,024 thresholds of `rank`."""
+    if name == "count_above_block_kernel":
+        return 2 * 4 * 4096
+    product = re.search(r"Product<(\w+), (\d+), (\d+)>", re.sub(r"^topk_kernel<(\w+)>", r"Product<\1, 64, 128>", name))
+    if product is None:
+        return 0
+    users, items = int(product[2]), int(product[3])
+    size = 4 if product[1] == "float" else 2
+    stages = 2 * 4 * (users * (16 + 4)) + 2 * size * items * (16 + 16 // size)
+    keys = {64: 64, 16: 512, 8: 1024}[users] if name.startswith("count_above") else 0
+    return stages + 2 * 4 * users * keys

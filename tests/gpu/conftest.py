@@ -1,5 +1,8 @@
 """Where the CUDA kernels run in tests: on a GPU if one is there, else their source on the CPU, in the simulator of shim/."""
 
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -16,6 +19,17 @@ from bdkernels import backends, cuda
 @pytest.fixture(scope="session")
 def simulated_library() -> Path:
     return build_simulation(ROOT / "build" / "simulation" / "libbdkernels_cusim.so")
+
+
+@pytest.fixture(scope="session")
+def cuda_library(tmp_path_factory) -> Path:
+    """What nvcc makes of the CUDA sources, for one target; `make gpu-proof` builds for all."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc on this machine")
+    out = tmp_path_factory.mktemp("cuda") / "libbdkernels_proof.so"
+    command = [sys.executable, "setup.py", "-q", "build_cuda", "--out", str(out)]
+    subprocess.run(command, cwd=ROOT, check=True, env={"BDKERNELS_CUDA_ARCHS": "80", **os.environ})
+    return out
 
 
 @pytest.fixture

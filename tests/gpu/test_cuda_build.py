@@ -1,6 +1,5 @@
 """nvcc takes the CUDA sources, with every warning an error, and no kernel spills or keeps an array in local memory."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -13,28 +12,19 @@ from simulation import ROOT
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    """For one target; `make gpu-proof` builds for all."""
-    out = tmp_path_factory.mktemp("cuda") / "libbdkernels_proof.so"
-    command = [sys.executable, "setup.py", "-q", "build_cuda", "--out", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, env={"BDKERNELS_CUDA_ARCHS": "80", **os.environ})
-    return out
-
-
 @needs_nvcc
-def test_no_kernel_spills(library):
-    report = (ROOT / "build" / library.stem / "resources.txt").read_text()
+def test_no_kernel_spills(cuda_library):
+    report = (ROOT / "build" / cuda_library.stem / "resources.txt").read_text()
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
     assert len(frames) == report.count("Compiling entry function") >= 20
     assert set(frames) == {("0", "0", "0")}
 
 
 @needs_nvcc
-def test_the_library_loads_beside_a_torch_without_cuda(library):
+def test_the_library_loads_beside_a_torch_without_cuda(cuda_library):
     """And has operators for CUDA tensors alone. In a process of its own: the simulation has the same names."""
     code = (
-        f"import torch; torch.ops.load_library({str(library)!r}); print(torch.ops.bdkernels_cuda.simulated());"
+        f"import torch; torch.ops.load_library({str(cuda_library)!r}); print(torch.ops.bdkernels_cuda.simulated());"
         "has = torch._C._dispatch_has_kernel_for_dispatch_key;"
         "print([has('bdkernels_cuda::count_above', key) for key in ('CUDA', 'CPU')])"
     )

@@ -1,0 +1,64 @@
+"""The kernels are what derived.md says, or better: no spill, no less occupancy, no narrower access, tensor cores where meant."""
+
+import importlib.util
+import os
+import re
+
+import pytest
+
+if importlib.util.find_spec("triton") is None:
+    pytest.skip("triton is not installed", allow_module_level=True)
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("TRITON_INTERPRET=1: kernels are interpreted, not compiled", allow_module_level=True)
+
+import derive
+import triton
+from compiled import in_library
+from gpus import GPUS
+
+PROOF = os.environ.get("BDKERNELS_PROOF") == "1"
+
+
+def hold(found: list[derive.Row]) -> None:
+    table = derive.read()
+    assert found and not (new := [r.key for r in found if r.key not in table]), f"not in derived.md: {new}"
+    assert not (worse := {r.key: lost for r in found if (lost := r.worse_than(table[r.key]))}), (
+        f"worse than derived.md: {worse}"
+    )
+
+
+@pytest.mark.parametrize("cc", GPUS if PROOF else [90])
+def test_triton(cc):
+    of = re.search(r"triton ([\d.]+),", derive.TABLE.read_text())[1]
+    if triton.__version__ != of:
+        pytest.skip(f"derived.md is of triton {of}, this is {triton.__version__}")
+    found = list(derive.triton_rows(cc))
+    assert {r.key for r in found} == {
+        key for key in derive.read() if key[0].startswith("triton") and key[2] == f"sm_{cc}"
+    }
+    hold(found)
+
+
+def test_cuda(cuda_library):
+    found = list(derive.cuda_rows(cuda_library))
+    targets = {r.target for r in found}
+    assert {r.key for r in found} == {key for key in derive.read() if key[0].startswith("cuda") and key[2] in targets}
+    hold(found)
+    assert len(in_library(cuda_library)) > len(found)  # there is Half beside it
+
+
+def test_the_table_is_clean():
+    """What stands in the page itself, on any machine."""
+    table = derive.read().values()
+    assert {r.target for r in table} == {"sm_80", "sm_90", "sm_100"} and len(table) > 100
+    assert all(r.spilled == 0 and r.blocks > 0 for r in table)
+    text = derive.TABLE.read_text()
+    assert "Derived, not measured" in text and all(line in text for line in derive.floors())
+
+
+def test_a_loss_is_seen():
+    row = next(iter(derive.read().values()))
+    assert row.worse_than(row) == []
+    for change in ({"occupancy": row.occupancy - 0.1}, {"widest": 16}, {"spilled": 8}):
+        assert row._replace(**change).worse_than(row) == list(change)
+    assert row._replace(tensor=0).worse_than(row._replace(tensor=4)) == ["tensor"]
