@@ -9,15 +9,16 @@ from .ops import LIBRARY
 from .reference import listed_items
 
 
-def _distill_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _distill_loss_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
     learner, guide, ctx.tau_learner, ctx.tau_guide, mask = inputs
+    ctx.options = keyword_only_inputs
     ctx.save_for_backward(learner, guide, mask)
 
 
 def _distill_loss_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
     learner, guide, mask = ctx.saved_tensors
     backward = torch.ops.bdkernels.distill_loss_backward
-    return backward(grad, learner, guide, ctx.tau_learner, ctx.tau_guide, mask), None, None, None, None
+    return backward(grad, learner, guide, ctx.tau_learner, ctx.tau_guide, mask, **ctx.options), None, None, None, None
 
 
 torch.library.register_autograd(

@@ -31,12 +31,12 @@ def missing(name: str) -> str | None:
 
 
 def choose(device: torch.device, asked: str | None = None, dtype: torch.dtype = torch.float32) -> str:
-    """Name of the backend that runs the operators on a device; all but distill_loss, which is plain PyTorch everywhere.
+    """Name of the backend that runs the operators on a device.
 
     Args:
         device: where the tensors are.
         asked: an explicit choice; None or "" for the environment variable or the best.
-        dtype: of the tables; only the reference has float64.
+        dtype: of the tables or scores; only the reference has float64.
 
     Raises:
         BackendError: the explicit choice cannot be honoured.
@@ -62,7 +62,7 @@ def _refuses(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
     if name in ("triton", "cuda") and device.type != ("cpu" if _SIMULATED[name]() else "cuda"):
         return f"expected tensors on a CUDA device, got {device}"
     if dtype == torch.float64:
-        return "expected float32 tables, got float64, which only the reference has"
+        return "expected float32, got float64, which only the reference has"
     return None
 
 

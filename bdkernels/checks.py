@@ -186,6 +186,11 @@ def losses(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float,
     temperatures(tau_learner, tau_guide)
 
 
+def loss_dtype(scores: Tensor) -> torch.dtype:
+    """Of the loss of scores: half precision is widened first."""
+    return torch.float64 if scores.dtype == torch.float64 else torch.float32
+
+
 def tables(user_table: Tensor, item_table: Tensor, item_bias: Tensor | None) -> None:
     device, dtype = user_table.device, (user_table.dtype,)
     tensor("user_table", user_table, ("U", "d"), (torch.float32, torch.float64), device)

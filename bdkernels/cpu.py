@@ -1,4 +1,4 @@
-"""The C++ backend: loads its library and gives its stages the signatures of `reference`.
+"""The C++ backend: loads its library and gives its stages the signatures of `reference`, whose distill_loss it takes as it is.
 
 The library lies in bdkernels/lib, built by setup.py from csrc/cpu, or where the environment variable BDKERNELS_LIBRARY says (a
 build under a sanitizer); importing this module never compiles anything.
@@ -14,7 +14,7 @@ from torch import Tensor
 from . import checks
 from .factors import Factors
 from .optim import RULES, Rule
-from .reference import Steps, WeightCode
+from .reference import Steps, WeightCode, distill_loss, distill_loss_backward
 from .seen import Seen
 from .weights import KINDS
 
@@ -177,4 +177,7 @@ def _batch(*tensors: Tensor | None) -> tuple[Tensor, ...]:
     return tuple(torch.empty(0, dtype=torch.bool) if t is None else t.contiguous() for t in tensors)
 
 
-STEPS = Steps(score, score_block, count_above, count_above_block, propose, accept, topk, bd_step, bd_step_update, draw)
+STEPS = Steps(
+    score, score_block, count_above, count_above_block, propose, accept, topk,
+    distill_loss, distill_loss_backward, bd_step, bd_step_update, draw,
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The CUDA backend: loads its library and gives its stages the signatures of `reference`.
+"""The CUDA backend: loads its library and gives its stages the signatures of `reference`, whose distill_loss it takes as it is.
 
 The library lies in bdkernels/lib, built by setup.py from csrc/cuda where nvcc is found, or where the environment variable
 BDKERNELS_CUDA_LIBRARY says: the same source compiled for the CPU, which is how it is tested without a GPU.
@@ -13,7 +13,7 @@ from torch import Tensor
 from . import checks, reference
 from .factors import Factors
 from .optim import RULES, Rule
-from .reference import Steps, WeightCode
+from .reference import Steps, WeightCode, distill_loss, distill_loss_backward
 from .seen import Seen
 from .weights import KINDS
 
@@ -185,5 +185,6 @@ def _batch(
 
 
 STEPS = Steps(
-    score, score_block, count_above, count_above_block, propose, accept, topk, bd_step, bd_step_update, queued=True
-)
+    score, score_block, count_above, count_above_block, propose, accept, topk,
+    distill_loss, distill_loss_backward, bd_step, bd_step_update, queued=True,
+)  # fmt: skip

@@ -215,6 +215,8 @@ def distill_loss(
     tau_learner: float = 1.0,
     tau_guide: float = 1.0,
     mask: Tensor | None = None,
+    *,
+    backend: str | None = None,
 ) -> Tensor:
     """Distillation loss D: mean over the mask of BCE(sigmoid(learner / tau_learner), sigmoid(guide / tau_guide)).
 
@@ -224,6 +226,8 @@ def distill_loss(
         tau_learner: temperature of the learner, > 0.
         tau_guide: temperature of the guide, > 0.
         mask: bool of the same shape: which entries count; None for all. What is masked out may hold anything.
+        backend: see `score`; the gradient's too. Those of "cpu" and "cuda" are the reference's; float64 scores are served by
+            the reference alone.
 
     Returns:
         scalar, float32 (float64 for float64 scores); 0 where nothing counts.
@@ -233,7 +237,7 @@ def distill_loss(
     mask = None if mask is None else _tensor("mask", mask)
     for name, value in (("tau_learner", tau_learner), ("tau_guide", tau_guide)):
         checks.float64(name, value)
-    return torch.ops.bdkernels.distill_loss(learner_scores, guide, tau_learner, tau_guide, mask)
+    return torch.ops.bdkernels.distill_loss(learner_scores, guide, tau_learner, tau_guide, mask, backend=_name(backend))
 
 
 def bd_step_loss(

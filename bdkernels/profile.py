@@ -108,7 +108,7 @@ def distill_loss(args: argparse.Namespace) -> Job:
 
     def call() -> None:
         learner.grad = None
-        functional.distill_loss(learner, guide).backward()
+        functional.distill_loss(learner, guide, backend=args.backend).backward()
 
     return Job(call, Work(learner.numel(), 0, nbytes(learner, guide, learner)))
 
@@ -203,8 +203,7 @@ def parse(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]:
                 metavar=("TEACHER", "STUDENT") if pair else "N",
                 help=f"{about} (default: %(default)s)",
             )
-        if name != "distill_loss":  # which is plain PyTorch everywhere
-            command.add_argument("--backend", help=f"one of {', '.join(backends.NAMES)} (default: the best)")
+        command.add_argument("--backend", help=f"one of {', '.join(backends.NAMES)} (default: the best)")
         command.add_argument("--dtype", choices=DTYPES, default="float32", help="of both tables (default: float32)")
         command.add_argument("--device", default="cpu", help="torch device of the inputs (default: cpu)")
         command.add_argument("--threads", type=positive, help="CPU threads (default: torch's)")
@@ -240,7 +239,7 @@ def describe(args: argparse.Namespace) -> str:
     """Operator, sizes and where it runs, in a line."""
     sizes = ", ".join(f"{size} {getattr(args, size)}" for size in ("users", "items", *OPERATORS[args.operator][1]))
     device = torch.device(args.device)
-    backend = backends.choose(device, args.backend) if "backend" in args else "plain PyTorch"
+    backend = backends.choose(device, args.backend, DTYPES[args.dtype])
     isa = f" ({cpu.isa()})" if backend == "cpu" else ""
     where = f"{args.dtype}, backend {backend}{isa}, {device}, {torch.get_num_threads()} threads"
     return f"{args.operator}: {sizes}; {where}, torch {torch.__version__}"

@@ -31,6 +31,8 @@ class Steps(NamedTuple):
     propose: Callable[[int, int, Tensor, int, int, int, Seen | None], Tensor]
     accept: Callable[[int, int, Tensor, int, Tensor, Tensor, Tensor, WeightCode, bool], Tensor]
     topk: Callable[[Factors, int, Seen | None], tuple[Tensor, Tensor]]
+    distill_loss: Callable[[Tensor, Tensor, float, float, Tensor | None], Tensor]
+    distill_loss_backward: Callable[[Tensor, Tensor, Tensor, float, float, Tensor | None], Tensor]
     bd_step: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
     bd_step_update: Callable[..., tuple[Tensor, Tensor]]
     # The whole sampler in one call, where a backend has that; else `sampler` makes it of the steps above.
@@ -435,4 +437,7 @@ def listed_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
     return order_score(keys).masked_fill(missing, -torch.inf), (_LOW32 - (keys & _LOW32)).masked_fill(missing, -1)
 
 
-STEPS = Steps(score, score_block, count_above, count_above_block, propose, accept, topk, bd_step, bd_step_update)
+STEPS = Steps(
+    score, score_block, count_above, count_above_block, propose, accept, topk,
+    distill_loss, distill_loss_backward, bd_step, bd_step_update,
+)  # fmt: skip

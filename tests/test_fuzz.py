@@ -26,7 +26,7 @@ from bdkernels import backends, cpu, reference
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))  # 0: a short run, the same every time
 LAST = os.environ.get("FUZZ_LAST")  # a file that tells of the example under way, for the one who finds the process dead
 HANG = 120  # seconds
-NAMED = re.compile(r"^(number of )?[a-z_][\w.]*: expected .*(got|a row)|^alpha, eps: expected", re.S)
+NAMED = re.compile(r"^(number of |backend=)?[a-z_][\w.]*: expected .*(got|a row)|^alpha, eps: expected", re.S)
 QUIET = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
@@ -60,13 +60,16 @@ def outcome(run, *tensors):
     return answer
 
 
+def present() -> list[str]:
+    return [name for name in BACKENDS if backends.missing(name) is None]
+
+
 def everywhere(case: Case, run, *tensors) -> list:
     """The outcome in each backend, with the case's tiles."""
-    names = [name for name in BACKENDS if backends.missing(name) is None]
     old = cpu.TILE, reference.TILE_ELEMENTS
     cpu.TILE, reference.TILE_ELEMENTS = case.tile, max(40 * case.tile or 1 << 18, case.b * case.n // 50)
     try:
-        return [outcome(lambda name=name: run(name), *tensors) for name in names]
+        return [outcome(lambda name=name: run(name), *tensors) for name in present()]
     finally:
         cpu.TILE, reference.TILE_ELEMENTS = old
 
@@ -224,20 +227,30 @@ def check_draws(samples, weight, ranks, seen, k):
 
 @fuzz
 def test_distill_loss(case):
-    """Against long doubles; what is masked out has gradient 0, NaN or not."""
+    """Against long doubles, in every backend; what is masked out has gradient 0, NaN or not."""
     number, shape = Numbers(case), data.shape(case)
     z, g = (data.floats(case, i, *shape, dtype=name) for i, name in enumerate(number.loss_dtypes()))
     mask, (tau_z, tau_g) = data.mask(case, shape), (number.tau(0), number.tau(1))
     z.requires_grad_()
-    got = outcome(lambda: bd.distill_loss(z, g, tau_z, tau_g, mask), z, g, *([] if mask is None else [mask]))
+    given = z, g, *([] if mask is None else [mask])
+    got = everywhere(case, lambda name: bd.distill_loss(z, g, tau_z, tau_g, mask, backend=name), *given)
     tiny, most = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
     if not all(tiny <= tau <= most for tau in (tau_z, tau_g)):
-        return refused([got], "a temperature")
+        return refused(got, "a temperature")
+    for name, loss in zip(present(), got, strict=True):
+        if z.dtype == torch.float64 and name != "reference":
+            refused([loss], "only the reference has float64")
+        else:
+            check_distill(loss, z, g, tau_z, tau_g, mask)
+    return None
+
+
+def check_distill(got, z, g, tau_z, tau_g, mask):
     assert not isinstance(got, str), got
-    got.backward()
-    assert (got.dtype, z.grad.dtype) == (torch.float64 if z.dtype == torch.float64 else torch.float32, z.dtype)
-    live = np.ones(shape, bool) if mask is None else mask.numpy()
-    assert (z.grad.double().numpy()[~live] == 0).all()
+    (grad,) = torch.autograd.grad(got, z)
+    assert (got.dtype, grad.dtype) == (torch.float64 if z.dtype == torch.float64 else torch.float32, z.dtype)
+    live = np.ones(z.shape, bool) if mask is None else mask.numpy()
+    assert (grad.double().numpy()[~live] == 0).all()
     want, slope, size = data.distill(z.detach(), g, tau_z, tau_g, live)
     if not live.any():
         assert got.item() == 0
@@ -250,8 +263,7 @@ def test_distill_loss(case):
         bound = (fine + coarse * np.abs(slope)) / tau_z / live.sum() + (6e-8 if z.dtype == torch.float16 else 1e-37)
         largest = torch.finfo(z.dtype).max
         exact = np.clip(slope / tau_z / live.sum(), -largest, largest)
-        assert (np.abs(np.clip(z.grad.double().numpy(), -largest, largest) - exact)[live] <= bound[live]).all()
-    return None
+        assert (np.abs(np.clip(grad.double().numpy(), -largest, largest) - exact)[live] <= bound[live]).all()
 
 
 @fuzz

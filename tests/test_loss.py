@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import bdkernels as bd
+from bdkernels import backends
 
 
 def sigmoid(x):
@@ -21,12 +22,14 @@ def numpy_distill(z, g, tau_l, tau_g, mask):
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5,), (2, 3, 4)])
 @pytest.mark.parametrize(("tau_l", "tau_g"), [(1.0, 1.0), (0.5, 5.0)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_distill_loss_value(rng, shape, tau_l, tau_g, masked):
+def test_distill_loss_value(rng, backend, shape, tau_l, tau_g, masked):
     z, g = rng.standard_normal(shape) * 3, rng.standard_normal(shape) * 3
     mask = rng.random(shape) < 0.6 if masked else np.ones(shape, bool)
-    given = torch.from_numpy(mask) if masked else None
-    got = bd.distill_loss(torch.from_numpy(z), torch.from_numpy(g), tau_l, tau_g, given)
-    np.testing.assert_allclose(got.item(), numpy_distill(z, g, tau_l, tau_g, mask), rtol=1e-12)
+    want = numpy_distill(z, g, tau_l, tau_g, mask)
+    scores, given = (torch.from_numpy(z), torch.from_numpy(g)), torch.from_numpy(mask) if masked else None
+    np.testing.assert_allclose(bd.distill_loss(*scores, tau_l, tau_g, given).item(), want, rtol=1e-12)
+    got = bd.distill_loss(*(s.float() for s in scores), tau_l, tau_g, given, backend=backend)
+    np.testing.assert_allclose(got.item(), want, rtol=2e-6)
 
 
 def test_distill_loss_gradcheck():
@@ -36,37 +39,39 @@ def test_distill_loss_gradcheck():
         assert torch.autograd.gradcheck(lambda x, m=m: bd.distill_loss(x, g, 0.7, 2.0, m), (z,))
 
 
-def test_distill_loss_follows_the_guide_only():
+def test_distill_loss_follows_the_guide_only(backend):
     z, g = torch.randn(3, 2, requires_grad=True), torch.randn(3, 2, requires_grad=True)
-    bd.distill_loss(z, g).backward()
+    bd.distill_loss(z, g, backend=backend).backward()
     assert g.grad is None
     assert z.grad is not None
 
 
-def test_distill_loss_is_deaf_to_what_is_masked():
+def test_distill_loss_is_deaf_to_what_is_masked(backend):
     """NaN and infinities under the mask reach neither the loss nor the gradient; extreme scores stay finite."""
     z = torch.tensor([[float("nan"), 1.0, float("inf"), 80.0]], requires_grad=True)
     g = torch.tensor([[0.0, float("nan"), 1.0, -80.0]])
     mask = torch.tensor([[False, False, False, True]])
-    loss = bd.distill_loss(z, g, mask=mask)
+    loss = bd.distill_loss(z, g, mask=mask, backend=backend)
     loss.backward()
     assert loss.item() == pytest.approx(80.0)
     assert z.grad.tolist() == [[0.0, 0.0, 0.0, 1.0]]
-    nothing = bd.distill_loss(z, g, mask=torch.zeros_like(mask))
+    nothing = bd.distill_loss(z, g, mask=torch.zeros_like(mask), backend=backend)
     assert nothing.item() == 0.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_distill_loss_error_is_that_of_float32(dtype):
-    """Half precision is widened first: the loss is that of the rounded scores, the gradient has the scores' dtype."""
-    z = torch.randn(64, 8).to(dtype).requires_grad_()
-    g = torch.randn(64, 8).to(dtype)
-    loss = bd.distill_loss(z, g, 2.0, 1.0)
-    loss.backward()
-    want = bd.distill_loss(z.detach().double(), g.double(), 2.0, 1.0)
-    assert loss.dtype == torch.float32
+def test_distill_loss_error_is_that_of_float32(backend, dtype):
+    """Half precision is widened first: loss and gradient are those of the rounded scores, the gradient in their dtype."""
+    z = torch.randn(64, 80).to(dtype)[:, ::10].requires_grad_()  # strided
+    g = torch.randn(8, 64).to(dtype).T
+    loss = bd.distill_loss(z, g, 2.0, 1.0, backend=backend)
+    wide = z.detach().double().requires_grad_()
+    want = bd.distill_loss(wide, g.double(), 2.0, 1.0)
+    (grad,), (exact,) = torch.autograd.grad(3 * loss, z), torch.autograd.grad(3 * want, wide)
+    assert loss.dtype == torch.float32 and grad.dtype == dtype
     torch.testing.assert_close(loss.double(), want, rtol=1e-6, atol=0)
-    assert z.grad.dtype == dtype
+    rounding = max(1e-6, torch.finfo(dtype).eps)
+    torch.testing.assert_close(grad.double(), exact, rtol=rounding, atol=rounding * 3 / 2 / z.numel())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -81,6 +86,38 @@ def test_distill_loss_has_the_learners_precision(dtype):
         loss.backward()
         assert loss.dtype == leaf.grad.dtype == dtype
     torch.testing.assert_close(leaf.grad.double(), want.grad, rtol=0, atol=1e-15 if dtype == torch.float64 else 1e-8)
+
+
+def test_distill_loss_runs_where_it_is_told_to(monkeypatch, backend):
+    """Both ways: no other backend's stages are asked for."""
+    asked = []
+
+    def steps(device, name, dtype):
+        asked.append((name, dtype))
+        return backends.steps(device, name, dtype)
+
+    monkeypatch.setattr("bdkernels.ops.loss.steps", steps)
+    z = torch.randn(3, 2).half().requires_grad_()
+    bd.distill_loss(z, z, backend=backend).backward()
+    assert asked == [(backend, torch.float16)] * 2
+
+
+def test_distill_loss_of_float64_is_the_references():
+    z = torch.randn(3, 2, dtype=torch.float64)
+    if backends.missing("cpu") is not None:
+        pytest.skip(f"backend cpu: {backends.missing('cpu')}")
+    with pytest.raises(bd.BackendError, match="backend=cpu: expected float32, got float64, which only the reference"):
+        bd.distill_loss(z, z, backend="cpu")
+    assert torch.equal(bd.distill_loss(z, z), bd.distill_loss(z, z, backend="reference"))
+
+
+def test_distill_loss_backward_refuses_what_does_not_fit(backend):
+    z, one = torch.randn(3, 2), torch.ones(())
+    run = torch.ops.bdkernels.distill_loss_backward
+    with pytest.raises(ValueError, match=r"guide_scores: expected shape \[3, 2\], got \[2, 3\]"):
+        run(one, z, z.T, 1.0, 1.0, None, backend=backend)
+    with pytest.raises(ValueError, match=r"grad: expected shape \[\], got \[1\]"):
+        run(one[None], z, z, 1.0, 1.0, None, backend=backend)
 
 
 def step_inputs(dtype=torch.float64, masked=True):

@@ -56,7 +56,7 @@ def test_half_tables(dtype, capsys):
         (["rank", *SMALL, "--dtype", "float64"], "got torch.float64"),
         (["rank", *SMALL, "--device", "nope"], "--device: nope cannot be used here"),
         (["rank", *SMALL, "--trace", "no/such/folder/t.json"], "expected a file in a folder that exists"),
-        (["distill_loss", "--backend", "cpu"], "unrecognized arguments: --backend"),
+        (["distill_loss", *SMALL, "--backend", "nope"], "expected one of reference, cpu"),
     ],
 )
 def test_errors_are_one_sentence(arguments, sentence, capsys):

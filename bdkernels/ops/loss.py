@@ -6,42 +6,78 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from .. import checks, reference
+from .. import checks
 from ..backends import steps
 from ..optim import RULES, Rule
 from .define import OPTIONS, define
 
+SCORES = "Tensor learner_scores, Tensor guide_scores, float tau_learner, float tau_guide, Tensor? mask"
+
 
 def _distill_loss_fake(
-    learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None
+    learner: Tensor,
+    guide: Tensor,
+    tau_learner: float,
+    tau_guide: float,
+    mask: Tensor | None,
+    *,
+    backend: str = "",
 ) -> Tensor:
     checks.losses(learner, guide, tau_learner, tau_guide, mask)
-    return learner.new_empty((), dtype=torch.float64 if learner.dtype == torch.float64 else torch.float32)
+    return learner.new_empty((), dtype=checks.loss_dtype(learner))
 
 
-def _distill_loss(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None) -> Tensor:
+def _distill_loss(
+    learner: Tensor,
+    guide: Tensor,
+    tau_learner: float,
+    tau_guide: float,
+    mask: Tensor | None,
+    *,
+    backend: str = "",
+) -> Tensor:
     checks.losses(learner, guide, tau_learner, tau_guide, mask)
-    return reference.distill_loss(learner, guide, tau_learner, tau_guide, mask)
+    run = steps(learner.device, backend, learner.dtype).distill_loss
+    return run(learner, guide, tau_learner, tau_guide, mask)
 
 
-define(
-    "distill_loss",
-    "(Tensor learner_scores, Tensor guide_scores, float tau_learner, float tau_guide, Tensor? mask) -> Tensor",
-    _distill_loss,
-    _distill_loss_fake,
-)
+define("distill_loss", f"({SCORES}, {OPTIONS}) -> Tensor", _distill_loss, _distill_loss_fake)
 
 
 def _distill_loss_backward_fake(
-    grad: Tensor, learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None
+    grad: Tensor,
+    learner: Tensor,
+    guide: Tensor,
+    tau_learner: float,
+    tau_guide: float,
+    mask: Tensor | None,
+    *,
+    backend: str = "",
 ) -> Tensor:
+    checks.losses(learner, guide, tau_learner, tau_guide, mask)
+    checks.tensor("grad", grad, (), (checks.loss_dtype(learner),), learner.device)
     return torch.empty_like(learner, memory_format=torch.contiguous_format)
+
+
+def _distill_loss_backward(
+    grad: Tensor,
+    learner: Tensor,
+    guide: Tensor,
+    tau_learner: float,
+    tau_guide: float,
+    mask: Tensor | None,
+    *,
+    backend: str = "",
+) -> Tensor:
+    _distill_loss_backward_fake(grad, learner, guide, tau_learner, tau_guide, mask)
+    run = steps(learner.device, backend, learner.dtype).distill_loss_backward
+    return run(grad, learner, guide, tau_learner, tau_guide, mask)
 
 
 define(
     "distill_loss_backward",
-    "(Tensor grad, Tensor learner_scores, Tensor guide_scores, float tau_learner, float tau_guide, Tensor? mask) -> Tensor",
-    reference.distill_loss_backward,
+    f"(Tensor grad, {SCORES}, {OPTIONS}) -> Tensor",
+    _distill_loss_backward,
     _distill_loss_backward_fake,
 )
 

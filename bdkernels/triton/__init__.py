@@ -37,6 +37,8 @@ def steps() -> Steps:
         sample.propose,
         sample.accept,
         topk.topk,
+        loss.distill_loss,
+        loss.distill_loss_backward,
         loss.bd_step,
         loss.bd_step_update,
         queued=True,

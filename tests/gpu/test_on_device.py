@@ -96,6 +96,12 @@ def sample(p: Problem) -> tuple[Tensor, ...]:
     return drawn.to_student.ids, drawn.to_teacher.ids
 
 
+def distill(p: Problem) -> tuple[Tensor, ...]:
+    learner = p.guide.clone().requires_grad_()
+    loss = bd.distill_loss(learner, p.guide.flip(0), 0.7, 2.0, p.draws.mask)
+    return loss.detach(), *torch.autograd.grad(loss, learner)
+
+
 def step_loss(p: Problem) -> tuple[Tensor, ...]:
     tables = [t.clone().requires_grad_() for t in p.tables]
     out = bd.bd_step_loss(*tables, *p.batch, p.draws, p.guide, cf="bpr", sparse=False)
@@ -115,6 +121,7 @@ STAGES: dict[str, Callable[[Problem], tuple[Tensor, ...]]] = {
     "count_above_block": lambda p: (bd.count_above_block(p.scores, p.scores.gather(1, p.ids), p.ids, p.seen),),
     "topk": lambda p: tuple(bd.topk(p.teacher, 50, p.seen)),
     "sample": sample,
+    "distill_loss": distill,
     "bd_step_loss": step_loss,
     "bd_step_update": step_update,
 }
@@ -122,8 +129,8 @@ EVERY_STAGE = pytest.mark.parametrize("stage", STAGES.values(), ids=STAGES)
 
 
 def same(stage: Callable, got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
-    """The same bits, but for the sums of a training step, whose order is a backend's own."""
-    sums = stage in (step_loss, step_update)
+    """The same bits, but for the sums of the losses, whose order is a backend's own."""
+    sums = stage in (distill, step_loss, step_update)
     for one, other in zip(got, want, strict=True):
         tolerance = {"rtol": 1e-4, "atol": 1e-5} if sums and one.is_floating_point() else {"rtol": 0, "atol": 0}
         torch.testing.assert_close(one.cpu(), other.cpu(), **tolerance)
@@ -155,9 +162,8 @@ def test_tables_of_half_precision(monkeypatch, name, stage, dtype):
 
 @pytest.mark.parametrize("op", list(arguments()))
 def test_opcheck(name, op):
-    chosen = {} if op.startswith("distill_loss") else {"backend": name}
     there = tree_map_only(Tensor, lambda t: t.detach().to(DEVICE).requires_grad_(t.requires_grad), arguments()[op])
-    torch.library.opcheck(getattr(torch.ops.bdkernels, op).default, there, chosen)
+    torch.library.opcheck(getattr(torch.ops.bdkernels, op).default, there, {"backend": name})
 
 
 @needs_gpu

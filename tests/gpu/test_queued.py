@@ -30,7 +30,7 @@ def count_live(f, thresholds, tie_ids, seen, item_offset, live):
 
 def queued(**changed) -> reference.Steps:
     steps = reference.STEPS._replace(queued=True, count_above=count_live, **changed)
-    return steps._replace(**{name: unwatched(getattr(steps, name)) for name in steps._fields[:10] if name != "draw"})
+    return steps._replace(**{name: unwatched(step) for name, step in steps._asdict().items() if callable(step)})
 
 
 def problem(b=37, n=300):

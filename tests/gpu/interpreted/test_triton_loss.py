@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from bdkernels import reference
+import bdkernels as bd
+from bdkernels import backends, reference
 from bdkernels.optim import RULES, Rule
 from bdkernels.triton import loss
 
@@ -95,3 +96,27 @@ def test_distill_loss(shape, dtype):
         got, want = (backend.distill_loss_backward(torch.tensor(1.5), *arguments) for backend in (loss, reference))
         assert got.dtype == want.dtype
         torch.testing.assert_close(got, want, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_distill_loss_through_the_operator(monkeypatch, dtype):
+    """Value and gradient come from the kernels: the reference's are not there to help."""
+    z, g, mask = torch.randn(6, 9).to(dtype), torch.randn(6, 9), torch.rand(6, 9) < 0.5
+    results = []
+    for backend in ("reference", "triton"):
+        leaf = z.clone().requires_grad_()
+        value = bd.distill_loss(leaf, g, 1.2, 3.0, mask, backend=backend)
+        (2 * value).backward()
+        results.append((value.detach(), leaf.grad))
+        monkeypatch.setattr(reference, "distill_loss", None)
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want)
+    assert backends.steps(z.device, "triton").distill_loss is loss.distill_loss
+    assert backends.steps(z.device, "triton").distill_loss_backward is loss.distill_loss_backward
+
+
+def test_float64_scores_are_the_references():
+    z = torch.randn(3, 2, dtype=torch.float64)
+    with pytest.raises(bd.BackendError, match="backend=triton: expected float32, got float64"):
+        bd.distill_loss(z, z, backend="triton")
+    assert bd.distill_loss(z, z).dtype == torch.float64
