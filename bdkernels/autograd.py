@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .ops import LIBRARY
-from .reference import listed_items
+from .step import StepInputs
 
 
 def _distill_loss_setup(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Tensor) -> None:
@@ -30,28 +30,14 @@ class BdStep(torch.autograd.Function):
     """Loss of `torch.ops.bdkernels.bd_step` with the gradient rows that the same call made."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        user_table: Tensor,
-        item_table: Tensor,
-        item_bias: Tensor | None,
-        ids: tuple[Tensor, Tensor, Tensor, Tensor],
-        guide_scores: Tensor,
-        distill_mask: Tensor | None,
-        options: tuple[str, float, float, float],
-        sparse: bool,
-        backend: str,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        cf, distill, *rows = torch.ops.bdkernels.bd_step(
-            user_table, item_table, item_bias, *ids, guide_scores, distill_mask, *options, backend=backend
-        )
-        users, positives, negatives, distilled = ids
-        listed = listed_items(positives, negatives, distilled, distill_mask)
-        ctx.save_for_backward(users, listed.flatten(), *rows)
-        ctx.shapes = user_table.shape, item_table.shape, None if item_bias is None else item_bias.shape
+    def forward(ctx: Any, sparse: bool, backend: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+        s = StepInputs(*arguments)
+        cf, distill, *rows = torch.ops.bdkernels.bd_step(*s, backend=backend)
+        ctx.save_for_backward(s.users, s.listed().flatten(), *rows)
+        ctx.shapes = [None if t is None else t.shape for t in s.tables]
         ctx.sparse = sparse
         ctx.mark_non_differentiable(cf, distill)
-        return cf + options[1] * distill, cf, distill
+        return cf + s.lambda_ * distill, cf, distill
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -64,8 +50,10 @@ class BdStep(torch.autograd.Function):
             return values.new_zeros(shape).index_add_(0, index, values * grad)
 
         return (
+            None,
+            None,
             rows(users, g_users, user_shape),
             rows(listed, g_items.flatten(0, 1), item_shape),
             None if bias_shape is None else rows(listed, g_bias.flatten(), bias_shape),
-            *(None,) * 6,
+            *(None,) * (len(StepInputs._fields) - 3),
         )

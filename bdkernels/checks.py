@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .factors import Factors
 from .seen import Seen
+from .step import StepInputs
 from .weights import KINDS
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -166,10 +167,6 @@ def thresholds(n_rows: int, n_items: int, t: Tensor, tie_ids: Tensor, item_offse
     integer("item_offset", item_offset, 0, MAX_ITEMS - n_items)
 
 
-def finite(name: str, value: float) -> None:
-    _is(abs(value) < float("inf"), name, "a finite number", value)
-
-
 def temperatures(tau_learner: float, tau_guide: float) -> None:
     for name, tau in (("tau_learner", tau_learner), ("tau_guide", tau_guide)):
         _is(0 < tau < float("inf"), name, "a finite number > 0", tau)
@@ -223,23 +220,25 @@ def state(tables: list[Tensor], state: list[Tensor], per_table: int) -> None:
         _is(t.is_contiguous(), f"state[{i}]", "a contiguous tensor", f"strides {t.stride()}")
 
 
-def step(
-    user_table: Tensor,
-    item_table: Tensor,
-    item_bias: Tensor | None,
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    distill_ids: Tensor,
-    guide_scores: Tensor,
-    distill_mask: Tensor | None,
-) -> None:
-    tables(user_table, item_table, item_bias)
-    device, dtype, n_rows = user_table.device, (user_table.dtype,), users.shape[0]
-    tensor("users", users, ("B",), (torch.int64,), device)
-    tensor("positives", positives, (n_rows,), (torch.int64,), device)
-    tensor("negatives", negatives, (n_rows, "M"), (torch.int64,), device)
-    tensor("distill_ids", distill_ids, (n_rows, "k"), (torch.int64,), device)
-    tensor("guide_scores", guide_scores, tuple(distill_ids.shape), dtype, device)
-    if distill_mask is not None:
-        tensor("distill_mask", distill_mask, tuple(distill_ids.shape), (torch.bool,), device)
+def step(s: StepInputs) -> None:
+    tables(*s.tables)
+    device, dtype, n_rows = s.user_table.device, (s.user_table.dtype,), s.users.shape[0]
+    tensor("users", s.users, ("B",), (torch.int64,), device)
+    tensor("positives", s.positives, (n_rows,), (torch.int64,), device)
+    tensor("negatives", s.negatives, (n_rows, "M"), (torch.int64,), device)
+    tensor("distill_ids", s.distill_ids, (n_rows, "k"), (torch.int64,), device)
+    shape = tuple(s.distill_ids.shape)
+    tensor("guide_scores", s.guide_scores, shape, dtype, device)
+    if s.distill_mask is not None:
+        tensor("distill_mask", s.distill_mask, shape, (torch.bool,), device)
+    choice("cf", s.cf, ("bce", "bpr"))
+    _is(abs(s.lambda_) < float("inf"), "lambda_", "a finite number", s.lambda_)
+    temperatures(s.tau_learner, s.tau_guide)
+
+
+def step_values(s: StepInputs) -> None:
+    ids_values("users", s.users, s.user_table.shape[0])
+    for name, ids in (("positives", s.positives), ("negatives", s.negatives)):
+        ids_values(name, ids, s.item_table.shape[0])
+    live = s.distill_ids if s.distill_mask is None else s.distill_ids.where(s.distill_mask, 0)
+    ids_values("distill_ids", live, s.item_table.shape[0])

@@ -16,6 +16,7 @@ from .factors import Factors
 from .optim import RULES, Rule
 from .reference import Steps, WeightCode, distill_loss, distill_loss_backward
 from .seen import Seen
+from .step import StepInputs
 from .weights import KINDS
 
 LIBRARY = Path(os.environ.get("BDKERNELS_LIBRARY") or Path(__file__).parent / "lib" / "libbdkernels_cpu.so")
@@ -125,56 +126,21 @@ def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
     return scores, ids
 
 
-def bd_step(
-    user_table: Tensor,
-    item_table: Tensor,
-    item_bias: Tensor | None,
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    distill_ids: Tensor,
-    guide_scores: Tensor,
-    distill_mask: Tensor | None,
-    cf: str,
-    lambda_: float,
-    tau_learner: float,
-    tau_guide: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tables = [t if t.stride(1) == 1 else t.contiguous() for t in (user_table, item_table)]
-    bias = _or_empty(item_bias, user_table)
-    batch = _batch(users, positives, negatives, distill_ids, guide_scores, distill_mask)
-    return torch.ops.bdkernels_cpu.bd_step(*tables, bias, *batch, cf == "bpr", lambda_, tau_learner, tau_guide)
+def bd_step(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tables = [t if t.stride(1) == 1 else t.contiguous() for t in (s.user_table, s.item_table)]
+    return torch.ops.bdkernels_cpu.bd_step(*tables, _or_empty(s.item_bias), *map(_or_empty, s.batch), *s.objective)
 
 
-def bd_step_update(
-    user_table: Tensor,
-    item_table: Tensor,
-    item_bias: Tensor | None,
-    state: list[Tensor],
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    distill_ids: Tensor,
-    guide_scores: Tensor,
-    distill_mask: Tensor | None,
-    cf: str,
-    lambda_: float,
-    tau_learner: float,
-    tau_guide: float,
-    rule: Rule,
-) -> tuple[Tensor, Tensor]:
-    tables = user_table, item_table, _or_empty(item_bias, user_table)
-    batch = _batch(users, positives, negatives, distill_ids, guide_scores, distill_mask)
-    objective = cf == "bpr", lambda_, tau_learner, tau_guide
-    return torch.ops.bdkernels_cpu.bd_step_update(*tables, state, *batch, *objective, RULES.index(rule.kind), *rule[1:])
+def bd_step_update(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
+    tables = s.user_table, s.item_table, _or_empty(s.item_bias)
+    batch = map(_or_empty, s.batch)
+    return torch.ops.bdkernels_cpu.bd_step_update(
+        *tables, state, *batch, *s.objective, RULES.index(rule.kind), *rule[1:]
+    )
 
 
-def _or_empty(t: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0) if t is None else t.contiguous()
-
-
-def _batch(*tensors: Tensor | None) -> tuple[Tensor, ...]:
-    return tuple(torch.empty(0, dtype=torch.bool) if t is None else t.contiguous() for t in tensors)
+def _or_empty(t: Tensor | None) -> Tensor:
+    return torch.empty(0) if t is None else t.contiguous()
 
 
 STEPS = Steps(

@@ -15,6 +15,7 @@ from .factors import Factors
 from .optim import RULES, Rule
 from .reference import Steps, WeightCode, distill_loss, distill_loss_backward
 from .seen import Seen
+from .step import StepInputs
 from .weights import KINDS
 
 LIBRARY = Path(os.environ.get("BDKERNELS_CUDA_LIBRARY") or Path(__file__).parent / "lib" / "libbdkernels_cuda.so")
@@ -112,51 +113,16 @@ def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
     return reference.listed_keys(best.flatten(1).topk(k, dim=1).values)
 
 
-def bd_step(
-    user_table: Tensor,
-    item_table: Tensor,
-    item_bias: Tensor | None,
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    distill_ids: Tensor,
-    guide_scores: Tensor,
-    distill_mask: Tensor | None,
-    cf: str,
-    lambda_: float,
-    tau_learner: float,
-    tau_guide: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tables = [t if t.stride(1) == 1 else t.contiguous() for t in (user_table, item_table)]
-    batch = _batch(users, positives, negatives, distill_ids, guide_scores, distill_mask)
-    objective = cf == "bpr", lambda_, tau_learner, tau_guide
-    return torch.ops.bdkernels_cuda.bd_step(*tables, _or_empty(item_bias, user_table), *batch, *objective)
+def bd_step(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tables = [t if t.stride(1) == 1 else t.contiguous() for t in (s.user_table, s.item_table)]
+    return torch.ops.bdkernels_cuda.bd_step(*tables, _or_empty(s.item_bias, s.users), *_batch(s), *s.objective)
 
 
-def bd_step_update(
-    user_table: Tensor,
-    item_table: Tensor,
-    item_bias: Tensor | None,
-    state: list[Tensor],
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    distill_ids: Tensor,
-    guide_scores: Tensor,
-    distill_mask: Tensor | None,
-    cf: str,
-    lambda_: float,
-    tau_learner: float,
-    tau_guide: float,
-    rule: Rule,
-) -> tuple[Tensor, Tensor]:
-    tables = user_table, item_table, _or_empty(item_bias, user_table)
-    batch = _batch(users, positives, negatives, distill_ids, guide_scores, distill_mask)
-    listed = reference.listed_items(positives, negatives, distill_ids, distill_mask).flatten()
-    touches = *listed.sort(stable=True), *users.sort(stable=True)  # stable: sums have one order
-    objective = cf == "bpr", lambda_, tau_learner, tau_guide
+def bd_step_update(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
+    tables = s.user_table, s.item_table, _or_empty(s.item_bias, s.users)
+    touches = *s.listed().flatten().sort(stable=True), *s.users.sort(stable=True)  # stable: sums have one order
     return torch.ops.bdkernels_cuda.bd_step_update(
-        *tables, state, *batch, *touches, *objective, RULES.index(rule.kind), *rule[1:]
+        *tables, state, *_batch(s), *touches, *s.objective, RULES.index(rule.kind), *rule[1:]
     )
 
 
@@ -170,18 +136,10 @@ def _or_empty(t: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if t is None else t.contiguous()
 
 
-def _batch(
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    distill_ids: Tensor,
-    guide_scores: Tensor,
-    distill_mask: Tensor | None,
-) -> tuple[Tensor, ...]:
+def _batch(s: StepInputs) -> tuple[Tensor, ...]:
     """What a step reads, and how many distilled entries count: a number that stays on the device."""
-    live = None if distill_mask is None else distill_mask.sum()
-    batch = (t.contiguous() for t in (users, positives, negatives, distill_ids, guide_scores))
-    return *batch, _or_empty(distill_mask, users), _or_empty(live, users)
+    live = None if s.distill_mask is None else s.distill_mask.sum()
+    return tuple(_or_empty(t, s.users) for t in (*s.batch, live))
 
 
 STEPS = Steps(

@@ -6,7 +6,6 @@ TypeError where its Python type is wrong, and `backends.BackendError` where an e
 losses have gradients; the others detach.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -17,6 +16,7 @@ from .autograd import BdStep
 from .factors import Factors
 from .optim import RowOptimizer
 from .seen import Seen
+from .step import StepInputs
 from .weights import Exp, Tanh, Weight
 
 
@@ -276,20 +276,12 @@ def bd_step_loss(
             or U; False for dense gradients, which any optimizer takes.
         backend: see `score`. float64 tables are served by the reference alone, so "cpu" refuses them.
     """
-    tables = {"user_table": user_table, "item_table": item_table, "item_bias": item_bias}
-    batch = {"users": users, "positives": positives, "negatives": negatives, "guide_scores": guide_scores}
-    _check_step({**tables, **batch}, distill, cf, lambda_, tau_learner, tau_guide)
-    out = BdStep.apply(
-        user_table,
-        item_table,
-        item_bias,
-        (users, positives, negatives, distill.ids),
-        guide_scores.detach(),
-        distill.mask,
-        (cf, lambda_, tau_learner, tau_guide),
-        sparse,
-        _name(backend),
-    )
+    checks.instance("distill", distill, Draws)
+    ids, mask = distill
+    batch = users, positives, negatives, ids, guide_scores, mask
+    step = StepInputs(user_table, item_table, item_bias, *batch, cf, lambda_, tau_learner, tau_guide)
+    _check_step(step)
+    out = BdStep.apply(sparse, _name(backend), *step._replace(guide_scores=guide_scores.detach()))
     return StepLoss(*out)
 
 
@@ -324,28 +316,28 @@ def bd_step_update(
         the losses before the update; they carry no gradient.
     """
     checks.instance("optimizer", optimizer, RowOptimizer)
-    given = {"users": users, "positives": positives, "negatives": negatives, "guide_scores": guide_scores}
-    _check_step(given, distill, cf, lambda_, tau_learner, tau_guide)
-    tables = optimizer.user_table, optimizer.item_table, optimizer.item_bias
-    batch = users, positives, negatives, distill.ids, guide_scores.detach(), distill.mask
+    checks.instance("distill", distill, Draws)
+    ids, mask = distill
+    bias = None if optimizer.item_bias is None else optimizer.item_bias.detach()
+    tables, batch = (optimizer.user_table.detach(), optimizer.item_table.detach()), (users, positives, negatives)
+    step = StepInputs(*tables, bias, *batch, ids, guide_scores, mask, cf, lambda_, tau_learner, tau_guide)
+    _check_step(step)
+    step = step._replace(guide_scores=guide_scores.detach())
     cf_loss, distill_loss = torch.ops.bdkernels.bd_step_update(
-        *(None if t is None else t.detach() for t in tables), optimizer.state, *batch,
-        cf, lambda_, tau_learner, tau_guide, *optimizer.rule(), backend=_name(backend),
-    )  # fmt: skip
+        *step[:3], optimizer.state, *step[3:], *optimizer.rule(), backend=_name(backend)
+    )
     optimizer.step += 1
     return StepLoss(cf_loss + lambda_ * distill_loss, cf_loss, distill_loss)
 
 
-def _check_step(
-    tensors: Mapping[str, Tensor | None], distill: Draws, cf: str, lambda_: float, tau_learner: float, tau_guide: float
-) -> None:
-    checks.instance("distill", distill, Draws)
-    checks.instance("cf", cf, str)
-    for name, value in (("lambda_", lambda_), ("tau_learner", tau_learner), ("tau_guide", tau_guide)):
-        checks.float64(name, value)
-    for name, t in {**tensors, "distill.ids": distill.ids, "distill.mask": distill.mask}.items():
-        if t is not None or name not in ("item_bias", "distill.mask"):
-            checks.instance(name, t, Tensor)
+def _check_step(step: StepInputs) -> None:
+    """Their Python types, under the names that the public functions give them."""
+    checks.instance("cf", step.cf, str)
+    for name in ("lambda_", "tau_learner", "tau_guide"):
+        checks.float64(name, getattr(step, name))
+    for name, t in zip(step._fields, (*step.tables, *step.batch), strict=False):
+        if t is not None or name not in ("item_bias", "distill_mask"):
+            checks.instance(name.replace("distill_", "distill."), t, Tensor)
 
 
 def _tensor(name: str, t: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from .factors import Factors
 from .optim import Rule
 from .seen import Seen
+from .step import StepInputs
 
 TILE_ELEMENTS = 1 << 18  # users x items of one tile: a few MB of float64 scratch; tests change it, results do not
 _LOW32 = 0xFFFFFFFF
@@ -33,8 +34,8 @@ class Steps(NamedTuple):
     topk: Callable[[Factors, int, Seen | None], tuple[Tensor, Tensor]]
     distill_loss: Callable[[Tensor, Tensor, float, float, Tensor | None], Tensor]
     distill_loss_backward: Callable[[Tensor, Tensor, Tensor, float, float, Tensor | None], Tensor]
-    bd_step: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
-    bd_step_update: Callable[..., tuple[Tensor, Tensor]]
+    bd_step: Callable[[StepInputs], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+    bd_step_update: Callable[[StepInputs, list[Tensor], Rule], tuple[Tensor, Tensor]]
     # The whole sampler in one call, where a backend has that; else `sampler` makes it of the steps above.
     draw: Callable[..., tuple[Tensor, Tensor]] | None = None
     # No step waits for the device, and count_above takes `live`, int64 []: only so many rows, the first, have to be counted.
@@ -311,51 +312,30 @@ def _count(scores: Tensor, mask: Tensor | None) -> Tensor | int:
     return max(1, scores.numel()) if mask is None else mask.sum().clamp(min=1)
 
 
-def listed_items(positives: Tensor, negatives: Tensor, distill_ids: Tensor, distill_mask: Tensor | None) -> Tensor:
-    """[B, 1 + M + k] item ids of a step. The positive, touched anyway, stands in for what is masked: its slope there is 0."""
-    positives = positives[:, None]
-    live = distill_ids if distill_mask is None else distill_ids.where(distill_mask, positives)
-    return torch.cat([positives, negatives, live], 1)
-
-
-def bd_step(
-    user_table: Tensor,
-    item_table: Tensor,
-    item_bias: Tensor | None,
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    distill_ids: Tensor,
-    guide_scores: Tensor,
-    distill_mask: Tensor | None,
-    cf: str,
-    lambda_: float,
-    tau_learner: float,
-    tau_guide: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def bd_step(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One learner's losses and the gradient of the rows that they touch; see `bdkernels.bd_step_loss`.
 
     Returns: cf loss [], distillation loss [], and the gradient of cf + lambda_ * distillation for the user rows [B, d], for
     the item rows [B, 1 + M + k, d] (positive, negatives, distilled) and for their biases [B, 1 + M + k].
     """
-    listed = listed_items(positives, negatives, distill_ids, distill_mask)
-    u, v = user_table[users], item_table[listed]
+    listed = s.listed()
+    u, v = s.user_table[s.users], s.item_table[listed]
     scores = torch.einsum("bd,bcd->bc", u, v)
-    if item_bias is not None:
-        scores = scores + item_bias[listed]
-    m = negatives.shape[1]
+    if s.item_bias is not None:
+        scores = scores + s.item_bias[listed]
+    m = s.negatives.shape[1]
     positive, negative, distilled = scores[:, :1], scores[:, 1 : 1 + m], scores[:, 1 + m :]
-    n_rows = max(1, users.shape[0])
-    if cf == "bce":
+    n_rows = max(1, s.users.shape[0])
+    if s.cf == "bce":
         cf_loss = (F.softplus(-positive).sum() + F.softplus(negative).sum()) / n_rows
         slopes = [-torch.sigmoid(-positive) / n_rows, torch.sigmoid(negative) / n_rows]
     else:  # bpr
         cf_loss = F.softplus(negative - positive).sum() / n_rows
         pull = torch.sigmoid(negative - positive) / n_rows
         slopes = [-pull.sum(1, keepdim=True), pull]
-    loss = distill_loss(distilled, guide_scores, tau_learner, tau_guide, distill_mask)
-    one = loss.new_full((), lambda_)
-    slopes.append(distill_loss_backward(one, distilled, guide_scores, tau_learner, tau_guide, distill_mask))
+    distillation = distilled, s.guide_scores, s.tau_learner, s.tau_guide, s.distill_mask
+    loss = distill_loss(*distillation)
+    slopes.append(distill_loss_backward(loss.new_full((), s.lambda_), *distillation))
     slope = torch.cat(slopes, 1)
     return cf_loss, loss, torch.einsum("bc,bcd->bd", slope, v), slope[:, :, None] * u[:, None, :], slope
 
@@ -363,32 +343,13 @@ def bd_step(
 # ---- update ----
 
 
-def bd_step_update(
-    user_table: Tensor,
-    item_table: Tensor,
-    item_bias: Tensor | None,
-    state: list[Tensor],
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    distill_ids: Tensor,
-    guide_scores: Tensor,
-    distill_mask: Tensor | None,
-    cf: str,
-    lambda_: float,
-    tau_learner: float,
-    tau_guide: float,
-    rule: Rule,
-) -> tuple[Tensor, Tensor]:
+def bd_step_update(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
     """The losses of `bd_step`, then the rule on the rows that they touch, in place; see `bdkernels.bd_step_update`."""
-    cf_loss, loss, g_users, g_items, g_bias = bd_step(
-        user_table, item_table, item_bias, users, positives, negatives, distill_ids, guide_scores, distill_mask,
-        cf, lambda_, tau_learner, tau_guide,
-    )  # fmt: skip
-    listed = listed_items(positives, negatives, distill_ids, distill_mask).flatten()
-    touched = [(user_table, users, g_users), (item_table, listed, g_items.flatten(0, 1))]
-    if item_bias is not None:
-        touched.append((item_bias, listed, g_bias.flatten()))
+    cf_loss, loss, g_users, g_items, g_bias = bd_step(s)
+    listed = s.listed().flatten()
+    touched = [(s.user_table, s.users, g_users), (s.item_table, listed, g_items.flatten(0, 1))]
+    if s.item_bias is not None:
+        touched.append((s.item_bias, listed, g_bias.flatten()))
     each = len(state) // len(touched)
     for i, (table, ids, grads) in enumerate(touched):
         update_rows(table, state[i * each : (i + 1) * each], ids, grads, rule)

@@ -9,6 +9,7 @@ from torch.autograd.graph import increment_version
 from .. import checks
 from ..backends import steps
 from ..optim import RULES, Rule
+from ..step import StepInputs
 from .define import OPTIONS, define
 
 SCORES = "Tensor learner_scores, Tensor guide_scores, float tau_learner, float tau_guide, Tensor? mask"
@@ -82,23 +83,6 @@ define(
 )
 
 
-def _check_values(
-    user_table: Tensor,
-    item_table: Tensor,
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    distill_ids: Tensor,
-    distill_mask: Tensor | None,
-) -> None:
-    checks.ids_values("users", users, user_table.shape[0])
-    checks.ids_values("positives", positives, item_table.shape[0])
-    checks.ids_values("negatives", negatives, item_table.shape[0])
-    live = distill_ids if distill_mask is None else distill_ids.where(distill_mask, 0)
-    checks.ids_values("distill_ids", live, item_table.shape[0])
-
-
-Args = tuple[Any, ...]
 TABLES = "Tensor user_table, Tensor item_table, Tensor? item_bias"
 BATCH = (
     "Tensor users, Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide_scores, Tensor? distill_mask, "
@@ -106,56 +90,19 @@ BATCH = (
 )
 
 
-def _bd_step_fake(
-    user_table: Tensor,
-    item_table: Tensor,
-    item_bias: Tensor | None,
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    distill_ids: Tensor,
-    guide_scores: Tensor,
-    distill_mask: Tensor | None,
-    cf: str,
-    lambda_: float,
-    tau_learner: float,
-    tau_guide: float,
-    *,
-    backend: str = "",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    checks.step(user_table, item_table, item_bias, users, positives, negatives, distill_ids, guide_scores, distill_mask)
-    checks.temperatures(tau_learner, tau_guide)
-    checks.finite("lambda_", lambda_)
-    checks.choice("cf", cf, ("bce", "bpr"))
-    (n_rows, m), k, d = negatives.shape, distill_ids.shape[1], user_table.shape[1]
-    new = user_table.new_empty
+def _bd_step_fake(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    s = StepInputs(*arguments)
+    checks.step(s)
+    (n_rows, m), k, d = s.negatives.shape, s.distill_ids.shape[1], s.user_table.shape[1]
+    new = s.user_table.new_empty
     return new(()), new(()), new(n_rows, d), new(n_rows, 1 + m + k, d), new(n_rows, 1 + m + k)
 
 
-def _bd_step(
-    user_table: Tensor,
-    item_table: Tensor,
-    item_bias: Tensor | None,
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    distill_ids: Tensor,
-    guide_scores: Tensor,
-    distill_mask: Tensor | None,
-    cf: str,
-    lambda_: float,
-    tau_learner: float,
-    tau_guide: float,
-    *,
-    backend: str = "",
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    arguments: Args = (
-        user_table, item_table, item_bias, users, positives, negatives, distill_ids, guide_scores, distill_mask,
-        cf, lambda_, tau_learner, tau_guide,
-    )  # fmt: skip
-    _bd_step_fake(*arguments)
-    _check_values(user_table, item_table, users, positives, negatives, distill_ids, distill_mask)
-    return steps(user_table.device, backend, user_table.dtype).bd_step(*arguments)
+def _bd_step(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    s = StepInputs(*arguments)
+    checks.step(s)
+    checks.step_values(s)
+    return steps(s.user_table.device, backend, s.user_table.dtype).bd_step(s)
 
 
 define(
@@ -166,85 +113,30 @@ define(
 )
 
 
-def _bd_step_update_fake(
-    user_table: Tensor,
-    item_table: Tensor,
-    item_bias: Tensor | None,
-    state: list[Tensor],
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    distill_ids: Tensor,
-    guide_scores: Tensor,
-    distill_mask: Tensor | None,
-    cf: str,
-    lambda_: float,
-    tau_learner: float,
-    tau_guide: float,
-    rule: str,
-    lr: float,
-    weight_decay: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    *,
-    backend: str = "",
-) -> tuple[Tensor, Tensor]:
-    tables = user_table, item_table, item_bias
-    cf_loss, loss, *_ = _bd_step_fake(
-        *tables,
-        users,
-        positives,
-        negatives,
-        distill_ids,
-        guide_scores,
-        distill_mask,
-        cf,
-        lambda_,
-        tau_learner,
-        tau_guide,
-    )
-    checks.in_place(*tables)
-    checks.choice("rule", rule, RULES)
-    checks.state([t for t in tables if t is not None], state, RULES.index(rule))
-    return cf_loss, loss
+def _checked(
+    user_table: Tensor, item_table: Tensor, item_bias: Tensor | None, state: list[Tensor], *rest: Any
+) -> tuple[StepInputs, Rule]:
+    """Arguments of bd_step_update without the state, checked as far as fake tensors can be."""
+    batch, change = rest[: -len(Rule._fields)], rest[-len(Rule._fields) :]
+    s, rule = StepInputs(user_table, item_table, item_bias, *batch), Rule(*change)
+    checks.step(s)
+    checks.in_place(*s.tables)
+    checks.choice("rule", rule.kind, RULES)
+    checks.state([t for t in s.tables if t is not None], state, RULES.index(rule.kind))
+    return s, rule
 
 
-def _bd_step_update(
-    user_table: Tensor,
-    item_table: Tensor,
-    item_bias: Tensor | None,
-    state: list[Tensor],
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    distill_ids: Tensor,
-    guide_scores: Tensor,
-    distill_mask: Tensor | None,
-    cf: str,
-    lambda_: float,
-    tau_learner: float,
-    tau_guide: float,
-    rule: str,
-    lr: float,
-    weight_decay: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    *,
-    backend: str = "",
-) -> tuple[Tensor, Tensor]:
-    arguments: Args = (
-        user_table, item_table, item_bias, state, users, positives, negatives, distill_ids, guide_scores, distill_mask,
-        cf, lambda_, tau_learner, tau_guide,
-    )  # fmt: skip
-    change: Args = (rule, lr, weight_decay, beta1, beta2, eps)
-    _bd_step_update_fake(*arguments, *change)
-    checks.own_memory(user_table, item_table, item_bias)
-    _check_values(user_table, item_table, users, positives, negatives, distill_ids, distill_mask)
-    out = steps(user_table.device, backend, user_table.dtype).bd_step_update(*arguments, Rule(*change))
-    written = (user_table, item_table, item_bias, *state)
-    increment_version([t for t in written if t is not None])  # the kernels write behind autograd's back
+def _bd_step_update_fake(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor]:
+    s, _ = _checked(*arguments)
+    return s.user_table.new_empty(()), s.user_table.new_empty(())
+
+
+def _bd_step_update(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor]:
+    (s, rule), state = _checked(*arguments), arguments[3]
+    checks.own_memory(*s.tables)
+    checks.step_values(s)
+    out = steps(s.user_table.device, backend, s.user_table.dtype).bd_step_update(s, state, rule)
+    increment_version([t for t in (*s.tables, *state) if t is not None])  # the kernels write behind autograd's back
     return out
 
 

@@ -18,13 +18,13 @@ import triton.language as tl
 from torch import Tensor
 
 from ..optim import RULES, Rule
-from ..reference import listed_items
+from ..step import StepInputs
 from .score import FUSED
 
 PER_THREAD = 32  # numbers of gathered rows that a thread holds at most, where a configuration can keep to that
 STEP_CONFIGS = [
     triton.Config({"COLUMNS": columns}, num_warps=warps, maxnreg=255)
-    for columns, warps in ((8, 1), (32, 4), (8, 4), (8, 8))
+    for columns, warps in ((8, 1), (16, 4), (8, 4), (8, 8))
 ]
 BLOCK = 1024  # scores of a program of the distillation loss
 TOUCHES = 8  # touches of one row whose parts are gathered together
@@ -255,98 +255,43 @@ def _flags(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.contiguous().view(torch.uint8)
 
 
-def bd_step(
-    user_table: Tensor,
-    item_table: Tensor,
-    item_bias: Tensor | None,
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    distill_ids: Tensor,
-    guide_scores: Tensor,
-    distill_mask: Tensor | None,
-    cf: str,
-    lambda_: float,
-    tau_learner: float,
-    tau_guide: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def bd_step(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As in the reference."""
-    width, d = 1 + negatives.shape[1] + distill_ids.shape[1], user_table.shape[1]
-    item_grad = user_table.new_empty(users.shape[0], width, d)
-    cf_loss, loss, user_grad, slopes = _step(
-        user_table, item_table, item_bias, users, positives, negatives, distill_ids, guide_scores, distill_mask,
-        cf, lambda_, tau_learner, tau_guide, item_grad,
-    )  # fmt: skip
+    width, d = 1 + s.negatives.shape[1] + s.distill_ids.shape[1], s.user_table.shape[1]
+    item_grad = s.user_table.new_empty(s.users.shape[0], width, d)
+    cf_loss, loss, user_grad, slopes = _step(s, item_grad)
     return cf_loss, loss, user_grad, item_grad, slopes
 
 
-def _step(
-    user_table: Tensor,
-    item_table: Tensor,
-    item_bias: Tensor | None,
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    distill_ids: Tensor,
-    guide_scores: Tensor,
-    distill_mask: Tensor | None,
-    cf: str,
-    lambda_: float,
-    tau_learner: float,
-    tau_guide: float,
-    item_grad: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    n_rows, (n_negatives, n_distilled), d = (
-        users.shape[0],
-        (negatives.shape[1], distill_ids.shape[1]),
-        user_table.shape[1],
-    )
-    new = user_table.new_empty
+def _step(s: StepInputs, item_grad: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    (n_rows, n_negatives), n_distilled, d = s.negatives.shape, s.distill_ids.shape[1], s.user_table.shape[1]
+    new = s.user_table.new_empty
     cf_rows, distill_rows = new(n_rows), new(n_rows)
     user_grad, slopes = new(n_rows, d), new(n_rows, 1 + n_negatives + n_distilled)
-    live = _live(distill_ids, distill_mask)
+    live = _live(s.distill_ids, s.distill_mask)
     if n_rows:
-        tables = [t if t.stride(1) == 1 else t.contiguous() for t in (user_table, item_table)]
-        batch = [t.contiguous() for t in (users, positives, negatives, distill_ids, guide_scores)]
+        tables = [t if t.stride(1) == 1 else t.contiguous() for t in (s.user_table, s.item_table)]
+        bias, (*batch, mask), (bpr, *numbers) = s.item_bias, s.batch, s.objective
         step_rows[(n_rows,)](
-            *tables, None if item_bias is None else item_bias.contiguous(), *batch, _flags(distill_mask), live,
+            *tables, None if bias is None else bias.contiguous(), *(t.contiguous() for t in batch), _flags(mask), live,
             cf_rows, distill_rows, user_grad, item_grad, slopes,
-            tables[0].stride(0), tables[1].stride(0), d, n_negatives, n_distilled, n_rows, lambda_, tau_learner, tau_guide,
-            BPR=cf == "bpr", BIAS=item_bias is not None, MASK=distill_mask is not None, ITEM_GRAD=item_grad is not None,
+            tables[0].stride(0), tables[1].stride(0), d, n_negatives, n_distilled, n_rows, *numbers,
+            BPR=bpr, BIAS=bias is not None, MASK=mask is not None, ITEM_GRAD=item_grad is not None,
             D=triton.next_power_of_2(max(1, d)), **FUSED,
         )  # fmt: skip
     return cf_rows.sum() / max(1, n_rows), distill_rows.sum() / live, user_grad, slopes
 
 
-def bd_step_update(
-    user_table: Tensor,
-    item_table: Tensor,
-    item_bias: Tensor | None,
-    state: list[Tensor],
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    distill_ids: Tensor,
-    guide_scores: Tensor,
-    distill_mask: Tensor | None,
-    cf: str,
-    lambda_: float,
-    tau_learner: float,
-    tau_guide: float,
-    rule: Rule,
-) -> tuple[Tensor, Tensor]:
+def bd_step_update(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
     """As in the reference."""
-    cf_loss, loss, user_grad, slopes = _step(
-        user_table, item_table, item_bias, users, positives, negatives, distill_ids, guide_scores, distill_mask,
-        cf, lambda_, tau_learner, tau_guide, None,
-    )  # fmt: skip
-    listed = listed_items(positives, negatives, distill_ids, distill_mask).flatten().sort(stable=True)
+    cf_loss, loss, user_grad, slopes = _step(s, None)
+    listed = s.listed().flatten().sort(stable=True)
     each = RULES.index(rule.kind)
     states = [state[i : i + each] for i in range(0, len(state), each)] if each else [[], [], []]
-    _update(item_table, states[1], listed, user_table, users.contiguous(), slopes, rule)
-    if item_bias is not None:
-        _update(item_bias[:, None], states[2], listed, slopes.view(-1, 1), None, slopes, rule)
-    _update(user_table, states[0], users.sort(stable=True), user_grad, None, slopes, rule)
+    _update(s.item_table, states[1], listed, s.user_table, s.users.contiguous(), slopes, rule)
+    if s.item_bias is not None:
+        _update(s.item_bias[:, None], states[2], listed, slopes.view(-1, 1), None, slopes, rule)
+    _update(s.user_table, states[0], s.users.sort(stable=True), user_grad, None, slopes, rule)
     return cf_loss, loss
 
 

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 import bdkernels as bd
 from bdkernels import backends, reference
 from bdkernels.optim import Rule
+from bdkernels.step import StepInputs
 
 RULES = [
     Rule("sgd", 0.1, 0.01),
@@ -29,7 +31,7 @@ def cuda(cuda_device):
     return backends.steps(cuda_device, "cuda")
 
 
-def step_inputs(b, d, m, k, device, bias=True, masked=True):
+def step_inputs(b, d, m, k, device, bias=True, masked=True, objective=("bpr", 0.5, 0.7, 2.0)):
     """Few users and items: most rows are touched more than once."""
     n_users, n_items = max(1, b // 3), 11
     tables = torch.randn(n_users, d), torch.randn(n_items, d), torch.randn(n_items) if bias else None
@@ -39,11 +41,15 @@ def step_inputs(b, d, m, k, device, bias=True, masked=True):
     if mask is not None:
         ids = ids.masked_fill(~mask, -1)
     batch = users, positives, torch.randint(0, n_items, (b, m)), ids, torch.randn(b, k), mask
-    return tuple(None if t is None else t.to(device) for t in (*tables, *batch))
+    return StepInputs(*(None if t is None else t.to(device) for t in (*tables, *batch)), *objective)
 
 
-def in_float64(tensors):
-    return [t.double() if t is not None and t.is_floating_point() else t for t in tensors]
+def copied(inputs):
+    return tree_map_only(torch.Tensor, torch.clone, inputs)
+
+
+def in_float64(inputs):
+    return tree_map_only(torch.Tensor, lambda t: t.double() if t.is_floating_point() else t, inputs)
 
 
 def assert_close(got, want, exact):
@@ -60,80 +66,78 @@ def assert_close(got, want, exact):
 @pytest.mark.parametrize("cf", ["bpr", "bce"])
 @pytest.mark.parametrize(("bias", "masked"), [(True, True), (False, False)])
 def test_step(cuda, cuda_device, shape, cf, bias, masked):
-    inputs, objective = step_inputs(*shape, cuda_device, bias, masked), (cf, 0.5, 0.7, 2.0)
-    exact = reference.bd_step(*in_float64(inputs), *objective)
-    assert_close(cuda.bd_step(*inputs, *objective), reference.bd_step(*inputs, *objective), exact)
+    inputs = step_inputs(*shape, cuda_device, bias, masked)._replace(cf=cf)
+    assert_close(cuda.bd_step(inputs), reference.bd_step(inputs), reference.bd_step(in_float64(inputs)))
 
 
 def test_nothing_live(cuda, cuda_device):
     """A mask without an entry: no distillation loss, no gradient of it, and no ids looked at."""
-    inputs = list(step_inputs(5, 4, 1, 3, cuda_device))
-    inputs[-1], inputs[-3] = torch.zeros_like(inputs[-1]), torch.full_like(inputs[-3], -1)
-    _, loss, _, g_items, slopes = cuda.bd_step(*inputs, "bpr", 0.5, 1.0, 1.0)
+    inputs = step_inputs(5, 4, 1, 3, cuda_device)
+    ids, mask = torch.full_like(inputs.distill_ids, -1), torch.zeros_like(inputs.distill_mask)
+    _, loss, _, g_items, slopes = cuda.bd_step(inputs._replace(distill_ids=ids, distill_mask=mask))
     assert loss.item() == 0.0
     assert not slopes[:, 2:].any()
     assert not g_items[:, 2:].any()
 
 
 def test_extreme_scores_stay_finite(cuda, cuda_device):
-    inputs = list(step_inputs(5, 4, 2, 3, cuda_device))
-    inputs[0] = inputs[0] * 1e4
     for cf in ("bpr", "bce"):
-        assert all(t.isfinite().all() for t in cuda.bd_step(*inputs, cf, 0.5, 0.1, 0.1))
+        inputs = step_inputs(5, 4, 2, 3, cuda_device, objective=(cf, 0.5, 0.1, 0.1))
+        inputs.user_table.mul_(1e4)
+        assert all(t.isfinite().all() for t in cuda.bd_step(inputs))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.kind)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize(("cf", "bias"), [("bpr", True), ("bce", False)])
 def test_update(cuda, cuda_device, rule, shape, cf, bias):
-    inputs = step_inputs(*shape, cuda_device, bias)
-    tables = [t for t in inputs[:3] if t is not None]
+    inputs = step_inputs(*shape, cuda_device, bias)._replace(cf=cf)
+    tables = [t for t in inputs.tables if t is not None]
     state = [torch.rand_like(t) for t in tables for _ in range(["sgd", "adagrad", "adam"].index(rule.kind))]
 
     def after_two_steps(steps, prepare):
-        mine, kept = prepare(inputs), prepare(state)
-        mine = [t if t is None else t.clone() for t in mine]
-        kept = [t.clone() for t in kept]
-        losses = [steps.bd_step_update(*mine[:3], kept, *mine[3:], cf, 0.5, 0.7, 2.0, rule) for _ in range(2)]
-        return [*losses[0], *losses[1], *(t for t in mine[:3] if t is not None), *kept]
+        mine, kept = copied(prepare(inputs)), copied(prepare(state))
+        losses = [steps.bd_step_update(mine, kept, rule) for _ in range(2)]
+        return [*losses[0], *losses[1], *(t for t in mine.tables if t is not None), *kept]
 
-    got, want = (after_two_steps(steps, list) for steps in (cuda, reference.STEPS))
+    got, want = (after_two_steps(steps, copied) for steps in (cuda, reference.STEPS))
     assert_close(got, want, after_two_steps(reference.STEPS, in_float64))
-    again = after_two_steps(cuda, list)
+    again = after_two_steps(cuda, copied)
     assert all(torch.equal(mine, other) for mine, other in zip(got, again, strict=True))
 
 
 def test_one_row_touched_by_all(cuda, cuda_device):
     """A run of touches longer than a warp, and one that ends with it."""
     for b in (32, 33, 100):
-        inputs = list(step_inputs(b, 5, 0, 1, cuda_device, masked=False))
-        inputs[3], inputs[4], inputs[6] = (torch.zeros_like(inputs[i]) for i in (3, 4, 6))
-        mine, other, exact = (
-            [t if t is None else t.clone() for t in make(inputs)] for make in (list, list, in_float64)
-        )
-        for steps, tensors in ((cuda, mine), (reference.STEPS, other), (reference.STEPS, exact)):
-            steps.bd_step_update(*tensors[:3], [], *tensors[3:], "bpr", 0.5, 1.0, 1.0, RULES[0])
-        assert_close(mine[:3], other[:3], exact[:3])
+        inputs = step_inputs(b, 5, 0, 1, cuda_device, masked=False)
+        for ids in (inputs.users, inputs.positives, inputs.distill_ids):
+            ids.zero_()
+        mine, other, exact = copied(inputs), copied(inputs), in_float64(inputs)
+        for steps, own in ((cuda, mine), (reference.STEPS, other), (reference.STEPS, exact)):
+            steps.bd_step_update(own, [], RULES[0])
+        assert_close(mine.tables, other.tables, exact.tables)
 
 
 def test_strided_tables(cuda, cuda_device):
     """Rows that are a part of wider ones: the rest is left alone."""
-    inputs = list(step_inputs(6, 8, 1, 2, cuda_device))
-    wide = [t.clone() for t in inputs[:2]]
-    mine, other = ([t if t is None else t.clone() for t in inputs] for _ in range(2))
-    for tensors in (mine, other):
-        tensors[0], tensors[1] = tensors[0][:, 2:7], tensors[1][:, 2:7]
-    cuda.bd_step_update(*mine[:3], [], *mine[3:], "bpr", 0.5, 1.0, 1.0, RULES[0])
-    reference.bd_step_update(*other[:3], [], *other[3:], "bpr", 0.5, 1.0, 1.0, RULES[0])
-    for got, want, before in zip(mine[:2], other[:2], wide, strict=True):
+    inputs = step_inputs(6, 8, 1, 2, cuda_device)
+
+    def narrow(own):
+        return own._replace(user_table=own.user_table[:, 2:7], item_table=own.item_table[:, 2:7])
+
+    mine, other = narrow(copied(inputs)), narrow(copied(inputs))
+    cuda.bd_step_update(mine, [], RULES[0])
+    reference.bd_step_update(other, [], RULES[0])
+    for got, want, before in zip(mine.tables[:2], other.tables[:2], inputs.tables[:2], strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
         assert torch.equal(got._base[:, [0, 1, 7]], before[:, [0, 1, 7]])
 
 
 def test_through_the_operator(cuda_device):
     """The public step with backend="cuda" has a gradient."""
-    *tables, users, positives, negatives, ids, guide, mask = step_inputs(5, 4, 1, 2, cuda_device)
-    tables = [t.requires_grad_() for t in tables]
+    inputs = step_inputs(5, 4, 1, 2, cuda_device)
+    tables = [t.requires_grad_() for t in inputs.tables]
+    users, positives, negatives, ids, guide, mask = inputs.batch
     batch = users, positives, negatives, bd.Draws(ids, mask), guide
     mine, other = (
         torch.autograd.grad(bd.bd_step_loss(*tables, *batch, backend=name).loss, tables)

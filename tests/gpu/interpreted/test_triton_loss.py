@@ -2,32 +2,39 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 import bdkernels as bd
 from bdkernels import backends, reference
 from bdkernels.optim import RULES, Rule
+from bdkernels.step import StepInputs
 from bdkernels.triton import loss
 
 SIZES = [(5, 2, 3, 5), (1, 1, 0, 8), (3, 0, 4, 1), (3, 9, 13, 33), (0, 1, 2, 4), (2, 0, 0, 3)]  # rows, M, k, d
-STEP = {"lambda_": 0.7, "tau_learner": 1.3, "tau_guide": 2.1}
 
 
-def step(b, m, k, d, bias=True, masked=True, n_users=9, n_items=11):
-    """Arguments of a step; what is masked out is an impossible id and a NaN, and rows are wider than they look."""
+def step(b, m, k, d, bias=True, masked=True, n_users=9, n_items=11, cf="bce"):
+    """What is masked out is an impossible id and a NaN, and rows are wider than they look."""
     tables = [torch.randn(n, d + 3)[:, 1 : d + 1] for n in (n_users, n_items)]
     mask = torch.rand(b, k) < (0.6 if masked else 2)
-    return {
-        "user_table": tables[0],
-        "item_table": tables[1],
-        "item_bias": torch.randn(n_items) if bias else None,
-        "users": torch.randint(0, n_users, (b,)),
-        "positives": torch.randint(0, n_items, (b,)),
-        "negatives": torch.randint(0, n_items, (b, m)),
-        "distill_ids": torch.randint(0, n_items, (b, k)).masked_fill(~mask, 10**12),
-        "guide_scores": (3 * torch.randn(b, k)).masked_fill(~mask, torch.nan),
-        "distill_mask": mask if masked else None,
-        **STEP,
-    }
+    return StepInputs(
+        *tables,
+        torch.randn(n_items) if bias else None,
+        torch.randint(0, n_users, (b,)),
+        torch.randint(0, n_items, (b,)),
+        torch.randint(0, n_items, (b, m)),
+        torch.randint(0, n_items, (b, k)).masked_fill(~mask, 10**12),
+        (3 * torch.randn(b, k)).masked_fill(~mask, torch.nan),
+        mask if masked else None,
+        cf,
+        lambda_=0.7,
+        tau_learner=1.3,
+        tau_guide=2.1,
+    )
+
+
+def copied(inputs):
+    return tree_map_only(torch.Tensor, torch.clone, inputs)
 
 
 def assert_close(got, want):
@@ -38,15 +45,15 @@ def assert_close(got, want):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("cf", "bias", "masked"), [("bpr", True, True), ("bce", False, True), ("bce", True, False)])
 def test_step(size, cf, bias, masked):
-    arguments = step(*size, bias, masked)
-    assert_close(loss.bd_step(**arguments, cf=cf), reference.bd_step(**arguments, cf=cf))
+    inputs = step(*size, bias, masked, cf=cf)
+    assert_close(loss.bd_step(inputs), reference.bd_step(inputs))
 
 
 def test_extreme_scores_stay_finite():
-    arguments = step(3, 2, 2, 4, masked=False)
-    arguments["user_table"] *= 100
     for cf in ("bpr", "bce"):
-        assert_close(loss.bd_step(**arguments, cf=cf), reference.bd_step(**arguments, cf=cf))
+        inputs = step(3, 2, 2, 4, masked=False, cf=cf)
+        inputs.user_table.mul_(100)
+        assert_close(loss.bd_step(inputs), reference.bd_step(inputs))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -54,35 +61,26 @@ def test_extreme_scores_stay_finite():
     ("kind", "cf", "bias"), [("sgd", "bce", True), ("adagrad", "bpr", False), ("adam", "bpr", True)]
 )
 def test_update(size, kind, cf, bias):
-    arguments, per_table = step(*size, bias), RULES.index(kind)
-    rule = Rule(kind, 0.1, 0.01, 0.9, 0.99, 1e-6)
-    names = ["user_table", "item_table", "item_bias"][: 2 + bias]
-    state = [
-        torch.rand_like(arguments[name], memory_format=torch.contiguous_format)
-        for name in names
-        for _ in range(per_table)
-    ]
+    inputs, rule = step(*size, bias, cf=cf), Rule(kind, 0.1, 0.01, 0.9, 0.99, 1e-6)
+    tables = inputs.tables[: 2 + bias]
+    state = [torch.rand(t.shape) for t in tables for _ in range(RULES.index(kind))]
     results = []
     for backend in (loss, reference):
-        own = arguments | {name: arguments[name].clone() for name in names}
-        mine = [t.clone() for t in state]
-        losses = backend.bd_step_update(**own, state=mine, cf=cf, rule=rule)
-        results.append([*losses, *(own[name] for name in names), *mine])
+        own, mine = copied(inputs), copied(state)
+        losses = backend.bd_step_update(own, mine, rule)
+        results.append([*losses, *own.tables[: 2 + bias], *mine])
     assert_close(*results)
-    touched = set(arguments["positives"].tolist() + arguments["negatives"].flatten().tolist())
-    touched |= set(arguments["distill_ids"][arguments["distill_mask"]].tolist())
-    rest = [i for i in range(11) if i not in touched]
-    assert torch.equal(results[0][3][rest], arguments["item_table"][rest])
+    rest = [i for i in range(11) if i not in inputs.listed()]
+    assert torch.equal(results[0][3][rest], inputs.item_table[rest])
 
 
 def test_many_touches_of_one_row():
-    arguments = step(25, 1, 0, 3, n_users=1, n_items=1)
-    rule = Rule("sgd", 0.1, 0.0)
+    inputs = step(25, 1, 0, 3, n_users=1, n_items=1)
     results = []
     for backend in (loss, reference):
-        own = arguments | {name: arguments[name].clone() for name in ("user_table", "item_table", "item_bias")}
-        backend.bd_step_update(**own, state=[], cf="bce", rule=rule)
-        results.append([own["user_table"], own["item_table"], own["item_bias"]])
+        own = copied(inputs)
+        backend.bd_step_update(own, [], Rule("sgd", 0.1, 0.0))
+        results.append(own.tables)
     assert_close(*results)
 
 
