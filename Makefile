@@ -23,9 +23,9 @@ test: $(VENV)/.built $(VENV)/.tools-test  ## Run the tests; the end says what th
 sanitize: $(VENV)/.built $(VENV)/.tools-test  ## The C++ backend under address, undefined-behaviour and thread sanitizers (minutes)
 	$(PY) tests/sanitize/run.py
 
-gpu-proof: $(VENV)/.built $(VENV)/.tools-test  ## Build the CUDA library for every target, no spills allowed, and run the GPU tests (minutes; needs nvcc)
+gpu-proof: $(VENV)/.built $(VENV)/.tools-test  ## Compile every GPU kernel for every target, hold it to tests/gpu/derived.md, and run the GPU tests (half an hour; needs nvcc)
 	$(PY) setup.py -q build_cuda
-	$(PY) -m pytest -q tests/gpu
+	BDKERNELS_PROOF=1 BDKERNELS_CUDA_ARCHS="80 90 100" $(PY) -m pytest -q tests/gpu
 
 gpu-check: $(VENV)/.tools-test  ## On a machine with a CUDA GPU: build, check and time everything; one report in RESULTS/gpu
 	$(PY) tests/gpu/check.py --out $(RESULTS)/gpu
