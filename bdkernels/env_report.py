@@ -25,6 +25,8 @@ def report() -> str:
     for name in backends.NAMES:
         reason = backends.missing(name)
         detail = f" ({cpu.isa()})" if name == "cpu" and reason is None else ""
+        if name in ("triton", "cuda") and not torch.cuda.is_available():
+            detail = " (for GPUs, and torch sees none)"
         lines.append(f"backend {name:<10} {'ready' + detail if reason is None else reason}")
     try:
         lines.append(f"on CPU tensors   {backends.choose(torch.device('cpu'))}")
