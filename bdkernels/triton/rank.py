@@ -8,10 +8,10 @@ for many thresholds the CUDA backend, which searches, does less.
 
 What the users have seen is counted with the rest, and taken off by a second kernel, whose chain gives the same bits.
 
-precision "ieee", the default, gives the bits of the reference in the interpreter; on a GPU it does if the compiler makes of
-tl.dot one chain of fused multiply-adds in order, which has not been shown. The others are for tensor cores: "tf32" (fp32
-tables), "bf16" and "fp16" (operands rounded to it), with fp32 sums, right to their rounding, which can move neighbours and
-count an item before itself.
+precision "ieee", the default, gives the bits of the reference: Triton makes of tl.dot one chain of fused multiply-adds over the
+factors, in order, as a test reads in the code for each GPU (test_triton_compiled.py). The others are for tensor cores: "tf32"
+(fp32 tables), "bf16" and "fp16" (operands rounded to it), with fp32 sums, right to their rounding, which can move neighbours
+and count an item before itself.
 """
 
 import torch

@@ -40,6 +40,7 @@ class Kernel(NamedTuple):
     registers: int  # of a thread
     stack: int  # bytes of a thread in local memory
     shared: int  # bytes of a program
+    layouts: str  # Triton's own code for GPUs, with the layouts of its tensors
     ptx: str
     sass: str
 
@@ -153,7 +154,18 @@ def compiling(cc: int) -> Iterator[list[Kernel]]:
 def _kernel(name: str, constants: dict[str, Any], cc: int, made: Any) -> Kernel:
     meta = made.metadata
     found = _disassembled(made.asm["cubin"])
-    return Kernel(name, constants, cc, meta.num_warps, found[0], found[1], meta.shared, made.asm["ptx"], found[2])
+    return Kernel(
+        name,
+        constants,
+        cc,
+        meta.num_warps,
+        found[0],
+        found[1],
+        meta.shared,
+        made.asm["ttgir"],
+        made.asm["ptx"],
+        found[2],
+    )
 
 
 @cache
@@ -200,7 +212,7 @@ def in_library(library: Path) -> list[Kernel]:
                 static = max(0, static - 1024) if cc >= 90 else static  # what the system keeps is counted there
                 warps = int(threads[entry]) // 32
                 shared = static + dynamic_shared(name)
-                kernels.append(Kernel(name, {}, cc, warps, registers, stack, shared, "", bodies[entry]))
+                kernels.append(Kernel(name, {}, cc, warps, registers, stack, shared, "", "", bodies[entry]))
     return kernels
 
 

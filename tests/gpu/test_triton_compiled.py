@@ -6,6 +6,7 @@ BDKERNELS_PROOF=1 (`make gpu-proof`) takes all sites, other widths and dtypes, a
 
 import importlib.util
 import os
+import re
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: kernels are interpreted, not compiled", allow_module_level=True)
 
 from call_sites import call_sites
+from chains import chains, in_order
 from compiled import compiling, loops, width
 from gpus import GPUS, blocks_of_sm
 
@@ -50,6 +52,46 @@ def test_compiled(case):
         large = kernel.name in ("count_tiles", "best_of_run", "step_rows") and kernel.config.get("COLUMNS") != 8
         if large and d % 64 == 0 and dtype == torch.float32:
             assert kernel.widest() == 128, where
+
+
+@pytest.mark.parametrize("cc", GPUS)
+@pytest.mark.parametrize("name", ["rank ieee", "rank biased, seen, live", "topk 20"])
+def test_an_exact_score_is_one_chain_in_order(name, cc):
+    """Each sum goes from one step of the factors to the next by fused multiply-adds alone, factor after factor.
+
+    Which factor lies where: rows of users [USERS, D] and columns of items [D, ITEMS] are one run in shared memory, not swizzled.
+    """
+    with compiling(cc) as kernels:
+        dict(call_sites())[name]()
+    for kernel in (k for k in kernels if k.name in ("count_tiles", "best_of_run")):
+        layouts = re.findall(r"swizzled_shared<\{.*maxPhase = (\d+), order = \[(.*)\]\}>", kernel.layouts)
+        assert layouts == [("1", "1, 0"), ("1", "0, 1")]
+        sums = chains(kernel.ptx)
+        tile = kernel.config["USERS"] * kernel.config.get("ITEMS", kernel.config.get("K"))
+        assert len(sums) == tile // (32 * kernel.warps)
+        for chain, goes_on in sums:
+            assert goes_on and len(chain.left) == kernel.config["D"]
+            assert in_order(chain.left) and in_order(chain.right)
+
+
+def test_reading_chains():
+    ptx = """
+        mov.b32 %r1, 0;
+        ld.shared.v2.b32 {%r2, %r3}, [%r9+8];
+        add.s32 %r8, %r9, 4;
+        ld.shared.b32 %r4, [%r8];
+        ld.shared.b32 %r5, [%r9];
+        fma.rn.f32 %r6, %r2, %r5, %r1;
+        fma.rn.f32 %r1, %r3, %r4, %r6;
+        fma.rn.f32 %r7, %r3, %r4, %r7;
+        fma.rn.f32 %r12, %r3, %r4, %r11;
+        fma.rn.f32 %r13, %r2, %r5, %r12;
+"""
+    found = {chain.start: (goes_on, chain) for chain, goes_on in chains(ptx)}
+    good, alone, backwards = (found[name] for name in ("%r1", "%r7", "%r11"))
+    assert good[0] and good[1].left == (("%r9", 8), ("%r9", 12)) and in_order(good[1].left) and in_order(good[1].right)
+    assert alone[0] and len(alone[1].left) == 1
+    assert not backwards[0] and not in_order(backwards[1].left)
 
 
 def test_a_spill_is_seen():
