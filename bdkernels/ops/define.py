@@ -1,6 +1,7 @@
 """What the definitions of all operators share."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -16,8 +17,13 @@ OPTIONS = "*, str backend=''"
 
 
 def define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    @wraps(run)
+    def exempt(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._DisableAutocast():  # arithmetic is what the reference says, also within torch.autocast
+            return run(*args, **kwargs)
+
     LIBRARY.define(name + schema)
-    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
+    LIBRARY.impl(name, exempt, "CompositeExplicitAutograd")
     torch.library.register_fake(f"bdkernels::{name}", fake, lib=LIBRARY)
 
 
