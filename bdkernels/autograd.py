@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .ops import LIBRARY
+from .ops import LIBRARY, loss
 from .step import StepInputs
 
 
@@ -26,7 +26,7 @@ torch.library.register_autograd(
 )
 
 
-class BdStep(torch.autograd.Function):
+class _BdStep(torch.autograd.Function):
     """Loss of `torch.ops.bdkernels.bd_step` with the gradient rows that the same call made."""
 
     @staticmethod
@@ -57,3 +57,14 @@ class BdStep(torch.autograd.Function):
             None if bias_shape is None else rows(listed, g_bias.flatten(), bias_shape),
             *(None,) * (len(StepInputs._fields) - 3),
         )
+
+
+def _bd_step_loss(*arguments: Any, sparse: bool = True, backend: str = "") -> tuple[Tensor, Tensor, Tensor]:
+    return _BdStep.apply(sparse, backend, *arguments)
+
+
+# An operator, for torch.compile to look at no further: it cannot trace what makes sparse gradients, though it can run it.
+LIBRARY.define(
+    f"bd_step_loss({loss.TABLES}, {loss.BATCH}, *, bool sparse=True, str backend='') -> (Tensor, Tensor, Tensor)"
+)
+LIBRARY.impl("bd_step_loss", _bd_step_loss, "CompositeImplicitAutograd")

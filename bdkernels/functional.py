@@ -11,8 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import checks, ops  # noqa: F401 (registers the operators)
-from .autograd import BdStep
+from . import autograd, checks, ops  # noqa: F401 (register the operators)
 from .factors import Factors
 from .optim import RowOptimizer
 from .seen import Seen
@@ -281,8 +280,8 @@ def bd_step_loss(
     batch = users, positives, negatives, ids, guide_scores, mask
     step = StepInputs(user_table, item_table, item_bias, *batch, cf, lambda_, tau_learner, tau_guide)
     _check_step(step)
-    out = BdStep.apply(sparse, _name(backend), *step._replace(guide_scores=guide_scores.detach()))
-    return StepLoss(*out)
+    step = step._replace(guide_scores=guide_scores.detach())
+    return StepLoss(*torch.ops.bdkernels.bd_step_loss(*step, sparse=sparse, backend=_name(backend)))
 
 
 def bd_step_update(
@@ -304,6 +303,9 @@ def bd_step_update(
     The optimizer stands where the tables do in `bd_step_loss`: it holds them and changes them in place, just the rows that the
     batch touches. Repeats of a user or an item are summed before the rule is applied, in the order of the batch, so that the
     result does not depend on the thread count. On an error nothing has changed.
+
+    torch.compile makes constants of the numbers in a global variable, so hand it the optimizer as an argument; it compiles again
+    where lr changes. A captured CUDA graph repeats the numbers of its capture: lr, and the step that LazyAdam's lr_t depends on.
 
     Args:
         optimizer: `SGD`, `Adagrad` or `LazyAdam` of (user_table, item_table, item_bias or None). Parameters that require

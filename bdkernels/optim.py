@@ -68,7 +68,7 @@ class RowOptimizer:
     def rule(self) -> Rule:
         """The rule of the step `step`."""
         checks.number("lr", self.lr, 0.0)
-        return Rule(self.kind, self.lr, self.weight_decay)
+        return Rule(self.kind, float(self.lr), self.weight_decay)
 
     def state_dict(self) -> dict[str, Any]:
         """The number of steps and the state tensors by name, not copied; settings and tables are the caller's to keep."""

@@ -48,6 +48,19 @@ def arguments() -> dict[str, tuple]:
             1e-8,
         ),
         "bd_step": (*table, users, positives, negatives, ids, t, None, "bce", 0.5, 1.0, 1.0),
+        "bd_step_loss": (
+            *(t.clone().requires_grad_() for t in table),
+            users,
+            positives,
+            negatives,
+            ids,
+            t,
+            None,
+            "bce",
+            0.5,
+            1.0,
+            1.0,
+        ),
     }
 
 

@@ -135,15 +135,18 @@ def _bd_step_update(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor]
     (s, rule), state = _checked(*arguments), arguments[3]
     checks.own_memory(*s.tables)
     checks.step_values(s)
-    out = steps(s.user_table.device, backend, s.user_table.dtype).bd_step_update(s, state, rule)
+    out = steps(s.user_table.device, backend, s.user_table.dtype).bd_step_update(
+        s, state, rule._replace(lr=float(rule.lr))
+    )
     increment_version([t for t in (*s.tables, *state) if t is not None])  # the kernels write behind autograd's back
     return out
 
 
+# lr is a Scalar since LazyAdam's is another in each step: of a float argument torch.compile makes a constant.
 define(
     "bd_step_update",
     "(Tensor(a!) user_table, Tensor(b!) item_table, Tensor(c!)? item_bias, Tensor(d!)[] state, "
-    f"{BATCH}, str rule, float lr, float weight_decay, float beta1, float beta2, float eps, {OPTIONS}) "
+    f"{BATCH}, str rule, Scalar lr, float weight_decay, float beta1, float beta2, float eps, {OPTIONS}) "
     "-> (Tensor, Tensor)",
     _bd_step_update,
     _bd_step_update_fake,
