@@ -1,10 +1,13 @@
 """What runs on a GPU around the kernels: nothing waits for the device, and nothing changes by that. Here on CPU tensors."""
 
+import re
 from functools import partial
 
 import pytest
 import torch
 from no_wait import NoWait
+from simulation import ROOT
+from stages import problem as problem_of_all
 from torch.utils._python_dispatch import _disable_current_modes
 
 import bdkernels as bd
@@ -71,6 +74,32 @@ def test_queued_rounds_do_not_wait(monkeypatch, weights):
         assert torch.equal(ours, theirs.where(ours >= 0, -1))
         assert ours.numel() == 0 or (ours >= 0).any()
         assert (ours[:, 1:] >= 0).le(ours[:, :-1] >= 0).all()  # the first draws
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_losses_and_their_gradients_do_not_wait(monkeypatch, sparse):
+    """Also those of the reference, whose distill_loss is that of the CUDA backend, and the sparse rows that autograd makes."""
+    monkeypatch.setattr(checks, "ASSERTS", ("cpu",))
+    monkeypatch.setenv("BDKERNELS_BACKEND", "reference")
+    p = problem_of_all()
+    tables, scores = [t.requires_grad_() for t in p.tables], p.guide.clone().requires_grad_()
+    with NoWait():
+        out = bd.bd_step_loss(*tables, *p.batch, p.draws, p.guide, sparse=sparse)
+        (out.loss + bd.distill_loss(scores, p.guide, mask=p.draws.mask)).backward()
+    assert all(t.grad.is_sparse == sparse for t in tables)
+    assert scores.grad is not None
+
+
+def test_kernels_leave_memory_and_waiting_to_torch():
+    """Scratch memory is that torch's, so a CUDA graph has it in its pool; nothing is copied or awaited by hand."""
+    calls = re.compile(
+        r"\bcuda(Malloc|Free|Memcpy|Memset|Host|Managed|Device|Stream[A-Z]|Event|Launch)\w*|\bcub::|\bthrust::"
+    )
+    files = [*(ROOT / "csrc" / "cuda").iterdir(), *(ROOT / "csrc" / "binding").glob("cuda*")]
+    assert len(files) > 10
+    for path in files:
+        assert not (found := calls.search(path.read_text())), f"{path.name}: {found[0]}"
+    assert calls.search("cudaStreamSynchronize(stream)") and calls.search("cudaMallocAsync(&p, n, stream)")
 
 
 BAD = {
