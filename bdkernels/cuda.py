@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import checks, reference
+from . import checks, precision, reference
 from .factors import Factors
 from .optim import RULES, Rule
 from .reference import Steps, WeightCode, distill_loss, distill_loss_backward
@@ -62,11 +62,12 @@ def count_above(
 ) -> Tensor:
     """`live`: int64 [] on the device, only so many rows need counting; what stands in the others is not said."""
     keys, order = reference.order_key(thresholds, tie_ids).contiguous().sort(dim=1)
+    tables, rows = (*_factors(f), keys, *_seen(seen, keys)), keys.new_empty(0) if live is None else live
     histogram, nan_at = torch.ops.bdkernels_cuda.count_above(
-        *_factors(f), keys, *_seen(seen, keys), item_offset, keys.new_empty(0) if live is None else live, BLOCKS
+        *tables, item_offset, rows, precision.NAMES.index(precision.asked()), BLOCKS
     )
     checks.no_nan_at(nan_at, f.n_items, item_offset)
-    return reference._suffix_counts(histogram, order)
+    return precision.within_bounds(reference._suffix_counts(histogram, order))
 
 
 def count_above_block(

@@ -1,7 +1,6 @@
 """The Triton backend: its stages have the signatures of `reference`. Importing this package does not import Triton itself.
 
 Under TRITON_INTERPRET=1 the kernels run in Triton's interpreter, on CPU tensors: that is how they are tested without a GPU.
-BDKERNELS_PRECISION chooses how `rank` multiplies: "ieee" (the default; exact), "tf32", "bf16", "fp16" (on tensor cores).
 """
 
 import importlib.util
@@ -26,9 +25,6 @@ def steps() -> Steps:
     """The stages; imports Triton."""
     from . import loss, rank, sample, score, topk
 
-    if (asked := os.environ.get("BDKERNELS_PRECISION", rank.precision)) not in rank.PRECISIONS:
-        raise ValueError(f"BDKERNELS_PRECISION: expected one of {', '.join(rank.PRECISIONS)}, got {asked!r}")
-    rank.precision = asked
     return Steps(
         score.score,
         score.score_block,

@@ -8,10 +8,8 @@ for many thresholds the CUDA backend, which searches, does less.
 
 What the users have seen is counted with the rest, and taken off by a second kernel, whose chain gives the same bits.
 
-precision "ieee", the default, gives the bits of the reference: Triton makes of tl.dot one chain of fused multiply-adds over the
-factors, in order, as a test reads in the code for each GPU (test_triton_compiled.py). The others are for tensor cores: "tf32"
-(fp32 tables), "bf16" and "fp16" (operands rounded to it), with fp32 sums, right to their rounding, which can move neighbours
-and count an item before itself.
+Asked for nothing else (precision.py), it gives the bits of the reference: Triton makes of tl.dot one chain of fused
+multiply-adds over the factors, in order, as a test reads in the code for each GPU (test_triton_compiled.py).
 """
 
 import torch
@@ -19,13 +17,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .. import checks
+from .. import checks, precision
 from ..factors import Factors
 from ..seen import Seen
 from .score import FUSED, by_rows, chain
 
-PRECISIONS = ("ieee", "tf32", "bf16", "fp16")
-precision = "ieee"  # set from BDKERNELS_PRECISION by the package
 DEPTH = 16  # factors multiplied at a time: their operands lie in registers, and more of them would spill
 TILES = 16  # item tiles of a program, at least
 MOST_RUNS = 65535  # of such programs: a grid has no more rows
@@ -211,7 +207,7 @@ def _count(
     if n_users and n_items:
         count_tiles[grid](
             *tables, out, nan_at, n_users, n_items, d, n_thresholds, tiles, *strides, item_offset,
-            PRECISION=precision, D=DEPTH, **flags, **FUSED,
+            PRECISION=precision.asked(), D=DEPTH, **flags, **FUSED,
         )  # fmt: skip
         if seen is not None and seen.indices.numel():
             count_seen[(n_users,)](
@@ -219,4 +215,4 @@ def _count(
                 n_items, d, n_thresholds, *strides, item_offset,
                 BLOCK=SEEN_BLOCK, THRESHOLDS=min(64, triton.next_power_of_2(max(1, n_thresholds))), **flags, **FUSED,
             )  # fmt: skip
-    return out.long(), nan_at
+    return precision.within_bounds(out.long()), nan_at

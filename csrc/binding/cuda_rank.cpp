@@ -17,13 +17,15 @@ std::tuple<Tensor, Tensor> count(const Tensor& keys, int64_t item_offset, const 
 
 std::tuple<Tensor, Tensor> count_above(const Tensor& users, const Tensor& items, const Tensor& bias, const Tensor& keys,
                                        const Tensor& indptr, const Tensor& indices, int64_t item_offset, const Tensor& live,
-                                       int64_t blocks) {
+                                       int64_t precision, int64_t blocks) {
   const OnDevice device(users);
   const Users u = users_of(users);
   const Items v = items_of(users, items, bias);
   const Seen seen = seen_of(indptr, indices, u.n);
-  return count(keys, item_offset, live,
-               [&](const cuda::Query& query) { cuda::count_above(u, v, query, seen, blocks, device.stream()); });
+  STD_TORCH_CHECK(precision >= 0 && precision <= static_cast<int64_t>(cuda::Precision::kFp16), "bdkernels: precision");
+  return count(keys, item_offset, live, [&](const cuda::Query& query) {
+    cuda::count_above(u, v, query, seen, static_cast<cuda::Precision>(precision), blocks, device.stream());
+  });
 }
 
 std::tuple<Tensor, Tensor> count_above_block(const Tensor& scores, const Tensor& keys, const Tensor& indptr,
@@ -41,7 +43,7 @@ std::tuple<Tensor, Tensor> count_above_block(const Tensor& scores, const Tensor&
 STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cuda, m) {
   m.def(
       "count_above(Tensor users, Tensor items, Tensor bias, Tensor keys, Tensor indptr, Tensor indices, int item_offset, "
-      "Tensor live, int blocks) -> (Tensor, Tensor)");
+      "Tensor live, int precision, int blocks) -> (Tensor, Tensor)");
   m.def(
       "count_above_block(Tensor scores, Tensor keys, Tensor indptr, Tensor indices, int item_offset, int blocks) "
       "-> (Tensor, Tensor)");

@@ -21,6 +21,8 @@
 #define BDKERNELS_NO_UNROLL
 #endif
 
+#include <type_traits>
+
 #include "kernels.h"
 
 namespace bdkernels::cuda {
@@ -110,6 +112,67 @@ __device__ float dot(const float* user, const Table<T>& items, int64_t item) {
   for (int64_t k = 0; k < items.d; ++k) sum = __fmaf_rn(user[k], widen(row[k]), sum);
   return sum;
 }
+
+// ---- tensor cores ----
+
+struct Tf32 {};
+
+// Rounded to the nearest of 11 significant bits, away from zero where two are as near.
+__device__ inline uint32_t to_tf32(float x) {
+#ifdef __CUDA_ARCH__
+  uint32_t out;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(out) : "f"(x));
+  return out;
+#elif !defined(__CUDACC__)
+  return cusim::to_tf32(x);
+#endif
+}
+
+// Two values rounded to the nearest, the first in the lower half.
+template <class Operand>
+__device__ uint32_t to_pair(float first, float second) {
+#ifdef __CUDA_ARCH__
+  uint32_t out;
+  if constexpr (std::is_same_v<Operand, Half>) {
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(second), "f"(first));
+  } else {
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(out) : "f"(second), "f"(first));
+  }
+  return out;
+#elif !defined(__CUDACC__)
+  const auto round = std::is_same_v<Operand, Half> ? cusim::to_float16 : cusim::to_bfloat16;
+  return round(first) | uint32_t{round(second)} << 16;
+#endif
+}
+
+// Adds to a warp's [16, 8] sums the product of [16, K] and [K, 8] operands, K = 8 in tf32 and 16 in 16 bits. Which lane
+// holds what: "Matrix Fragments for mma.m16n8k8" and "... m16n8k16" in the PTX ISA. A lane has rows l / 4 and l / 4 + 8 of
+// `a` and of the sums, column l / 4 of `b`, and columns l % 4 * 2 and the next of the sums.
+template <class Operand>
+__device__ void mma(const uint32_t (&a)[4], const uint32_t (&b)[2], float& s0, float& s1, float& s2, float& s3) {
+#ifdef __CUDA_ARCH__
+#define BDKERNELS_MMA(kind)                                                                                \
+  asm volatile("mma.sync.aligned." kind " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};" \
+               : "+f"(s0), "+f"(s1), "+f"(s2), "+f"(s3)                                                    \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+  if constexpr (std::is_same_v<Operand, Tf32>) {
+    BDKERNELS_MMA("m16n8k8.row.col.f32.tf32.tf32.f32");
+  } else if constexpr (std::is_same_v<Operand, Half>) {
+    BDKERNELS_MMA("m16n8k16.row.col.f32.f16.f16.f32");
+  } else {
+    BDKERNELS_MMA("m16n8k16.row.col.f32.bf16.bf16.f32");
+  }
+#undef BDKERNELS_MMA
+#elif !defined(__CUDACC__)
+  constexpr auto kind = std::is_same_v<Operand, Tf32>   ? cusim::Operand::kTf32
+                        : std::is_same_v<Operand, Half> ? cusim::Operand::kFloat16
+                                                        : cusim::Operand::kBfloat16;
+  float* const sums[4] = {&s0, &s1, &s2, &s3};
+  cusim::mma(kind, a, b, sums, CUSIM_HERE);
+#endif
+}
+
+// ---- reductions ----
 
 // The sum over a warp, in every lane of it; the order of the additions is fixed.
 template <class V>

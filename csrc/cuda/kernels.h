@@ -28,9 +28,13 @@ struct Query {
   int64_t* nan_at;      // [] -1, or row * n + item of the first score that is NaN
 };
 
+// What factors are rounded to before they are multiplied: not at all, or to operands of tensor cores. Tables of 16 bits are
+// multiplied in their own type or exactly.
+enum class Precision : int32_t { kIeee, kTf32, kBf16, kFp16 };
+
 // Results do not depend on `blocks`, the number of blocks that a launch aims at.
-void count_above(const Users& users, const Items& items, const Query& query, const Seen& seen, int64_t blocks,
-                 Stream stream);
+void count_above(const Users& users, const Items& items, const Query& query, const Seen& seen, Precision precision,
+                 int64_t blocks, Stream stream);
 void count_above_block(const float* scores, int64_t rows, int64_t n, const Query& query, const Seen& seen, int64_t blocks,
                        Stream stream);
 

@@ -2,29 +2,34 @@
 //
 // A block goes through its items kItems at a time, and through the factors kDepth at a time. While one piece of both tables
 // is multiplied, the next is on its way into the other half of the shared memory (cp.async, 16 bytes a thread and
-// instruction; where rows are not aligned to 16 bytes, element by element). A thread has kThreadUsers x kThreadItems sums,
-// each one sequential
-// __fmaf_rn over the factors that starts at the bias: the same bits as core/score.h wherever the tile begins or ends.
+// instruction; where rows are not aligned to 16 bytes, element by element). How a piece is multiplied is the tile's matter:
 //
-// Per step and thread it reads 4 (kThreadUsers + kThreadItems) factors in vectors of 4 for 4 kThreadUsers kThreadItems FMAs.
-// Its floor: 2 B N d FLOPs in fp32; of memory, N d values once if the blocks of all users keep pace with one another in L2.
+//   Fma            one sequential __fmaf_rn over the factors for each score, from the bias: the same bits as core/score.h
+//                  wherever the tile begins or ends
+//   Mma (mma.h)    tensor cores
+//
+// Floor: 2 B N d FLOPs; of memory, N d values once if the blocks of all users keep pace with one another in L2.
 #pragma once
 #include "device.h"
 
 namespace bdkernels::cuda {
+
+constexpr int kTileThreads = 256;  // of a block, whatever its tile
 
 template <class T>
 struct alignas(4 * sizeof(T)) Four {
   T of[4];
 };
 
+// A thread's sums are [kThreadUsers, kThreadItems], spread over the tile so that neighbours read neighbouring rows. Per
+// 4 factors it reads kThreadUsers + kThreadItems vectors of 4, for 4 kThreadUsers kThreadItems FMAs.
 template <class T, int kUsersOfTile, int kItemsOfTile>
-struct Product {
-  static constexpr int kUsers = kUsersOfTile, kItems = kItemsOfTile;
-  static constexpr int kThreads = 256, kDepth = 16;
+struct Fma {
+  using Element = T;
+  static constexpr int kUsers = kUsersOfTile, kItems = kItemsOfTile, kDepth = 16;
   static constexpr int kThreadUsers = 4;
-  static constexpr int kColumns = kThreads / (kUsers / kThreadUsers);  // threads beside one another, on different items
   static constexpr int kRows = kUsers / kThreadUsers;
+  static constexpr int kColumns = kTileThreads / kRows;  // threads beside one another, on different items
   static constexpr int kThreadItems = kItems / kColumns;
   static constexpr int kBlocksOfSm = kThreadItems > 1 ? 2 : 1;  // at least: registers enough that nothing spills
   static_assert(kUsers % kThreadUsers == 0 && kItems % kColumns == 0 && kThreadItems > 0);
@@ -37,6 +42,54 @@ struct Product {
     float users[kUsers * kPitch<float>];
     T items[kItems * kPitch<T>];
   };
+
+  // Where in one of the tables of a stage, of kRows, factor k of row r lies. 16 aligned bytes of a row stay together.
+  template <class V, int>
+  __device__ static int place(int r, int k) {
+    return r * kPitch<V> + k;
+  }
+
+  // The user of the tile, and the item from its first, that a thread's sums[i][j] belongs to.
+  __device__ static int user_of(int i) { return threadIdx.x / kColumns + i * kRows; }
+  __device__ static int item_of(int j) { return threadIdx.x % kColumns + j * kColumns; }
+
+  // The zeros past d are not multiplied: they would make 0.0 of -0.0.
+  template <bool kWhole>
+  __device__ static void multiply(const Stage& stage, int depth, float (&sums)[kThreadUsers][kThreadItems]) {
+    BDKERNELS_UNROLL
+    for (int k = 0; k < kDepth; k += 4) {
+      float u[kThreadUsers][4], v[kThreadItems][4];
+      BDKERNELS_UNROLL
+      for (int i = 0; i < kThreadUsers; ++i) four(stage.users + place<float, kUsers>(user_of(i), k), u[i]);
+      BDKERNELS_UNROLL
+      for (int j = 0; j < kThreadItems; ++j) four(stage.items + place<T, kItems>(item_of(j), k), v[j]);
+      BDKERNELS_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        if (!kWhole && k + e >= depth) break;
+        BDKERNELS_UNROLL
+        for (int i = 0; i < kThreadUsers; ++i) {
+          BDKERNELS_UNROLL
+          for (int j = 0; j < kThreadItems; ++j) sums[i][j] = __fmaf_rn(u[i][e], v[j][e], sums[i][j]);
+        }
+      }
+    }
+  }
+
+ private:
+  template <class V>
+  __device__ static void four(const V* from, float (&to)[4]) {
+    const Four<V> values = *reinterpret_cast<const Four<V>*>(from);
+    BDKERNELS_UNROLL
+    for (int e = 0; e < 4; ++e) to[e] = widen(values.of[e]);
+  }
+};
+
+template <class TileOf>
+struct Product {
+  using Tile = TileOf;
+  using T = typename Tile::Element;
+  using Stage = typename Tile::Stage;
+  static constexpr int kUsers = Tile::kUsers, kItems = Tile::kItems, kDepth = Tile::kDepth;
   static constexpr size_t kSharedBytes = 2 * sizeof(Stage);
 
   const float* users;  // [n_users, d], rows one after the other
@@ -55,52 +108,49 @@ struct Product {
     return reinterpret_cast<uintptr_t>(data) % 16 == 0 && row_bytes % 16 == 0;
   }
 
-  // Calls take(user of the tile, item, score) for each user from first_user and item in [begin, end), by the thread that has
-  // the sum. All threads of the block come here, and leave with all of them done.
+  // How many users the tile from first_user on has.
+  __device__ int rows(int64_t first_user) const {
+    return static_cast<int>(n_users - first_user < kUsers ? n_users - first_user : kUsers);
+  }
+
+  // Calls take(sums, item0) in every thread for each tile of the items in [begin, end), of which item0 is the first. Sums of
+  // users beyond the last and of items from `end` on are among them. All threads of the block come here, and leave with all
+  // of them done.
   template <class Take>
   __device__ void run(Stage* stages, int64_t first_user, int64_t begin, int64_t end, Take take) const {
-    const int column = threadIdx.x % kColumns, row = threadIdx.x / kColumns;
-    const int64_t pieces = items.d > kDepth ? (items.d + kDepth - 1) / kDepth : 1;
-    const int64_t steps = (end - begin + kItems - 1) / kItems * pieces;
-    float sums[kThreadUsers][kThreadItems];
-    int64_t item0 = begin, piece = 0, next_item0 = begin, next_piece = 0;  // of this step, and of what is loaded next
+    const int pieces = items.d > kDepth ? static_cast<int>((items.d + kDepth - 1) / kDepth) : 1;
+    float sums[Tile::kThreadUsers][Tile::kThreadItems];
+    int64_t item0 = begin, next_item0 = begin;  // of this step, and of what is loaded next
+    int piece = 0, next_piece = 0;
     const auto load_next = [&](Stage& stage) {
-      load<float, kUsers>(stage.users, users, items.d, first_user, n_users, next_piece * kDepth, vector_users);
-      load<T, kItems>(stage.items, items.rows, items.stride, next_item0, end, next_piece * kDepth, vector_items);
+      load<float, kUsers>(stage.users, users, items.d, first_user, n_users, int64_t{next_piece} * kDepth, vector_users);
+      load<T, kItems>(stage.items, items.rows, items.stride, next_item0, end, int64_t{next_piece} * kDepth, vector_items);
       if (++next_piece == pieces) next_piece = 0, next_item0 += kItems;
     };
     load_next(stages[0]);
     copies_commit();
-    for (int64_t step = 0; step < steps; ++step) {
-      if (step + 1 < steps) load_next(stages[(step + 1) % 2]);
+    for (int now = 0; item0 < end; now ^= 1) {
+      if (next_item0 < end) load_next(stages[now ^ 1]);
       copies_commit();
       copies_wait<1>();
       __syncthreads();
       if (piece == 0) {
         BDKERNELS_UNROLL
-        for (int j = 0; j < kThreadItems; ++j) {
-          const int64_t item = item0 + column + j * kColumns;
+        for (int j = 0; j < Tile::kThreadItems; ++j) {
+          const int64_t item = item0 + Tile::item_of(j);
           const float bias = item < end ? bias_of(items, item) : 0.0f;
           BDKERNELS_UNROLL
-          for (int i = 0; i < kThreadUsers; ++i) sums[i][j] = bias;
+          for (int i = 0; i < Tile::kThreadUsers; ++i) sums[i][j] = bias;
         }
       }
-      const int64_t left = items.d - piece * kDepth;
+      const int64_t left = items.d - int64_t{piece} * kDepth;
       if (left >= kDepth) {
-        multiply<true>(stages[step % 2], row, column, kDepth, sums);
+        Tile::template multiply<true>(stages[now], kDepth, sums);
       } else {
-        multiply<false>(stages[step % 2], row, column, static_cast<int>(left), sums);
+        Tile::template multiply<false>(stages[now], static_cast<int>(left), sums);
       }
       if (++piece == pieces) {
-        BDKERNELS_UNROLL
-        for (int i = 0; i < kThreadUsers; ++i) {
-          BDKERNELS_UNROLL
-          for (int j = 0; j < kThreadItems; ++j) {
-            const int user = row + i * kRows;
-            const int64_t item = item0 + column + j * kColumns;
-            if (first_user + user < n_users && item < end) take(user, item, sums[i][j]);
-          }
-        }
+        take(sums, item0);
         piece = 0;
         item0 += kItems;
       }
@@ -110,15 +160,15 @@ struct Product {
 
  private:
   // kDepth factors from k0 of kRows rows from `first`; zeros past `end` and past d.
-  template <class V, int kRowsOfTile>
+  template <class V, int kRows>
   __device__ void load(V* to, const V* table, int64_t stride, int64_t first, int64_t end, int64_t k0, bool vector) const {
     constexpr int kPiece = 16 / sizeof(V), kPieces = kDepth / kPiece;
-    for (int i = threadIdx.x; i < kRowsOfTile * kPieces; i += kThreads) {
+    for (int i = threadIdx.x; i < kRows * kPieces; i += kTileThreads) {
       const int r = i / kPieces, k = i % kPieces * kPiece;
       const int64_t left = first + r < end ? items.d - k0 - k : 0;
       const int valid = left < 0 ? 0 : left < kPiece ? static_cast<int>(left) : kPiece;
       const V* from = valid ? table + (first + r) * stride + k0 + k : table;
-      V* target = to + r * kPitch<V> + k;
+      V* target = to + Tile::template place<V, kRows>(r, k);
       if (vector) {
         copy_async(target, from, valid * static_cast<int>(sizeof(V)));
       } else {
@@ -126,37 +176,26 @@ struct Product {
       }
     }
   }
+};
 
-  // The zeros past d are not multiplied either: they would make 0.0 of -0.0.
-  template <bool kWhole>
-  __device__ static void multiply(const Stage& stage, int row, int column, int depth,
-                                  float (&sums)[kThreadUsers][kThreadItems]) {
+// How many of the tile's items from item0 on come before `end`.
+__device__ inline int items_before(int64_t end, int64_t item0, int items_of_tile) {
+  return end - item0 < items_of_tile ? static_cast<int>(end - item0) : items_of_tile;
+}
+
+// Calls take(user of the tile, item, score) for each of a thread's sums that is of one of the tile's `rows` and before
+// `end`.
+template <class Tile, int kUsers, int kItems, class Take>
+__device__ void for_each_score(const float (&sums)[kUsers][kItems], int rows, int64_t item0, int64_t end, Take take) {
+  const int items = items_before(end, item0, Tile::kItems);
+  BDKERNELS_UNROLL
+  for (int i = 0; i < kUsers; ++i) {
     BDKERNELS_UNROLL
-    for (int k = 0; k < kDepth; k += 4) {
-      float u[kThreadUsers][4], v[kThreadItems][4];
-      BDKERNELS_UNROLL
-      for (int i = 0; i < kThreadUsers; ++i) four(stage.users + (row + i * kRows) * kPitch<float> + k, u[i]);
-      BDKERNELS_UNROLL
-      for (int j = 0; j < kThreadItems; ++j) four(stage.items + (column + j * kColumns) * kPitch<T> + k, v[j]);
-      BDKERNELS_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        if (!kWhole && k + e >= depth) break;
-        BDKERNELS_UNROLL
-        for (int i = 0; i < kThreadUsers; ++i) {
-          BDKERNELS_UNROLL
-          for (int j = 0; j < kThreadItems; ++j) sums[i][j] = __fmaf_rn(u[i][e], v[j][e], sums[i][j]);
-        }
-      }
+    for (int j = 0; j < kItems; ++j) {
+      if (Tile::user_of(i) < rows && Tile::item_of(j) < items) take(Tile::user_of(i), item0 + Tile::item_of(j), sums[i][j]);
     }
   }
-
-  template <class V>
-  __device__ static void four(const V* from, float (&to)[4]) {
-    const Four<V> values = *reinterpret_cast<const Four<V>*>(from);
-    BDKERNELS_UNROLL
-    for (int e = 0; e < 4; ++e) to[e] = widen(values.of[e]);
-  }
-};
+}
 
 // How a launch splits the items among blocks, so that there are about `blocks` of them.
 struct Split {

@@ -37,13 +37,16 @@ __global__ void __launch_bounds__(kWarps* kWarp)
 }
 
 template <class P>
-__global__ void __launch_bounds__(P::kThreads, P::kBlocksOfSm)
+__global__ void __launch_bounds__(kTileThreads, P::Tile::kBlocksOfSm)
     score_block_kernel(P product, int64_t items_of_block, float* out) {
   BDKERNELS_DYNAMIC_SHARED(shared);
   const int64_t first_user = int64_t{blockIdx.x} * P::kUsers, begin = blockIdx.y * items_of_block;
   const int64_t n = product.items.n, end = begin + items_of_block < n ? begin + items_of_block : n;
-  product.run(reinterpret_cast<typename P::Stage*>(shared), first_user, begin, end,
-              [&](int user, int64_t item, float score) { out[(first_user + user) * n + item] = score; });
+  const int rows = product.rows(first_user);
+  product.run(reinterpret_cast<typename P::Stage*>(shared), first_user, begin, end, [&](const auto& sums, int64_t item0) {
+    for_each_score<typename P::Tile>(
+        sums, rows, item0, end, [&](int user, int64_t item, float score) { out[(first_user + user) * n + item] = score; });
+  });
 }
 
 }  // namespace
@@ -59,11 +62,11 @@ void score(const Users& users, const Items& items, const int64_t* ids, int64_t c
 
 void score_block(const Users& users, const Items& items, int64_t blocks, float* out, Stream stream) {
   with_table(items, [&](auto table) {
-    using P = Product<typename decltype(table)::Element, 64, 64>;
+    using P = Product<Fma<typename decltype(table)::Element, 64, 64>>;
     const int64_t tiles = div_up(users.n, P::kUsers);
     const Split split(items.n, P::kItems, tiles, blocks);
     const dim3 grid(static_cast<unsigned>(tiles), split.n);
-    launch(score_block_kernel<P>, grid, dim3(P::kThreads), P::kSharedBytes, stream, P(users, table), split.items_of_block,
+    launch(score_block_kernel<P>, grid, dim3(kTileThreads), P::kSharedBytes, stream, P(users, table), split.items_of_block,
            out);
   });
 }

@@ -19,8 +19,8 @@ namespace bdkernels::cuda {
 namespace {
 
 template <class T>
-using Tile = Product<T, 64, 128>;
-constexpr int kUsers = Tile<float>::kUsers, kThreads = Tile<float>::kThreads;
+using Tile = Fma<T, 64, 128>;
+constexpr int kUsers = Tile<float>::kUsers, kThreads = kTileThreads;
 constexpr int kChunk = 4 * Tile<float>::kItems;  // items between two looks at the lists
 constexpr int64_t kMostKeys = 1 << 15;
 constexpr int64_t kBlocks = 264;  // wanted: two for each multiprocessor of an H100
@@ -46,9 +46,9 @@ struct Lists {
   int k, capacity;
 };
 
-// The block sorts a user's list of `size` keys by a bitonic network, best first, and leaves out what he has seen; the first
-// k go to `out`, 0 where there are fewer. Here, and not for each score, a score that is NaN is looked for: it passes every
-// bar.
+// The block sorts a user's list of `size` keys by a bitonic network, best first; the first k go to `out`, 0 where there are
+// fewer. Here, and not for each score, it is seen whether one is NaN, which passes every bar, and what the user has seen is
+// left out.
 __device__ void sort_list(const Lists& of, int64_t user, const uint64_t* list, int size, uint64_t* sorted, uint64_t* out) {
   const int capacity = of.capacity;
   for (int i = threadIdx.x; i < capacity; i += kThreads) {
@@ -77,8 +77,8 @@ __device__ void sort_list(const Lists& of, int64_t user, const uint64_t* list, i
 // Dynamic shared memory: the stages of the product, and in their place the list that is sorted.
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
-    topk_kernel(Tile<T> product, int k, Seen seen, TopKShape shape, int64_t user_blocks, uint64_t* lists, uint64_t* best,
-                int64_t* nan_at) {
+    topk_kernel(Product<Tile<T>> product, int k, Seen seen, TopKShape shape, int64_t user_blocks, uint64_t* lists,
+                uint64_t* best, int64_t* nan_at) {
   BDKERNELS_DYNAMIC_SHARED(shared);
   BDKERNELS_SHARED(int, sizes, kUsers);
   BDKERNELS_SHARED(float, bars, kUsers);
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   auto* sorted = reinterpret_cast<uint64_t*>(shared);
   const int64_t range = blockIdx.x / user_blocks, user0 = blockIdx.x % user_blocks * kUsers;  // neighbours share items
   const int64_t n = product.items.n, first = range * shape.range, last = first + shape.range < n ? first + shape.range : n;
-  const int rows = static_cast<int>(product.n_users - user0 < kUsers ? product.n_users - user0 : kUsers);
+  const int rows = product.rows(user0);
   const int capacity = static_cast<int>(shape.capacity);
   const Lists of{seen, n, nan_at, k, capacity};
   const auto list_of = [&](int row) { return (user0 + row) * shape.ranges + range; };
@@ -96,13 +96,13 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   for (int64_t item0 = first; item0 < last; item0 += kChunk) {
     __syncthreads();  // sizes and bars are there, and nobody reads what was sorted
-    product.run(stages, user0, item0, item0 + kChunk < last ? item0 + kChunk : last,
-                [&](int row, int64_t item, float score) {
-                  if (score <= bars[row]) return;  // an equal one has the higher id, and NaN passes
-                  if (score != score) report_nan(nan_at, (user0 + row) * n + item);
-                  if (has_seen(seen, user0 + row, item)) return;
-                  lists[list_of(row) * capacity + atomicAdd(&sizes[row], 1)] = order_key(score, item);
-                });
+    const int64_t end = item0 + kChunk < last ? item0 + kChunk : last;
+    product.run(stages, user0, item0, end, [&](const auto& sums, int64_t tile0) {
+      for_each_score<Tile<T>>(sums, rows, tile0, end, [&](int row, int64_t item, float score) {
+        if (score <= bars[row]) return;  // an equal one has the higher id, and NaN passes
+        lists[list_of(row) * capacity + atomicAdd(&sizes[row], 1)] = order_key(score, item);
+      });
+    });
     for (int row = 0; row < rows; ++row) {
       const int size = sizes[row];
       if (size <= capacity - kChunk) continue;
@@ -145,7 +145,7 @@ void topk(const Users& users, const Items& items, int64_t k, const Seen& seen, c
   const int64_t user_blocks = div_up(users.n, kUsers);
   const dim3 grid(static_cast<unsigned>(user_blocks * shape.ranges));
   with_table(items, [&](auto table) {
-    using P = Tile<typename decltype(table)::Element>;
+    using P = Product<Tile<typename decltype(table)::Element>>;
     const size_t shared = std::max(P::kSharedBytes, static_cast<size_t>(shape.capacity) * sizeof(uint64_t));
     launch(topk_kernel<typename decltype(table)::Element>, grid, dim3(kThreads), shared, stream, P(users, table),
            static_cast<int>(k), seen, shape, user_blocks, scratch, best, nan_at);

@@ -1,12 +1,15 @@
 """Every launch of a Triton kernel in the package, with arguments small enough to be made anywhere."""
 
+import os
 from collections.abc import Callable, Iterator
 from itertools import product
+from unittest import mock
 
 import torch
 from compiled import call
 
 import bdkernels as bd
+from bdkernels import precision
 from bdkernels.optim import RULES, Rule
 from bdkernels.step import StepInputs
 from bdkernels.triton import loss, rank, sample, score, topk
@@ -26,8 +29,8 @@ def call_sites(d: int = 64, dtype: torch.dtype = torch.float32, ks: tuple[int, .
 
     yield "score", lambda: call(score.score, biased, ids)
     yield "score block", lambda: call(score.score_block, plain)
-    for precision in rank.PRECISIONS if dtype == torch.float32 else ("ieee", "bf16"):
-        yield f"rank {precision}", lambda p=precision: with_precision(p, plain, scores, ids, None, 0)
+    for name in precision.NAMES if dtype == torch.float32 else ("ieee", "bf16"):
+        yield f"rank {name}", lambda p=name: with_precision(p, plain, scores, ids, None, 0)
     yield "rank biased, seen, live", lambda: with_precision("ieee", biased, scores, ids, seen, 0, live)
     for k in ks:
         yield f"topk {k}", lambda k=k: call(topk.topk, plain, k, None)
@@ -63,10 +66,7 @@ def call_sites(d: int = 64, dtype: torch.dtype = torch.float32, ks: tuple[int, .
         yield f"{named} backward", lambda a=both: call(loss.distill_loss_backward, torch.ones(()), *a)
 
 
-def with_precision(precision: str, *args: object) -> None:
-    """`rank` as BDKERNELS_PRECISION would have it."""
-    before, rank.precision = rank.precision, precision
-    try:
+def with_precision(asked: str, *args: object) -> None:
+    """`rank` in this precision."""
+    with mock.patch.dict(os.environ, {precision.VARIABLE: asked}):
         call(rank.count_above, *args)
-    finally:
-        rank.precision = before

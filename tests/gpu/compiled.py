@@ -217,9 +217,10 @@ def in_library(library: Path) -> list[Kernel]:
 
 
 def plain_name(entry: str) -> str:
-    """Without namespaces and arguments: count_above_kernel<Product<float, 64, 64>>."""
+    """Without namespaces and arguments; of a product its tile alone: count_above_kernel<Fma<float, 64, 64>>."""
     name = _tool("c++filt", entry).strip()
     name = re.sub(r"bdkernels::cuda::|bdkernels::|\(anonymous namespace\)::|^void |\((?:int|unsigned int)\)", "", name)
+    name = re.sub(r"Product<((?:[^<>]|<[^<>]*>)*?) ?>", r"\1", name)
     depth = 0
     for at, letter in enumerate(name):
         depth += {"<": 1, ">": -1}.get(letter, 0)
@@ -229,14 +230,20 @@ def plain_name(entry: str) -> str:
 
 
 def dynamic_shared(name: str) -> int:
-    """Bytes that a launch asks for: the stages of the product (product.h), and for 64, 512 or 1,024 thresholds of `rank`."""
+    """Bytes that a launch asks for: two stages of the product (product.h, mma.h); for `rank`, thresholds and bins of a piece."""
     if name == "count_above_block_kernel":
-        return 2 * 4 * 4096
-    product = re.search(r"Product<(\w+), (\d+), (\d+)>", re.sub(r"^topk_kernel<(\w+)>", r"Product<\1, 64, 128>", name))
-    if product is None:
+        return thresholds(1, 4096)
+    tile = re.sub(r"^topk_kernel<(\w+)>", r"Fma<\1, 64, 128>", name)
+    if (found := re.search(r"(Fma|Mma)<(\w+), (?:\w+, )?(\d+), (\d+)>", tile)) is None:
         return 0
-    users, items = int(product[2]), int(product[3])
-    size = 4 if product[1] == "float" else 2
-    stages = 2 * 4 * (users * (16 + 4)) + 2 * size * items * (16 + 16 // size)
-    keys = {64: 64, 16: 512, 8: 1024}[users] if name.startswith("count_above") else 0
-    return stages + 2 * 4 * users * keys
+    kind, of, users, items = found[1], found[2], int(found[3]), int(found[4])
+    size = 4 if of == "float" else 2
+    rows = 4 * users * 32 + size * items * 32 if kind == "Mma" else 4 * users * 20 + size * items * (16 + 16 // size)
+    return 2 * rows + (thresholds(users, PIECE[users]) if name.startswith("count_above") else 0)
+
+
+PIECE = {64: 64, 16: 512, 8: 1024}  # of `rank`: thresholds of a user in the table of derive.py
+
+
+def thresholds(users: int, piece: int) -> int:
+    return 2 * 4 * users * (piece + 2 | 1)

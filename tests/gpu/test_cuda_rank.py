@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import bdkernels as bd
-from bdkernels import cuda, reference
+from bdkernels import cuda, precision, reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -142,3 +142,70 @@ def test_order_of_threads_changes_nothing(cuda_device, monkeypatch, seed):
     f = factors(20, 200, 24, torch.float16, True, cuda_device, coarse=True)
     ids, seen = torch.randint(0, 200, (20, 150), device=cuda_device), some_seen(20, 200, cuda_device)
     assert torch.equal(bd.rank(f, ids, seen, backend="cuda"), bd.rank(f, ids, seen, backend="reference"))
+
+
+# A float32 table in each precision, and each 16-bit table in its own type.
+ROUNDED = [(torch.float32, name) for name in precision.NAMES[1:]] + [(torch.bfloat16, "bf16"), (torch.float16, "fp16")]
+
+
+@pytest.mark.parametrize(("dtype", "asked"), ROUNDED, ids=str)
+@pytest.mark.parametrize(("b", "n", "d", "c"), [(1, 1, 1, 1), (70, 150, 40, 3), (3, 70, 64, 129), (2, 140, 7, 600)])
+def test_tensor_cores_multiply_exactly_what_is_exact(cuda_device, monkeypatch, blocks, b, n, d, c, dtype, asked):
+    """Quarters below 2: no operand is rounded, no sum either. Rows start at a multiple of 16 bytes for some d alone."""
+    tables = [torch.randint(-7, 8, size, device=cuda_device) / 4 for size in ((b, d), (n, d), (n,))]
+    f = bd.Factors(*(t.to(dtype) for t in tables[: 2 + d % 2]))
+    ids, seen = torch.randint(0, n, (b, c), device=cuda_device), some_seen(b, n, cuda_device)
+    monkeypatch.setenv(precision.VARIABLE, asked)
+    for s in (None, seen):
+        got, want = (bd.rank(f, ids, s, backend=backend) for backend in ("cuda", "reference"))
+        assert torch.equal(got, want)
+
+
+def to_operands(t, asked):
+    """Rounded as tensor cores take them; tf32 keeps 10 bits of the fraction."""
+    if asked != "tf32":
+        return t.to({"bf16": torch.bfloat16, "fp16": torch.float16}[asked]).float()
+    return ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@pytest.mark.parametrize("asked", precision.NAMES[1:])
+@pytest.mark.parametrize("c", [40, 140])
+def test_tensor_cores_round_their_operands_alone(cuda_device, monkeypatch, asked, c):
+    """Counts above thresholds in gaps between products of the rounded tables, where those of the tables themselves differ."""
+    f = bd.Factors(torch.randn(20, 48, device=cuda_device), torch.randn(300, 48, device=cuda_device))
+    rounded = to_operands(f.users, asked).double() @ to_operands(f.items, asked).double().T
+    exact = f.users.double() @ f.items.double().T
+    ranked = rounded.sort(1).values
+    gaps = ranked[:, 1:] - ranked[:, :-1]
+    narrow = gaps.where(gaps > 1e-4, torch.inf).topk(c, largest=False).indices  # but wide beside the rounding of sums
+    thresholds = ((ranked[:, 1:] + ranked[:, :-1]) / 2).gather(1, narrow)
+    monkeypatch.setenv(precision.VARIABLE, asked)
+    got = bd.count_above(f, thresholds.float(), torch.zeros_like(narrow), backend="cuda")
+    assert torch.equal(got, (rounded[:, None] > thresholds[:, :, None]).sum(2))
+    assert not torch.equal(got, (exact[:, None] > thresholds[:, :, None]).sum(2))
+
+
+def test_no_count_is_negative_whatever_was_rounded(cuda_device, monkeypatch):
+    """An item that is seen and, exactly, just before the threshold, but not after rounding."""
+    f = bd.Factors(torch.ones(1, 1, device=cuda_device), torch.tensor([[1 + 2**-12], [0.5]], device=cuda_device))
+    seen = bd.Seen(torch.tensor([0, 1], device=cuda_device), torch.tensor([0], device=cuda_device))
+    at = torch.full((1, 1), 1 + 2**-13, device=cuda_device), torch.zeros(1, 1, dtype=torch.int64, device=cuda_device)
+    assert bd.count_above(f, *at, seen, backend="cuda").tolist() == [[0]]
+    monkeypatch.setenv(precision.VARIABLE, "bf16")
+    assert bd.count_above(f, *at, backend="cuda").tolist() == [[0]]  # rounded to 1.0
+    assert bd.count_above(f, *at, seen, backend="cuda").tolist() == [[0]]
+
+
+@pytest.mark.parametrize(("dtype", "asked"), [(torch.bfloat16, "tf32"), (torch.float16, "bf16")], ids=str)
+def test_tables_of_16_bits_are_never_rounded_to_another_type(cuda_device, monkeypatch, dtype, asked):
+    f = factors(9, 90, 33, dtype, True, cuda_device)
+    ids = torch.randint(0, 90, (9, 20), device=cuda_device)
+    monkeypatch.setenv(precision.VARIABLE, asked)
+    assert torch.equal(bd.rank(f, ids, backend="cuda"), bd.rank(f, ids, backend="reference"))
+
+
+def test_a_precision_that_is_none(cuda_device, monkeypatch):
+    f = factors(2, 5, 3, torch.float32, True, cuda_device)
+    monkeypatch.setenv(precision.VARIABLE, "int4")
+    with pytest.raises(ValueError, match="BDKERNELS_PRECISION: expected one of ieee, tf32, bf16, fp16, got 'int4'"):
+        bd.rank(f, torch.zeros(2, 1, dtype=torch.int64, device=cuda_device), backend="cuda")

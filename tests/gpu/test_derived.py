@@ -44,6 +44,7 @@ def test_cuda(cuda_library):
     targets = {r.target for r in found}
     assert {r.key for r in found} == {key for key in derive.read() if key[0].startswith("cuda") and key[2] in targets}
     hold(found)
+    assert all((r.tensor > 0) == ("Mma" in r.variant) for r in found)
     assert len(in_library(cuda_library)) > len(found)  # there is Half beside it
 
 

@@ -6,7 +6,7 @@ import torch
 from interpreter import strict
 
 import bdkernels as bd
-from bdkernels import reference
+from bdkernels import precision, reference
 from bdkernels.triton import rank, score
 
 SIZES = [
@@ -109,9 +109,9 @@ def test_nan_is_found():
             )
 
 
-@pytest.mark.parametrize("precision", ["tf32", "bf16", "fp16"])
-def test_tensor_cores_are_right_to_their_rounding(monkeypatch, precision):
-    monkeypatch.setattr(rank, "precision", precision)
+@pytest.mark.parametrize("asked", precision.NAMES[1:])
+def test_tensor_cores_are_right_to_their_rounding(monkeypatch, asked):
+    monkeypatch.setenv(precision.VARIABLE, asked)
     f = bd.Factors(torch.randint(-4, 5, (5, 24)) / 4, torch.randint(-4, 5, (200, 24)) / 4)  # exact in all of them
     ids = torch.randint(0, 200, (5, 4))
     arguments = f, reference.score(f, ids), ids, None, 0
@@ -120,4 +120,4 @@ def test_tensor_cores_are_right_to_their_rounding(monkeypatch, precision):
         f = bd.Factors(torch.randn(5, 24), torch.randn(200, 24))
         arguments = f, reference.score(f, ids), ids, None, 0
         off = (rank.count_above(*arguments) - reference.count_above(*arguments)).abs()
-    assert off.max() <= 8 and (precision == "fp16" or off.max() > 0)
+    assert off.max() <= 8 and (asked == "fp16" or off.max() > 0)

@@ -1,12 +1,12 @@
 // CUDA's words for plain C++: kernels of csrc/cuda compile with g++ and run on the CPU, one fiber a thread (block.h,
-// warp.h). For tests alone. Not here: inline PTX, tensor cores, cooperative groups, blocks that wait for one another;
+// warp.h, tensor.h). For tests alone. Not here: inline PTX, cooperative groups, blocks that wait for one another;
 // csrc/cuda/device.h gives each instruction that has no word here a branch for the CPU.
 #pragma once
 #include <atomic>
 #include <cmath>
 #include <type_traits>
 
-#include "warp.h"
+#include "tensor.h"
 
 using cudaStream_t = struct CUstream_st*;
 
