@@ -29,8 +29,8 @@ FAULTS = {
     "threads of the block have returned": (
         "none",
         "rank.cu",
-        "void flush() {\n    __syncthreads();",
-        "void flush() {\n    if (threadIdx.x < 40) __syncthreads();",
+        "void flush() const {\n    __syncthreads();",
+        "void flush() const {\n    if (threadIdx.x < 40) __syncthreads();",
     ),
 }
 CALL = """
