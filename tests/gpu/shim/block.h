@@ -2,9 +2,10 @@
 // copies.
 //
 // Wrong kernels are told by a std::runtime_error: threads of a block at different barriers, or at one that others have left
-// behind by returning; deadlocks; launches that no GPU would take. Shared memory starts as garbage and has exact bounds
-// under the address sanitizer. CUSIM_SEED shuffles the order of blocks and threads. Asynchronous copies happen as late as
-// they may.
+// behind by returning; deadlocks; asynchronous copies that nobody waits for; launches that no GPU would take. Shared memory
+// starts as garbage and has exact bounds under the address sanitizer. CUSIM_SEED shuffles the order of blocks and threads.
+// An asynchronous copy happens at some time from the instruction to the wait for it: the sanitizers see it at both ends, and
+// its target is garbage in between, poisoned under the address sanitizer.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -59,13 +60,13 @@ struct Meeting {
   Place at;
   const char* what = nullptr;
   uint64_t values[2][32];
+  char fences[2];  // addresses for the thread sanitizer
 };
 constexpr int kMeetings = 8;
 
 struct Warp {
   Meeting meetings[kMeetings];
   int n = 0;
-  char fence = 0;  // an address for the thread sanitizer
 };
 
 constexpr size_t kSharedBytes = 1 << 19;  // of address space: arrays are spread out so that their neighbours are guarded
@@ -92,7 +93,10 @@ struct Launch {
   int n_arrays = 0;
   const char* fault = nullptr;
   Place fault_at;
-  char barrier = 0, start = 0, end = 0;  // addresses for the thread sanitizer
+  // Addresses for the thread sanitizer. Two of barriers, by turns: a thread that goes on learns nothing of what others did
+  // on their way to the next.
+  char barriers[2] = {}, start = 0, end = 0;
+  unsigned generation = 0;  // of barriers
 };
 inline Launch sim;
 
@@ -122,6 +126,7 @@ CUSIM_UNWATCHED inline void run_thread() {
   CUSIM_THREAD(__tsan_acquire(&sim.start);)
   (*sim.body)();
   CUSIM_THREAD(__tsan_release(&sim.end);)
+  if (me->n_copies) fail("an asynchronous copy that nobody has waited for", {__FILE__, __LINE__});
   me->state = State::kDone;
   sim.done++;
   me->coroutine.leave(true);
@@ -133,9 +138,10 @@ CUSIM_UNWATCHED inline void barrier(Place at) {
   me->state = State::kAtBarrier;
   me->at = at;
   sim.at_barrier++;
-  CUSIM_THREAD(__tsan_release(&sim.barrier);)
+  [[maybe_unused]] char* const fence = &sim.barriers[sim.generation % 2];
+  CUSIM_THREAD(__tsan_release(fence);)
   me->coroutine.leave(false);
-  CUSIM_THREAD(__tsan_acquire(&sim.barrier);)
+  CUSIM_THREAD(__tsan_acquire(fence);)
 }
 
 // ---- shared memory ----
@@ -179,24 +185,31 @@ CUSIM_UNWATCHED inline void* shared_array(const void* key, size_t bytes) {
 
 // ---- asynchronous copies: done by the thread that waits for them, when it waits ----
 
-CUSIM_UNWATCHED inline void async_copy(void* to, const void* from, size_t size, size_t valid) {
-  Thread* me = sim.current;
-  if (me->n_copies == 64) fail("more than 64 asynchronous copies in flight in one thread", {__FILE__, __LINE__});
-  me->copies[(me->first_copy + me->n_copies++) % 64] = {static_cast<char*>(to), static_cast<const char*>(from), size, valid,
-                                                        me->group};
-}
-
-CUSIM_UNWATCHED inline void async_commit() { sim.current->group++; }
-
 inline void perform(const Copy& copy) {  // watched: it is the kernel's access
   std::memcpy(copy.to, copy.from, copy.valid);
   std::memset(copy.to + copy.valid, 0, copy.size - copy.valid);
 }
 
+CUSIM_UNWATCHED inline void async_copy(void* to, const void* from, size_t size, size_t valid) {
+  Thread* me = sim.current;
+  if (me->n_copies == 64) fail("more than 64 asynchronous copies in flight in one thread", {__FILE__, __LINE__});
+  if (reinterpret_cast<uintptr_t>(to) % size || reinterpret_cast<uintptr_t>(from) % size || valid > size) {
+    fail("an asynchronous copy that is not aligned, or of more bytes than it has", {__FILE__, __LINE__});
+  }
+  const Copy copy{static_cast<char*>(to), static_cast<const char*>(from), size, valid, me->group};
+  me->copies[(me->first_copy + me->n_copies++) % 64] = copy;
+  perform(copy);
+  fill_with_garbage(copy.to, size);
+  CUSIM_ADDRESS(__asan_poison_memory_region(copy.to, size);)
+}
+
+CUSIM_UNWATCHED inline void async_commit() { sim.current->group++; }
+
 // All but the last `pending` groups have arrived.
 CUSIM_UNWATCHED inline void async_wait(int pending) {
   Thread* me = sim.current;
   for (; me->n_copies && me->copies[me->first_copy].group < me->group - pending; me->n_copies--) {
+    CUSIM_ADDRESS(__asan_unpoison_memory_region(me->copies[me->first_copy].to, me->copies[me->first_copy].size);)
     perform(me->copies[me->first_copy]);
     me->first_copy = (me->first_copy + 1) % 64;
   }
@@ -214,6 +227,7 @@ CUSIM_UNWATCHED inline void open_barrier() {
   }
   if (sim.done) raise("a barrier after some threads of the block have returned", first->at);
   sim.at_barrier = 0;
+  sim.generation++;
   for (unsigned i = 0; i < sim.n; ++i) sim.threads[i].state = State::kReady;
 }
 

@@ -11,7 +11,8 @@ struct Met {
   int lane;
 };
 
-CUSIM_UNWATCHED inline Met meet(unsigned mask, uint64_t value, const char* what, Place at) {
+// `orders`: whether what the lanes did before is done for all after.
+CUSIM_UNWATCHED inline Met meet(unsigned mask, uint64_t value, const char* what, Place at, bool orders = false) {
   Thread* me = sim.current;
   const unsigned lane = me->id % 32, first = me->id / 32 * 32, lanes = std::min(32u, sim.n - first);
   if (!(mask >> lane & 1)) fail("a warp collective by a lane that is not in its mask", at);
@@ -32,6 +33,8 @@ CUSIM_UNWATCHED inline Met meet(unsigned mask, uint64_t value, const char* what,
   m->at = at;
   uint64_t* values = m->values[m->generation % 2];
   values[lane] = value;
+  [[maybe_unused]] char* const fence = &m->fences[m->generation % 2];
+  CUSIM_THREAD(if (orders) __tsan_release(fence);)
   m->arrived |= 1u << lane;
   if (m->arrived == mask) {
     m->arrived = 0;
@@ -46,6 +49,8 @@ CUSIM_UNWATCHED inline Met meet(unsigned mask, uint64_t value, const char* what,
     me->at = at;
     me->coroutine.leave(false);
   }
+  CUSIM_THREAD(if (orders) __tsan_acquire(fence);)
+  (void)orders;
   return {values, static_cast<int>(lane)};
 }
 
@@ -85,10 +90,6 @@ T reduce(unsigned mask, T value, Combine combine, const char* what, Place at) {
   return all;
 }
 
-CUSIM_UNWATCHED inline void sync_warp(unsigned mask, Place at) {
-  CUSIM_THREAD(__tsan_release(&sim.warps[sim.current->id / 32].fence);)
-  meet(mask, 0, "syncwarp", at);
-  CUSIM_THREAD(__tsan_acquire(&sim.warps[sim.current->id / 32].fence);)
-}
+inline void sync_warp(unsigned mask, Place at) { meet(mask, 0, "syncwarp", at, true); }
 
 }  // namespace cusim
