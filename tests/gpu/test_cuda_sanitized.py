@@ -4,13 +4,16 @@ Torch's allocator goes through the sanitizers' runtimes, so a kernel's step past
 the end of a shared array; threads of a block are ordered by barriers and blocks not at all, so a missing barrier is a data race.
 """
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+from planted import CALLS, FAULTS, NUMBERS, PREPARED, plant
 from simulation import ROOT, build_simulation
 
 HERE = Path(__file__).parent
@@ -18,26 +21,21 @@ COMMON = ["-g", "-O1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 FLAGS = {
     "address": ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize=vptr", *COMMON],
     "thread": ["-fsanitize=thread", *COMMON],
-    "none": [],  # the simulator's own checks
 }
-RUNTIMES = {"address": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",), "none": ()}
-# Called what in the report: with which sanitizer, and what in which source becomes what.
-FAULTS = {
-    "heap-buffer-overflow": ("address", "score.cu", "if (pair < pairs) out[pair] = sum", "out[pair] = sum"),
-    "use-after-poison": ("address", "score.cu", "tile[r * (kWarp + 1) + lane] =", "factors[(r + lane) * 129] ="),
-    "data race": ("thread", "rank.cu", "bins[i] = 0;\n    }\n    __syncthreads();", "bins[i] = 0;\n    }"),
-    "threads of the block have returned": (
-        "none",
-        "rank.cu",
-        "void flush() const {\n    __syncthreads();",
-        "void flush() const {\n    if (threadIdx.x < 40) __syncthreads();",
-    ),
-}
-CALL = """
-import torch, bdkernels as bd
-ids = torch.zeros(3, 2, dtype=torch.int64)
-bd.score(bd.Factors(torch.ones(3, 32), torch.ones(40, 32)), ids, backend="cuda")
-bd.count_above_block(torch.ones(3, 40), torch.zeros(3, 2), ids, backend="cuda")
+RUNTIMES = {"address": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}
+# The parent has torch, and a child for each fault the kernels: which one is planted is told when they are loaded.
+PLANTED = """
+import json, os, sys, torch
+folder, code, calls = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+for number, call in calls.items():
+    if (child := os.fork()) == 0:
+        os.environ["BDKERNELS_PLANTED"] = number
+        os.dup2(os.open(f"{folder}/{number}", os.O_WRONLY | os.O_CREAT), 2)
+        exec(code)
+        eval(call)
+        print("no fault", file=sys.stderr, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
 """
 
 
@@ -67,8 +65,7 @@ def run(sanitizer: str, library: Path, *command: str) -> subprocess.CompletedPro
 def build(sanitizer: str) -> Path:
     if sanitizer == "thread" and shutil.which("setarch") is None:
         pytest.skip("no setarch on this machine")
-    folder = "simulation" if sanitizer == "none" else f"simulation-{sanitizer}"
-    return build_simulation(ROOT / "build" / folder / "libbdkernels_cusim.so", *FLAGS[sanitizer])
+    return build_simulation(ROOT / "build" / f"simulation-{sanitizer}" / "libbdkernels_cusim.so", *FLAGS[sanitizer])
 
 
 # The thread sanitizer is slow, and the dtype changes nothing of who writes where.
@@ -87,20 +84,36 @@ def test_kernels_are_clean(sanitizer, which):
     assert " passed" in out.stdout
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_planted_faults_are_found(tmp_path, fault):
-    """In a copy of the sources, of which one has to be compiled again."""
-    sanitizer, name, line, wrong = FAULTS[fault]
+@cache
+def planted_reports(sanitizer: str, folder: Path) -> dict[int, str]:
+    """What is said of each planted fault, by its number; 0 is for none."""
     objects = build(sanitizer).parent
     for part in ("csrc", "tests/gpu/shim"):
-        shutil.copytree(ROOT / part, tmp_path / part)
-    shutil.copy2(ROOT / "setup.py", tmp_path)
-    shutil.copytree(objects, tmp_path / "build")
-    source = tmp_path / "csrc/cuda" / name
-    text = source.read_text()
-    assert text.count(line) == 1
-    source.write_text(text.replace(line, wrong))
-    library = build_simulation(tmp_path / "build/libbdkernels_cusim.so", *FLAGS[sanitizer], "-O0", root=tmp_path)
-    out = run(sanitizer, library, "-c", CALL)
-    assert out.returncode != 0
-    assert fault in out.stderr
+        shutil.copytree(ROOT / part, folder / part)
+    shutil.copy2(ROOT / "setup.py", folder)
+    shutil.copytree(objects, folder / "build")
+    flags = *FLAGS[sanitizer], "-O0", *plant(folder, sanitizer)
+    library = build_simulation(folder / "build/libbdkernels_cusim.so", *flags, root=folder)
+    calls = {NUMBERS[name]: CALLS[fault.call] for name, fault in FAULTS.items() if fault.sanitizer == sanitizer}
+    calls[0] = f"[{', '.join(CALLS.values())}]"
+    out = run(sanitizer, library, "-c", PLANTED, str(folder), PREPARED, json.dumps(calls))
+    assert out.returncode == 0, out.stderr
+    return {number: (folder / str(number)).read_text() for number in calls}
+
+
+@pytest.fixture(scope="session")
+def reports(tmp_path_factory):
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("address", "thread")}
+    return lambda sanitizer: planted_reports(sanitizer, folders[sanitizer])
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_planted_faults_are_found(reports, name):
+    """In a copy of the sources that has them all, one at a time."""
+    report = reports(FAULTS[name].sanitizer)[NUMBERS[name]]
+    assert FAULTS[name].says in report and "no fault" not in report, report[-3000:]
+
+
+@pytest.mark.parametrize("sanitizer", ["address", "thread"])
+def test_nothing_is_found_where_nothing_is_planted(reports, sanitizer):
+    assert reports(sanitizer)[0] == "no fault\n"

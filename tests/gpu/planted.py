@@ -1,0 +1,193 @@
+"""Faults for the CUDA kernels: what is wrong in them, who finds it, and what the report says.
+
+All of one sanitizer are planted in one copy of the sources, each behind a condition, and the environment variable
+BDKERNELS_PLANTED tells which one is there in a process: so the kernels are compiled once for all, and once more for none.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+CALLS = {
+    "listed": "bd.score(bd.Factors(torch.ones(3, 32), torch.ones(40, 32)), torch.zeros(3, 2, dtype=int), backend='cuda')",
+    "block": "cuda.score_block(bd.Factors(torch.ones(3, 36), torch.ones(70, 36)))",
+    "count": "bd.count_above_block(torch.ones(3, 40), torch.zeros(3, 2), torch.zeros(3, 2, dtype=int), backend='cuda')",
+    "sample": "[cuda.propose(0, 0, torch.zeros(1, dtype=int), 0, 8, 9, None),"
+    " cuda.accept(0, 0, torch.zeros(1, dtype=int), 0, *[torch.ones(1, 8, dtype=int)] * 2, torch.ones(1, dtype=int),"
+    " ('uniform', 0.0, False), False)]",
+    "topk": "bd.topk(bd.Factors(torch.ones(2, 1), torch.arange(600.0)[:, None] * 397 % 600), 40, backend='cuda')",
+    "step": "bd.bd_step_loss(torch.ones(1, 5), torch.ones(9, 5), None, *batch, sparse=False, backend='cuda')",
+    "update": "bd.bd_step_update(bd.SGD((torch.ones(1, 5), torch.ones(9, 5)), lr=0.1), *batch, backend='cuda')",
+}
+PREPARED = """
+import torch, bdkernels as bd
+from bdkernels import cuda
+cuda.RANGES = 1  # lists that overflow
+one = torch.zeros(3, dtype=int)
+batch = one, one, torch.ones(3, 1, dtype=int), bd.Draws(torch.full((3, 2), 2), torch.ones(3, 2, dtype=bool)), torch.ones(3, 2)
+"""
+
+
+class Fault(NamedTuple):
+    """What in which source becomes what, where FAULT stands for a condition; the call of CALLS that meets it."""
+
+    says: str
+    source: str
+    right: str
+    wrong: str
+    call: str
+
+    @property
+    def sanitizer(self) -> str:
+        """Who finds it. The simulator's own checks are in every build."""
+        return "thread" if self.says == "data race" else "address"
+
+
+GLOBAL, SHARED, RACE = "heap-buffer-overflow", "use-after-poison", "data race"
+RETURNED = "a barrier after some threads of the block have returned"
+NEXT_PIECE = "__syncthreads();\n      if (piece == 0) {"
+LAST_PIECE = "item0 += kItems;\n      }\n      __syncthreads();"
+FAULTS = {
+    "score: an item too many": Fault(
+        GLOBAL, "score.cu", "if (pair < pairs) out[pair]", "if (FAULT || pair < pairs) out[pair]", "listed"
+    ),
+    "score: beyond the tile": Fault(
+        SHARED,
+        "score.cu",
+        "tile[r * (kWarp + 1) + lane] =",
+        "tile[FAULT ? (r + lane) * 129 : r * (kWarp + 1) + lane] =",
+        "listed",
+    ),
+    "product: rows past the table": Fault(
+        GLOBAL, "product.h", "first + r < end ?", "FAULT || first + r < end ?", "block"
+    ),
+    "product: past the stage": Fault(
+        SHARED, "product.h", "kPieces; i += k", "kPieces + (FAULT ? 1 : 0); i += k", "block"
+    ),
+    "product: no wait for the copies": Fault(
+        SHARED, "product.h", "copies_wait<1>()", "(FAULT ? void() : copies_wait<1>())", "block"
+    ),
+    "product: a wait for too few copies": Fault(
+        SHARED, "product.h", "copies_wait<1>()", "(FAULT ? copies_wait<2>() : copies_wait<1>())", "block"
+    ),
+    "product: no barrier before the multiplication": Fault(
+        RACE, "product.h", NEXT_PIECE, f"if (!FAULT) {NEXT_PIECE}", "block"
+    ),
+    "product: no barrier after the multiplication": Fault(
+        RACE, "product.h", LAST_PIECE, LAST_PIECE.replace("__sync", "if (!FAULT) __sync"), "block"
+    ),
+    "product: a barrier of some": Fault(
+        "threads of one block wait at different barriers",
+        "product.h",
+        "if (step + 1 < steps) load_next",
+        "if (FAULT && threadIdx.x < 40) __syncthreads();\n      if (step + 1 < steps) load_next",
+        "block",
+    ),
+    "rank: no barrier": Fault(
+        RACE,
+        "rank.cu",
+        "bins[i] = 0;\n    }\n    __syncthreads();",
+        "bins[i] = 0;\n    }\n    if (!FAULT) __syncthreads();",
+        "count",
+    ),
+    "rank: a barrier of some": Fault(
+        RETURNED,
+        "rank.cu",
+        "__syncthreads();\n    BDKERNELS_NO_UNROLL",
+        "if (!FAULT || threadIdx.x < 40) __syncthreads();\n    BDKERNELS_NO_UNROLL",
+        "count",
+    ),
+    "sample: proposals past the last": Fault(
+        GLOBAL, "sample.cu", "out[at] = n > 0 ?", "out[at + (FAULT ? 1 : 0)] = n > 0 ?", "sample"
+    ),
+    "sample: all accept in one place": Fault(
+        RACE, "sample.cu", "out[at] = accepts(", "out[FAULT ? 0 : at] = accepts(", "sample"
+    ),
+    "topk: users past the tile": Fault(
+        SHARED, "topk.cu", "if (threadIdx.x < kUsers) {", "if (FAULT || threadIdx.x < kUsers) {", "topk"
+    ),
+    "topk: one more than k": Fault(GLOBAL, "topk.cu", "i < of.k;", "i < of.k + (FAULT ? 1 : 0);", "topk"),
+    "topk: no barrier after the sort": Fault(
+        RACE,
+        "topk.cu",
+        "__syncthreads();\n  for (int i = threadIdx.x; i < of.k",
+        "if (!FAULT) __syncthreads();\n  for (int i = threadIdx.x; i < of.k",
+        "topk",
+    ),
+    "topk: no barrier between two sorts": Fault(
+        RACE,
+        "topk.cu",
+        "fewer: key 0\n      }\n      __syncthreads();",
+        "fewer: key 0\n      }\n      if (!FAULT) __syncthreads();",
+        "topk",
+    ),
+    "topk: a barrier of some": Fault(
+        "threads of one block wait at different barriers",
+        "topk.cu",
+        "__syncthreads();\n      for (int pair",
+        "if (!FAULT || threadIdx.x < 40) __syncthreads();\n      for (int pair",
+        "topk",
+    ),
+    "loss: a row too many": Fault(
+        GLOBAL, "loss.cu", "if (row >= batch.b) return;", "if (!FAULT && row >= batch.b) return;", "step"
+    ),
+    "loss: no warp barrier": Fault(
+        RACE,
+        "loss.cu",
+        "__syncwarp();  // every lane has read",
+        "if (!FAULT) __syncwarp();  // every lane has read",
+        "step",
+    ),
+    "loss: past the parts of the sum": Fault(
+        SHARED, "loss.cu", "p < 2 * kSumThreads / kWarp;", "p < 2 * kSumThreads / kWarp + (FAULT ? 1 : 0);", "step"
+    ),
+    "loss: no barrier in the sum": Fault(
+        RACE,
+        "loss.cu",
+        "__syncthreads();\n  if (threadIdx.x != 0) return;",
+        "if (!FAULT) __syncthreads();\n  if (threadIdx.x != 0) return;",
+        "step",
+    ),
+    "loss: a barrier of some in the sum": Fault(
+        RETURNED,
+        "loss.cu",
+        "double sums[2] = {0, 0};",
+        "if (FAULT && threadIdx.x >= 224) return;\n  double sums[2] = {0, 0};",
+        "step",
+    ),
+    "update: touches past the last": Fault(
+        GLOBAL, "loss.cu", "i + lane < n && ids", "(FAULT || i + lane < n) && ids", "update"
+    ),
+    "update: two warps change a row": Fault(
+        RACE, "loss.cu", "if (begin > 0 && ids[begin - 1]", "if (!FAULT && begin > 0 && ids[begin - 1]", "update"
+    ),
+    "update: a ballot of some": Fault(
+        "lanes of one mask meet at different collectives",
+        "loss.cu",
+        "touches = __popc(__ballot",
+        "if (!FAULT || k < factors) touches = __popc(__ballot",
+        "update",
+    ),
+}
+NUMBERS = {name: i for i, name in enumerate(FAULTS, 1)}
+
+
+def plant(root: Path, sanitizer: str) -> list[str]:
+    """Every fault that this sanitizer finds, in the sources under `root`. Returns flags for the compiler."""
+    for name, fault in FAULTS.items():
+        if fault.sanitizer != sanitizer:
+            continue
+        source = root / "csrc/cuda" / fault.source
+        text = source.read_text()
+        assert text.count(fault.right) == 1, name
+        before = source.stat()
+        source.write_text(text.replace(fault.right, fault.wrong.replace("FAULT", f"(planted == {NUMBERS[name]})")))
+        os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    for source in (root / "csrc/cuda").glob("*.cu"):
+        source.touch()  # all kernels are compiled again, but not what else includes the headers
+    header = root / "planted.h"
+    header.write_text(
+        "#include <cstdlib>\n"
+        'static const int planted = std::getenv("BDKERNELS_PLANTED") ? std::atoi(std::getenv("BDKERNELS_PLANTED")) : 0;\n'
+    )
+    return ["-include", str(header)]
