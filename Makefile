@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check install -q -c .ci/constraints.txt
+# TORCHES: interpreters with other releases of torch, the oldest and the newest supported, for `make gpu-proof`.
 # RESULTS: where the result files go. DATA: an .npz with arrays train, val, test of (user, item) rows; else some are made up.
 RESULTS ?= benchmarks/results
 BENCH   := $(PY) -m pytest benchmarks/suite.py -q -s --timeout 3600 --results $(RESULTS) $(if $(DATA),--data $(DATA))
@@ -25,7 +26,7 @@ sanitize: $(VENV)/.built $(VENV)/.tools-test  ## The C++ backend under address, 
 
 gpu-proof: $(VENV)/.built $(VENV)/.tools-test  ## Compile every GPU kernel for every target, hold it to tests/gpu/derived.md, and run the GPU tests (half an hour; needs nvcc)
 	$(PY) setup.py -q build_cuda
-	BDKERNELS_PROOF=1 BDKERNELS_CUDA_ARCHS="80 90 100" $(PY) -m pytest -q tests/gpu
+	BDKERNELS_PROOF=1 BDKERNELS_CUDA_ARCHS="80 90 100" BDKERNELS_TORCHES="$(TORCHES)" $(PY) -m pytest -q tests/gpu
 
 gpu-check: $(VENV)/.tools-test  ## On a machine with a CUDA GPU: build, check and time everything; one report in RESULTS/gpu
 	$(PY) tests/gpu/check.py --out $(RESULTS)/gpu

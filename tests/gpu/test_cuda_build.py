@@ -1,15 +1,26 @@
-"""nvcc takes the CUDA sources, with every warning an error, and no kernel spills or keeps an array in local memory."""
+"""nvcc takes the CUDA sources, with every warning an error, and no kernel spills or keeps an array in local memory.
 
+BDKERNELS_TORCHES names further interpreters, whose torch has to take the binaries as they are.
+"""
+
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from simulation import ROOT
 
+from bdkernels import cpu
+
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
+OTHERS = os.environ.get("BDKERNELS_TORCHES", "").split()
+PYTHONS = [sys.executable, *OTHERS]
 
 
 @needs_nvcc
@@ -20,16 +31,79 @@ def test_no_kernel_spills(cuda_library):
     assert set(frames) == {("0", "0", "0")}
 
 
+STAGES = {
+    "score",
+    "score_block",
+    "count_above",
+    "count_above_block",
+    "propose",
+    "accept",
+    "topk",
+    "bd_step",
+    "bd_step_update",
+}
+
+
+def seen_by(python: str, cuda_library: Path, simulated: bool) -> dict[str, Any]:
+    """What other_torch.py says there; in a process of its own, since simulation and library have the same names."""
+    env = os.environ | {
+        "BDKERNELS_LIBRARY": str(cpu.LIBRARY),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "OMP_NUM_THREADS": "1",
+    }
+    env.pop("BDKERNELS_CUDA_LIBRARY", None)
+    if simulated:
+        env["BDKERNELS_CUDA_LIBRARY"] = str(cuda_library)
+    command = [python, str(ROOT / "tests/gpu/other_torch.py"), str(cuda_library)]
+    out = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stderr
+    seen = json.loads(out.stdout.splitlines()[-1])
+    print(f"torch {seen['torch']}: {seen}")
+    return seen
+
+
+def check_registered(seen: dict[str, Any], cuda_key: str) -> None:
+    """Every stage for tensors of one kind alone, and what a library tells of itself for any."""
+    for library, key, own in (("cpu", "CPU", {"isa"}), ("cuda", cuda_key, {"simulated"})):
+        found = {
+            n.split("::")[1]: keys for n, keys in seen["registered"].items() if n.startswith(f"bdkernels_{library}:")
+        }
+        assert found.keys() >= STAGES | own
+        assert all(keys == (["CompositeExplicitAutograd"] if name in own else [key]) for name, keys in found.items())
+
+
 @needs_nvcc
-def test_the_library_loads_beside_a_torch_without_cuda(cuda_library):
-    """And has operators for CUDA tensors alone. In a process of its own: the simulation has the same names."""
-    code = (
-        f"import torch; torch.ops.load_library({str(cuda_library)!r}); print(torch.ops.bdkernels_cuda.simulated());"
-        "has = torch._C._dispatch_has_kernel_for_dispatch_key;"
-        "print([has('bdkernels_cuda::count_above', key) for key in ('CUDA', 'CPU')])"
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_one_binary_loads(python, cuda_library):
+    """Beside a torch with CUDA or without one. And the C++ library computes there what it should."""
+    seen = seen_by(python, cuda_library, simulated=False)
+    assert seen["refused"] is None and seen["simulated"] is False
+    check_registered(seen, "CUDA")
+    assert seen["differences"] == {"cpu": {}}
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_binding_of_cuda_computes(python, simulated_library):
+    """That of the simulation, which is compiled as one binary too."""
+    seen = seen_by(python, simulated_library, simulated=True)
+    assert seen["simulated"] is True
+    check_registered(seen, "CPU")
+    assert seen["differences"] == {"cpu": {}, "cuda": {}}
+
+
+@pytest.mark.skipif(bool(OTHERS), reason="BDKERNELS_TORCHES is set")
+def test_other_torches():
+    pytest.skip(
+        "BDKERNELS_TORCHES is not set: interpreters, between blanks, with the oldest and the newest torch that are supported"
+        " (make gpu-proof TORCHES=...)"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.split("\n")[:2] == ["False", "[True, False]"]
+
+
+def test_the_oldest_torch_is_named_in_one_way():
+    """The ABI that the binaries are built for is that of the oldest release that the package asks for."""
+    asked = re.search(r'"torch>=(\d+)\.(\d+)"', (ROOT / "pyproject.toml").read_text())
+    abi = int(re.search(r'^ABI = "0x(\w{16})"', (ROOT / "setup.py").read_text(), re.M)[1], 16)
+    assert (abi >> 56, abi >> 48 & 0xFF, abi & (1 << 48) - 1) == (int(asked[1]), int(asked[2]), 0)
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")

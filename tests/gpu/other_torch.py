@@ -1,0 +1,54 @@
+"""What the two libraries are to the torch of this interpreter: `python tests/gpu/other_torch.py CUDA_LIBRARY`, prints JSON.
+
+The C++ library is where BDKERNELS_LIBRARY says. Where BDKERNELS_CUDA_LIBRARY names the simulated one, it computes too: it has the
+binding of the real one. Nothing is compiled, and the interpreter needs torch and numpy alone.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import torch
+from stages import STAGES, problem, same
+
+from bdkernels import backends, cuda
+
+
+def registered() -> dict[str, list[str]]:
+    """Dispatch keys of every operator of the libraries."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    names = sorted(
+        n for n in torch._C._dispatch_get_all_op_names() if n.startswith(("bdkernels_cpu:", "bdkernels_cuda:"))
+    )
+    return {name: [key for key in ("CPU", "CUDA", "CompositeExplicitAutograd") if has(name, key)] for name in names}
+
+
+def by(backend: str) -> dict[str, tuple[torch.Tensor, ...]]:
+    """What each stage gives there."""
+    os.environ["BDKERNELS_BACKEND"] = backend
+    return {name: stage(problem()) for name, stage in STAGES.items()}
+
+
+def differences(backend: str) -> dict[str, str]:
+    """Stages whose result is not the reference's."""
+    found = {}
+    for name, got, want in zip(STAGES, by(backend).values(), by("reference").values(), strict=True):
+        try:
+            same(STAGES[name], got, want)
+        except AssertionError as error:
+            found[name] = str(error)
+    return found
+
+
+if __name__ == "__main__":
+    computes = ["cpu", *(["cuda"] if "BDKERNELS_CUDA_LIBRARY" in os.environ else [])]
+    cuda.LIBRARY = Path(sys.argv[1])
+    seen = {
+        "torch": torch.__version__,
+        "refused": cuda.load() if torch.version.cuda else torch.ops.load_library(cuda.LIBRARY),
+        "registered": registered(),
+        "simulated": cuda.simulated(),
+        "differences": {name: backends.missing(name) or differences(name) for name in computes},
+    }
+    print(json.dumps(seen))
