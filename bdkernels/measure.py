@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-STREAM_FLOATS = 1 << 25  # 128 MB an array: more than any cache holds
-GEMM_SIZES = (512, 1024, 2048)
+STREAM_FLOATS = {"cpu": 1 << 25, "cuda": 1 << 28}  # 128 MB and 1 GB an array: more than any cache holds
+GEMM_SIZES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}  # those below are the launch's time on a GPU
 
 
 class Work(NamedTuple):
@@ -53,12 +53,12 @@ def quartiles(times: list[float]) -> dict[str, float]:
     return {"median_s": median, "q25_s": low, "q75_s": high}
 
 
-def peaks(device: torch.device | str = "cpu", floats: int = STREAM_FLOATS, repeats: int = 5) -> Peaks:
+def peaks(device: torch.device | str = "cpu", floats: int | None = None, repeats: int = 5) -> Peaks:
     """Measure the machine's peaks (a second or two).
 
     Args:
         device: where.
-        floats: length of the arrays that are streamed, fp32.
+        floats: length of the arrays that are streamed, fp32; None for that of the device in STREAM_FLOATS.
         repeats: the best of so many counts.
     """
 
@@ -66,8 +66,10 @@ def peaks(device: torch.device | str = "cpu", floats: int = STREAM_FLOATS, repea
         call()
         return min(seconds(call) for _ in range(repeats))
 
+    kind = torch.device(device).type
+    floats = floats or STREAM_FLOATS[kind]
     gflops = 0.0
-    for n in GEMM_SIZES:
+    for n in GEMM_SIZES[kind]:
         x, y, out = (torch.rand(n, n, device=device) for _ in range(3))
         gflops = max(gflops, 2 * n**3 / best(lambda x=x, y=y, out=out: torch.mm(x, y, out=out)) / 1e9)  # type: ignore[misc]
     a, b, c = (torch.ones(floats, device=device) for _ in range(3))
@@ -90,10 +92,14 @@ def rates(work: Work, median_s: float, best: Peaks) -> dict[str, float | None]:
 def extra_mb(call: Callable[[], Any]) -> float | None:
     """MB above what was there before, at the peak of one call: of the GPU where it is in use, else of this process.
 
-    Linux: the high-water mark of /proc is set back to now first. None on other systems. A process that did such work before
-    may have memory to spare, which hides the need: measure each contender in a process of its own.
+    A GPU: torch counts what its tensors take. It is the second call that counts, since the first may tune kernels, with buffers
+    that no later call needs. Linux: the high-water mark of /proc is set back to now, and the first call counts: a process that
+    did such work before may have memory to spare, which hides the need, so measure each contender in a process of its own.
+    None on other systems.
     """
     if torch.cuda.is_initialized():
+        call()
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()

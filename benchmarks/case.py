@@ -60,7 +60,8 @@ class Case:
     def measure(self, benchmark: Any, repeats: int, limit_s: float) -> dict[str, Timing]:
         """Check, then time in at most `repeats` rounds: about `limit_s` of the library, and at least three.
 
-        A peer that has used up `limit_s` sits out further rounds, but not before it has two timings.
+        How long the library takes is asked of its second call: the first may compile and tune for minutes. A peer that has used
+        up `limit_s` sits out further rounds, but not before it has two timings; one that runs out of memory is absent.
         """
         threads = torch.get_num_threads()
         torch.set_num_threads(self.threads or threads)
@@ -71,16 +72,28 @@ class Case:
             def one_round_of_peers() -> None:
                 for name in peers:
                     times = timings[name].times
-                    if len(times) < 2 or sum(times) < limit_s:
-                        times.append(seconds(self.contenders[name]))
+                    if name not in self.absent and (len(times) < 2 or sum(times) < limit_s):
+                        try:
+                            times.append(seconds(self.contenders[name]))
+                        except torch.OutOfMemoryError as error:
+                            self._leave_out(name, error)
 
-            rounds = max(3, min(repeats, int(limit_s / timings[own].first_s)))
             call = partial(seconds, self.contenders[own])  # which waits for a GPU
+            rounds = max(3, min(repeats, int(limit_s / call())))
             benchmark.pedantic(call, setup=one_round_of_peers, rounds=rounds, iterations=1)
             timings[own].times = list(benchmark.stats.stats.data)
         finally:
             torch.set_num_threads(threads)
-        return timings
+        return {name: timing for name, timing in timings.items() if name not in self.absent}
+
+    def release(self) -> None:
+        """Let go of all inputs, which the check has too, end the children, and give a GPU's memory back."""
+        self.contenders, self.check = {}, _nothing
+        torch.cuda.empty_cache()
+
+    def _leave_out(self, name: str, error: Exception) -> None:
+        del self.contenders[name]
+        self.absent[name] = str(error).splitlines()[0]
 
     def _first_calls(self) -> dict[str, Timing]:
         results: dict[str, Any] = {}
@@ -91,9 +104,14 @@ class Case:
             except (UnavailableError, torch.OutOfMemoryError) as error:
                 if not timings:  # the library itself
                     raise
-                del self.contenders[name]
-                self.absent[name] = str(error).splitlines()[0]
+                self._leave_out(name, error)
             else:
                 timings[name] = Timing(first)
         self.check(results)
+        results.clear()
+        torch.cuda.empty_cache()  # of what the check needed
         return timings
+
+
+def _nothing(results: dict[str, Any]) -> None:
+    pass

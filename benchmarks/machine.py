@@ -16,6 +16,7 @@ import bdkernels as bd
 
 DEVICE = torch.device(os.environ.get("BENCH_DEVICE", "cpu"))
 torch.set_default_device(DEVICE)
+torch.set_float32_matmul_precision("highest")  # the environment may ask for TF32, which is not what is compared
 
 
 def machine() -> dict[str, Any]:

@@ -48,6 +48,25 @@ def _same_start():
     torch.manual_seed(0)
 
 
+def lost_gpu() -> str | None:
+    """Why this process can do nothing more on the GPU: after an illegal access or an assertion there, every call fails."""
+    if torch.cuda.is_initialized():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            return str(error).splitlines()[0]
+    return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Ends the run where the tests after this one would fail for no reason of their own."""
+    report = yield
+    if report.failed and (why := lost_gpu()):
+        item.session.shouldfail = f"no test after {item.nodeid} was run: this process has lost the GPU ({why})"
+    return report
+
+
 def pytest_terminal_summary(terminalreporter) -> None:
     absent = [f"backend {name}: {backends.missing(name)}" for name in backends.NAMES if backends.missing(name)]
     if not torch.cuda.is_available():

@@ -4,6 +4,9 @@ import json
 import os
 import subprocess
 import sys
+import time
+import weakref
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +22,7 @@ sys.path.insert(0, str(ROOT))
 pytest.importorskip("pytest_benchmark", reason="the benchmarks need pytest-benchmark")
 pytest.importorskip("matplotlib", reason="the report's plots need matplotlib")
 
-from benchmarks import cases, evaluate, report, sample, targets, topk  # noqa: E402
+from benchmarks import cases, evaluate, report, sample, suite, targets, topk  # noqa: E402
 from benchmarks.case import Case  # noqa: E402
 from benchmarks.floor import Floor, Tile, product  # noqa: E402
 
@@ -128,7 +131,104 @@ def test_every_timed_call_waits_for_the_device(monkeypatch):
             call()
 
     job.measure(Benchmark(), 3, 1.0)
-    assert events == ["wait", "own", "wait", "wait", "peer", "wait", "wait", "peer", "wait", "wait", "own", "wait"]
+    assert events == [each for name in ("own", "peer", "own", "peer", "own") for each in ("wait", name, "wait")]
+
+
+class Rounds:
+    """pytest-benchmark, as far as a case needs it."""
+
+    def __init__(self) -> None:
+        self.stats = SimpleNamespace(stats=SimpleNamespace(data=[]))
+        self.extra_info = {}
+
+    def pedantic(self, call, setup, rounds, iterations):
+        for _ in range(rounds):
+            setup()
+            self.stats.stats.data.append(call())
+
+
+def test_a_first_call_that_compiles_does_not_shorten_the_timing():
+    calls = []
+
+    def slow_at_first():
+        calls.append(time.sleep(0 if calls else 0.3))
+
+    timing = Case({}, {"own": slow_at_first}, lambda results: None, None).measure(Rounds(), 9, 0.1)["own"]
+    assert timing.first_s >= 0.3 and len(timing.times) == 9 and max(timing.times) < 0.1
+
+
+def test_a_peer_that_runs_out_of_memory_later_is_absent():
+    calls = []
+
+    def no_room_at_third():
+        calls.append(0)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("out of memory\nand much about it")
+
+    job = Case({}, {"own": lambda: 1, "peer": no_room_at_third}, lambda results: None, None)
+    assert list(job.measure(Rounds(), 9, 1.0)) == ["own"]
+    assert job.absent == {"peer": "out of memory"} and len(calls) == 3
+
+
+def test_inputs_are_let_go_before_others_are_weighed():
+    """A child in a process of its own needs the GPU's memory; the check has the inputs, too."""
+    inputs = torch.ones(9)
+    seen = weakref.ref(inputs)
+    job = Case({}, {"own": partial(torch.sum, inputs)}, partial(lambda inputs, results: None, inputs), None)
+    del inputs
+    job.measure(Rounds(), 3, 0.1)
+    assert seen() is not None
+    job.release()
+    assert seen() is None
+
+
+def test_results_are_let_go_before_the_timing():
+    """They take memory beside what is timed."""
+    alive = []
+
+    def own():
+        alive.append(weakref.ref(result := torch.ones(9)))
+        assert sum(ref() is not None for ref in alive) == 1 or len(alive) == 1
+        return result
+
+    Case({}, {"own": own}, lambda results: None, None).measure(Rounds(), 3, 0.1)
+    assert len(alive) == 5
+
+
+def test_a_peer_that_cannot_be_weighed_keeps_its_times(monkeypatch, tmp_path):
+    """Its child may run out of memory; what the library takes has to be known."""
+
+    class Child:
+        extra_mb = 1.0
+
+        def __init__(self, name, contender, *, tiny):
+            if contender in dies:
+                raise RuntimeError(f"{contender} ended with exit code 1")
+
+        __enter__ = __exit__ = lambda self, *rest: self
+
+    monkeypatch.setattr(suite, "Child", Child)
+    monkeypatch.setattr(suite, "build", lambda name, tiny, data: cases.build(name, tiny=True))
+    options = {"suite": "full", "data": "", "results": tmp_path}
+    request = SimpleNamespace(config=SimpleNamespace(getoption=options.get))
+    where = {"peak_gflops": 1.0, "peak_gbs": 1.0, "threads": 1}
+    for dies in (["eager"], ["bdkernels"]):
+        rounds = Rounds()
+        with pytest.raises(RuntimeError, match="exit code 1") if "bdkernels" in dies else nullcontext():
+            suite.test_case("loss/step", rounds, where, request)
+    rows = {row["contender"]: row for row in json.loads((tmp_path / "loss.json").read_text())["rows"]}
+    assert rows["eager"]["median_s"] > 0 and rows["eager"]["note"] == "not weighed: eager ended with exit code 1"
+    assert rows["eager"]["peak_extra_mb"] is None and rows["bdkernels"]["peak_extra_mb"] == 1.0
+
+
+def test_products_are_not_of_tf32():
+    """Whatever the environment asks for: some images of torch set this."""
+    code = "import torch, benchmarks.machine; print(torch.get_float32_matmul_precision())"
+    env = os.environ | {"TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1"}
+    for module, precision in (("benchmarks.machine", "highest"), ("json", "high")):
+        command = [sys.executable, "-c", code.replace("benchmarks.machine", module)]
+        out = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+        assert out.stdout.split() == [precision]
 
 
 def test_a_peer_for_which_memory_is_too_small_is_absent():

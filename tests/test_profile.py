@@ -98,3 +98,23 @@ def test_peaks_and_memory_are_measured():
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("memory is read from /proc, which this system does not have")
     assert 60 < extra_mb(lambda: torch.ones(16 << 20)) < 100
+
+
+def test_memory_of_a_gpu_is_that_of_the_second_call(monkeypatch):
+    """The first one may tune kernels, with buffers of its own."""
+    peak, calls = [0], []
+
+    def call():
+        calls.append(0)
+        peak[0] = (300 if len(calls) == 1 else 5) << 20
+
+    fakes = {
+        "is_initialized": lambda: True,
+        "synchronize": lambda: None,
+        "reset_peak_memory_stats": lambda: peak.__setitem__(0, 2 << 20),
+        "memory_allocated": lambda: 2 << 20,
+        "max_memory_allocated": lambda: peak[0],
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    assert extra_mb(call) == 3

@@ -2,7 +2,8 @@
 
 The steps, one after the other, each with a log of its own: the environment; the build; for each of the backends triton and cuda
 the operators' own tests with every stage carried to the GPU, what only a GPU can show (test_on_device.py), and for cuda the tests
-of its kernels; compute-sanitizer; the benchmarks. A step that cannot run is left out, which is not the same as passed.
+of its kernels; compute-sanitizer; the benchmarks. A step that cannot run is left out, which is not the same as passed. Each file
+of tests has a process of its own: once a kernel has failed, nothing more runs on the GPU there (tests/conftest.py).
 
 `--rehearse` runs the same steps where there is no GPU, a few tests of each: on the CPU, with Triton's interpreter and the CUDA
 sources compiled for the CPU in the GPU's place. It shows that this file works, nothing about a GPU.
@@ -14,25 +15,32 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.cases import GPU
 from benchmarks.machine import machine
 from benchmarks.report import notes
 
 LIMIT_S = 2 * 3600  # for a step: a kernel that hangs is not waited for
+TEST_LIMIT_S = 1800  # and for a test. By a thread, since Python notices no signal while it waits for a GPU
+TRITON_EXAMPLES = 25  # of a fuzz test: nearly each has its own shapes, for which Triton compiles and tunes for seconds
 BACKENDS = ("triton", "cuda")
 KERNEL_TESTS = tuple(f"tests/gpu/test_cuda_{noun}.py" for noun in ("score", "rank", "sample", "topk", "loss"))
+FUZZ = ("tests/test_fuzz.py",)
+LIBRARIES = tuple(ROOT / "bdkernels" / "lib" / f"libbdkernels_{name}.so" for name in ("cpu", "cuda"))
 SIMULATION = ROOT / "build" / "simulation" / "libbdkernels_cusim.so"
 SIMULATED = {"triton": {"TRITON_INTERPRET": "1"}, "cuda": {"BDKERNELS_CUDA_LIBRARY": str(SIMULATION)}}
 SANITIZERS = {  # tool: what it says where it finds nothing
@@ -63,6 +71,7 @@ class Step:
         env: what the environment has besides this process's own.
         says: a regular expression that the log of a success matches, so that a command which does nothing is no success.
         absent: why it is left out; None to run it.
+        makes: files that are removed first: if it fails, nobody takes old ones for its own.
     """
 
     name: str
@@ -70,6 +79,7 @@ class Step:
     env: dict[str, str] = field(default_factory=dict)
     says: str = ""
     absent: str | None = None
+    makes: tuple[Path, ...] = ()
 
     def __str__(self) -> str:
         """As one types it in the root."""
@@ -114,7 +124,7 @@ class Plan:
         if self.rehearse:
             missing["triton"] = "a rehearsal: the interpreter takes long, and the command is that for cuda"
         for name in BACKENDS:
-            yield from unless(missing[name], [self.benchmarks(name)])
+            yield from unless(missing[name], self.benchmarks(name))
 
     def build(self) -> Step:
         setup = (sys.executable, "setup.py", "-q")
@@ -124,19 +134,34 @@ class Plan:
             return Step("build", absent="this torch is a build without CUDA")
         if shutil.which("nvcc") is None:
             return Step("build", absent="nvcc is not on the PATH")
-        return Step("build", (*setup, "build_kernels"), {"BDKERNELS_STRICT_BUILD": "1", "BDKERNELS_BUILD_CUDA": "1"})
+        # For this GPU alone: an nvcc that is older than another one does not know it.
+        archs = os.environ.get("BDKERNELS_CUDA_ARCHS") or "{}{}".format(*torch.cuda.get_device_capability())
+        wanted = {"BDKERNELS_STRICT_BUILD": "1", "BDKERNELS_BUILD_CUDA": "1", "BDKERNELS_CUDA_ARCHS": archs}
+        return Step("build", (*setup, "build_kernels"), wanted, makes=LIBRARIES)
 
     def checks_of(self, name: str) -> Iterator[Step]:
         chosen = {"BDKERNELS_TEST_BACKENDS": name}
         carried = {**chosen, "BDKERNELS_TEST_DEVICE": self.device}
-        yield self.tests(f"{name}: operators", name, operator_tests(), carried, f"{name} or fuzz")
+        for part, files in self.parts(operator_tests()):
+            bounded = {"FUZZ_EXAMPLES": str(TRITON_EXAMPLES)} if (name, files) == ("triton", FUZZ) else {}
+            yield self.tests(f"{name}: operators{part}", name, files, carried | bounded, f"{name} or fuzz")
         yield self.tests(f"{name}: on the device", name, ("tests/gpu/test_on_device.py",), chosen)
         if name == "cuda":
-            yield self.tests("cuda: kernels", name, KERNEL_TESTS, {})
+            for part, files in self.parts(KERNEL_TESTS):
+                yield self.tests(f"cuda: kernels{part}", name, files, {})
+
+    def parts(self, files: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """One process a file; in a rehearsal one for all."""
+        if self.rehearse:
+            yield "", files
+            return
+        for file in files:
+            yield f", {Path(file).stem}", (file,)
 
     def sanitizers(self) -> Iterator[Step]:
+        ours = kernel_filter()
         for each, clean in SANITIZERS.items():
-            watched = ("compute-sanitizer", "--tool", each, "--report-api-errors", "no", "--error-exitcode", "9")
+            watched = ("compute-sanitizer", "--tool", each, *ours, "--report-api-errors", "no", "--error-exitcode", "9")
             # Without torch's cache every tensor is an allocation of its own, whose end memcheck knows.
             run = self.tests("", "cuda", KERNEL_TESTS, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, SANITIZED)
             yield Step(f"cuda: {each}", (*watched, *run.command), run.env, rf"(?s)\d passed.*{clean}")
@@ -147,16 +172,20 @@ class Plan:
             return "a rehearsal: it watches a GPU"
         return None if shutil.which("compute-sanitizer") else "compute-sanitizer is not on the PATH"
 
-    def benchmarks(self, name: str) -> Step:
+    def benchmarks(self, name: str) -> Iterator[Step]:
         """Every GPU workload against its peers, by this backend."""
         env = {"BENCH_DEVICE": self.device, "BDKERNELS_BACKEND": name}
         env |= {"TORCH_COMPILE_DISABLE": "1"} if self.rehearse else {}
         suite = ("--suite", "tiny" if self.rehearse else "gpu", "--results", str(self.out / "results" / name), "-s")
-        return self.tests(f"{name}: benchmarks", name, ("benchmarks/suite.py", *suite), env)
+        for part, cases in [("", "")] if self.rehearse else [(f", {case}", f"::test_case[{case}]") for case in GPU]:
+            yield self.tests(f"{name}: benchmarks{part}", name, (f"benchmarks/suite.py{cases}", *suite), env)
 
     def tests(self, step: str, backend: str, what: tuple[str, ...], env: dict[str, str], only: str = "") -> Step:
         """pytest; in a rehearsal on the simulated backend, and just a few."""
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "3600", *what]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *what]
+        command += ["--timeout", str(TEST_LIMIT_S), "--timeout-method", "thread"]
+        if "FUZZ_EXAMPLES" in env:
+            command += ["--hypothesis-seed", "0"]  # the same examples every time
         if self.rehearse:
             only, env = FEW.get(step, only), env | SIMULATED[backend]
             if backend == "triton":
@@ -172,6 +201,18 @@ class Plan:
             [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False
         )
         return out.stdout.strip() or None
+
+
+def kernel_filter() -> tuple[str, ...]:
+    """Options of compute-sanitizer to watch the kernels of this library alone: torch's are many, and not ours to judge."""
+    try:
+        out = subprocess.run(["compute-sanitizer", "--help"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return ()
+    for option, value in (("--kernel-name", "kernel_substring=bdkernels"), ("--kernel-regex", "kns=bdkernels")):
+        if re.search(rf"{option}\b(?!-)", out):
+            return option, value
+    return ()
 
 
 def unless(absent: str | None, steps: Iterable[Step]) -> Iterator[Step]:
@@ -197,34 +238,41 @@ def run(step: Step, log: Path) -> Outcome:
     """Run one, with all that it prints in the log."""
     if step.absent:
         return Outcome(step, "left out", step.absent)
+    for made in step.makes:
+        made.unlink(missing_ok=True)
     start = time.perf_counter()
     with log.open("w") as file:
         print(f"$ {step}", file=file, flush=True)
         try:
-            done: subprocess.CompletedProcess | str = subprocess.run(
-                step.command,
-                cwd=ROOT,
-                env=os.environ | step.env,
-                stdout=file,
-                stderr=file,
-                timeout=LIMIT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            done = f"no end after {LIMIT_S} s"
+            done: int | str = wait(step, file)
         except OSError as error:
             done = str(error)
     lines = log.read_text(errors="replace").splitlines()[1:]
     last = next((line.strip("= ") for line in reversed(lines) if line.strip("= ")), "")
     if isinstance(done, str):
         verdict, said = "failed", done
-    elif done.returncode:
-        verdict, said = "failed", f"exit code {done.returncode}: {last}"
+    elif done:
+        verdict, said = "failed", f"exit code {done}: {last}"
     elif not re.search(step.says, "\n".join(lines)):
         verdict, said = "failed", f"ended well, but says nowhere {step.says!r}: {last}"
     else:
         verdict, said = "passed", last
     return Outcome(step, verdict, said, time.perf_counter() - start, log)
+
+
+def wait(step: Step, log: TextIO) -> int | str:
+    """The exit status, or that there was none in time. Nothing that the step started stays behind and keeps the GPU busy."""
+    process = subprocess.Popen(
+        step.command, cwd=ROOT, env=os.environ | step.env, stdout=log, stderr=log, start_new_session=True
+    )
+    try:
+        return process.wait(LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return f"no end after {LIMIT_S} s"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -308,9 +356,14 @@ def left_out(log: Path) -> list[str]:
 
 def benchmark_section(name: str, folder: Path) -> list[str]:
     """Every contender of every case, in the order of the suite, beside this library's own row."""
-    rows = [row for path in sorted(folder.glob("*.json")) for row in json.loads(path.read_text())["rows"]]
+    rows, broken = [], []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            rows += json.loads(path.read_text())["rows"]
+        except ValueError:  # its writer was ended
+            broken += ["", f"{path.name}: not readable"]
     if not rows:
-        return []
+        return broken
     first = rows[0]
     lines = [
         "",
@@ -324,7 +377,7 @@ def benchmark_section(name: str, folder: Path) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     own = {row["case"]: row["median_s"] for row in rows if row["contender"] == "bdkernels" and "absent" not in row}
-    return [*lines, *(benchmark_line(row, own) for row in rows), *notes(rows)]
+    return [*lines, *(benchmark_line(row, own) for row in rows), *notes(rows), *broken]
 
 
 def benchmark_line(row: dict[str, Any], own: dict[str, float]) -> str:
