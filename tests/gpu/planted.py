@@ -17,10 +17,12 @@ CALLS = {
     " ('uniform', 0.0, False), False)]",
     "topk": "bd.topk(bd.Factors(torch.ones(2, 1), torch.arange(600.0)[:, None] * 397 % 600), 40, backend='cuda')",
     "step": "bd.bd_step_loss(torch.ones(1, 5), torch.ones(9, 5), None, *batch, sparse=False, backend='cuda')",
+    "cores": "[os.environ.update(BDKERNELS_PRECISION='bf16'),"
+    " bd.rank(bd.Factors(torch.ones(3, 36), torch.ones(70, 36)), torch.zeros(3, 2, dtype=int), backend='cuda')]",
     "update": "bd.bd_step_update(bd.SGD((torch.ones(1, 5), torch.ones(9, 5)), lr=0.1), *batch, backend='cuda')",
 }
 PREPARED = """
-import torch, bdkernels as bd
+import os, torch, bdkernels as bd
 from bdkernels import cuda
 cuda.RANGES = 1  # lists that overflow
 one = torch.zeros(3, dtype=int)
@@ -79,9 +81,19 @@ FAULTS = {
     "product: a barrier of some": Fault(
         "threads of one block wait at different barriers",
         "product.h",
-        "if (step + 1 < steps) load_next",
-        "if (FAULT && threadIdx.x < 40) __syncthreads();\n      if (step + 1 < steps) load_next",
+        "load_next(stages[0]);",
+        "if (FAULT && threadIdx.x < 40) __syncthreads();\n    load_next(stages[0]);",
         "block",
+    ),
+    "mma: operands past the stages": Fault(
+        SHARED, "mma.h", "(user_of(i), k + 4", "(user_of(i) + (FAULT ? 100 * kUsers : 0), k + 4", "cores"
+    ),
+    "mma: some lanes": Fault(
+        "a barrier or warp collective is not reached by every thread",
+        "mma.h",
+        "mma<Operand>(a, b,",
+        "if (!FAULT || threadIdx.x % 32 < 8) mma<Operand>(a, b,",
+        "cores",
     ),
     "rank: no barrier": Fault(
         RACE,
