@@ -29,7 +29,7 @@ SEEN_BLOCK = 32  # seen items of a program's turn
 
 
 def tile_config(users: int, items: int, warps: int, registers: int) -> triton.Config:
-    return triton.Config({"USERS": users, "ITEMS": items}, num_warps=warps, num_stages=2, maxnreg=registers)
+    return triton.Config({"USERS": users, "ITEMS": items, "THRESHOLDS": 32 * warps // users}, num_warps=warps, num_stages=2, maxnreg=registers)
 
 
 # Products of fp32 keep all operands of a step in registers: 8 sums a thread fit beside them. Left to itself, ptxas
@@ -49,6 +49,13 @@ def order_bits(score):
     """int32 in the order of the scores; -0.0 is equal to 0.0. Not for NaN."""
     bits = (score + 0.0).to(tl.int32, bitcast=True)
     return tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+@triton.jit
+def next_above(score):
+    """The lowest float above each; NaN above infinity."""
+    bits = (score + 0.0).to(tl.int32, bitcast=True)
+    return tl.where(bits < 0, bits - 1, bits + 1).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -88,7 +95,7 @@ def count_tiles(
     users, items, item_bias, scores, thresholds, ties, live, out, nan_at,
     n_users, n_items, d, n_thresholds, tiles, user_stride, item_stride, item_offset,
     PRECISION: tl.constexpr, BIAS: tl.constexpr, SCORED: tl.constexpr, LIVE: tl.constexpr,
-    D: tl.constexpr, USERS: tl.constexpr, ITEMS: tl.constexpr,
+    D: tl.constexpr, USERS: tl.constexpr, ITEMS: tl.constexpr, THRESHOLDS: tl.constexpr,
 ):  # fmt: skip
     """Adds to out [B, C] int32 how many items of a run come before each threshold; items are scored, or SCORED [B, N] already."""
     first_user = tl.program_id(0).to(tl.int64) * USERS
@@ -114,19 +121,20 @@ def count_tiles(
         if tl.max(bad.to(tl.int32)) > 0:
             at = tl.where(bad, user[:, None] * n_items + item[None, :], -1)
             tl.atomic_max(nan_at, tl.max(at))
-        key = tl.where(in_items[None, :], order_bits(score), -2147483648)  # before nothing
-        for c in range(0, n_thresholds):
-            at = user * n_thresholds + c
-            threshold = order_bits(tl.load(thresholds + at, mask=in_users, other=0.0))
-            tie = tl.load(ties + at, mask=in_users, other=0) - item_offset - tile
-            # An equal score comes before if its id is lower: there the threshold is one less.
-            if tl.max(((tie > 0) & (tie < ITEMS)).to(tl.int32)) > 0:
-                before = key > threshold[:, None] - (column[None, :] < tie[:, None]).to(tl.int32)
-            else:
-                before = key > (threshold - (tie > 0).to(tl.int32))[:, None]
-            # Counted as floats, exact far beyond a tile: of integers the compiler makes bits, packed in local memory.
-            many = tl.sum(tl.where(before, 1.0, 0.0), 1).to(tl.int32)
-            tl.atomic_add(out + at, many, mask=in_users, sem="relaxed")
+        score = tl.trans(tl.where(in_items[None, :], score, float("nan")))[:, :, None]  # NaN is before nothing
+        for block in range(0, n_thresholds, THRESHOLDS):
+            c = block + tl.arange(0, THRESHOLDS)
+            at = user[:, None] * n_thresholds + c[None, :]
+            wanted = in_users[:, None] & (c < n_thresholds)[None, :]
+            threshold = tl.load(thresholds + at, mask=wanted, other=0.0)
+            tie = tl.load(ties + at, mask=wanted, other=0) - item_offset - tile
+            bound = tl.where(tie < ITEMS, next_above(threshold), threshold)
+            many = tl.sum(tl.where(score >= bound[None, :, :], 1.0, 0.0), 0)
+            tie = tl.where(tie < ITEMS, tie, 0).to(tl.int32)
+            if tl.max(tie) > 0:
+                equal = (score == threshold[None, :, :]) & (column[:, None, None] < tie[None, :, :])
+                many += tl.sum(tl.where(equal, 1.0, 0.0), 0)
+            tl.atomic_add(out + at, many.to(tl.int32), mask=wanted & (many > 0), sem="relaxed")
 
 
 @triton.jit
