@@ -1,10 +1,10 @@
 """rank: counts of the items before each threshold, in Triton: scoring, comparing and counting in one kernel.
 
-A program holds a block of users against a run of item tiles. A tile's scores stay in registers as integers in the order of the
-scores, and every threshold of a user is compared with them; sums of a tile go to [B, C] by integer atomics, whose order changes
-nothing. B N d multiply-adds and 2 B N C integer operations; the items are read once for each block of users, B / USERS times
-4 N d bytes, and nothing of size B x N is ever written. With few thresholds the floor is the product; the time grows with C, and
-for many thresholds the CUDA backend, which searches, does less.
+A program holds a block of users against a run of item tiles. A tile's scores stay in registers: a thread has one user's, all of
+them, and one of the user's thresholds at a time, so it compares and counts alone, an instruction each for a score. Sums of a tile
+go to [B, C] by integer atomics, whose order changes nothing. B N d multiply-adds, B N C comparisons and as many additions; the
+items are read once for each block of users, B / USERS times 4 N d bytes, and nothing of size B x N is ever written. With few
+thresholds the floor is the product; the time grows with C, and for many thresholds the CUDA backend, which searches, does less.
 
 What the users have seen is counted with the rest, and taken off by a second kernel, whose chain gives the same bits.
 
@@ -29,14 +29,16 @@ SEEN_BLOCK = 32  # seen items of a program's turn
 
 
 def tile_config(users: int, items: int, warps: int, registers: int) -> triton.Config:
-    return triton.Config({"USERS": users, "ITEMS": items, "THRESHOLDS": 32 * warps // users}, num_warps=warps, num_stages=2, maxnreg=registers)
+    """A thread for each user and threshold of a turn."""
+    sizes = {"USERS": users, "ITEMS": items, "THRESHOLDS": 32 * warps // users}
+    return triton.Config(sizes, num_warps=warps, num_stages=2, maxnreg=registers)
 
 
-# Products of fp32 keep all operands of a step in registers: 8 sums a thread fit beside them. Left to itself, ptxas
-# would spill a few registers to fit one more program on a multiprocessor: it may use them all.
-EXACT = [tile_config(*of, 255) for of in ((16, 64, 4), (16, 128, 8), (32, 64, 8), (64, 32, 8))]
-ON_TENSOR_CORES = [tile_config(*of, 255) for of in ((16, 128, 4), (32, 128, 4), (64, 128, 8), (16, 256, 4))]
-FEWEST_ITEMS = 32  # of a tile
+# A thread holds a tile's 64 scores of a user, or the operands of a step and 8 or 16 sums of the exact product. Left to itself,
+# ptxas takes more registers than that needs: 168 let three programs of 4 warps onto a multiprocessor.
+EXACT = [tile_config(*of) for of in ((16, 64, 4, 168), (32, 64, 4, 168), (64, 64, 8, 255))]
+ON_TENSOR_CORES = [*EXACT, tile_config(128, 64, 8, 255)]
+FEWEST_ITEMS = 64  # of a tile
 
 
 def configs_of(configs: object, _: object, PRECISION: str, **unused: object) -> list[triton.Config]:
@@ -53,7 +55,7 @@ def order_bits(score):
 
 @triton.jit
 def next_above(score):
-    """The lowest float above each; NaN above infinity."""
+    """The lowest float above each; above infinity NaN, which no score reaches. Not for NaN."""
     bits = (score + 0.0).to(tl.int32, bitcast=True)
     return tl.where(bits < 0, bits - 1, bits + 1).to(tl.float32, bitcast=True)
 
@@ -85,7 +87,7 @@ def product(
 
 
 @triton.autotune(
-    EXACT + ON_TENSOR_CORES,
+    ON_TENSOR_CORES,
     key=["d", "PRECISION"],
     reset_to_zero=["out"],
     prune_configs_by={"early_config_prune": configs_of},
@@ -121,19 +123,22 @@ def count_tiles(
         if tl.max(bad.to(tl.int32)) > 0:
             at = tl.where(bad, user[:, None] * n_items + item[None, :], -1)
             tl.atomic_max(nan_at, tl.max(at))
-        score = tl.trans(tl.where(in_items[None, :], score, float("nan")))[:, :, None]  # NaN is before nothing
+        # [ITEMS, USERS, 1]: of this shape Triton gives a thread all items of a user. NaN comes before nothing.
+        score = tl.trans(tl.where(in_items[None, :], score, float("nan")))[:, :, None]
         for block in range(0, n_thresholds, THRESHOLDS):
             c = block + tl.arange(0, THRESHOLDS)
             at = user[:, None] * n_thresholds + c[None, :]
             wanted = in_users[:, None] & (c < n_thresholds)[None, :]
             threshold = tl.load(thresholds + at, mask=wanted, other=0.0)
             tie = tl.load(ties + at, mask=wanted, other=0) - item_offset - tile
-            bound = tl.where(tie < ITEMS, next_above(threshold), threshold)
-            many = tl.sum(tl.where(score >= bound[None, :, :], 1.0, 0.0), 0)
-            tie = tl.where(tie < ITEMS, tie, 0).to(tl.int32)
+            # An equal score comes before if its id is lower: all of the tile's are, or none, or those of a few columns.
+            lowest = tl.where(tie < ITEMS, next_above(threshold), threshold)
+            # Counted as floats, exact far beyond a tile: of integers the compiler makes bits, packed in local memory.
+            many = tl.sum((score >= lowest[None, :, :]).to(tl.float32), 0)
+            tie = tl.where(tie < ITEMS, tie, 0).to(tl.int32)  # above -2^31, as no id is above 2^31
             if tl.max(tie) > 0:
                 equal = (score == threshold[None, :, :]) & (column[:, None, None] < tie[None, :, :])
-                many += tl.sum(tl.where(equal, 1.0, 0.0), 0)
+                many += tl.sum(equal.to(tl.float32), 0)
             tl.atomic_add(out + at, many.to(tl.int32), mask=wanted & (many > 0), sem="relaxed")
 
 

@@ -62,10 +62,13 @@ def chains(ptx: str) -> list[tuple[Chain, bool]]:
     for name, rest in lines:
         into, used = targets(name, rest), REGISTER.findall(rest)
         read = [value(r) for r in used[len(into) :]]
-        if name.startswith("ld.shared") and name.endswith("b32"):
+        if name.startswith("ld.shared") and name.endswith((".b32", ".b64")):
             offset = int((re.search(r"\+(-?\d+)\]", rest) or [0, 0])[1])
             for i, register in enumerate(into):
-                write(register, place(read[0], offset + 4 * i))
+                if name.endswith("32"):
+                    write(register, place(read[0], offset + 4 * i))
+                else:
+                    write(register, Pair(place(read[0], offset + 8 * i), place(read[0], offset + 8 * i + 4)))
         elif name == "add.s32" and len(read) == 1:
             write(into[0], place(read[0], int(rest.split(",")[-1])))
         elif name == "fma.rn.f32":
@@ -76,8 +79,9 @@ def chains(ptx: str) -> list[tuple[Chain, bool]]:
             extended |= {part[2] for part in parts}
             write(into[0], Pair(*(multiply_add(*part) for part in parts)))
         elif name == "mov.b64" and rest.startswith("{"):
-            for i, register in enumerate(into):
-                write(register, half(read[0], i))
+            for i, register in enumerate(re.split(r",\s*", rest[1 : rest.index("}")])):
+                if register != "_":  # that half is not wanted
+                    write(register, half(read[0], i))
         elif name == "mov.b64" and "{" in rest:
             write(into[0], Pair(*read))
         elif name == "shl.b64" and rest.endswith(", 32"):

@@ -74,6 +74,21 @@ def test_an_exact_score_is_one_chain_in_order(name, cc):
             assert in_order(chain.left) and in_order(chain.right)
 
 
+@pytest.mark.parametrize("cc", GPUS)
+@pytest.mark.parametrize("name", ["rank ieee", "rank tf32", "rank biased, seen, live", "rank of a block"])
+def test_a_thread_counts_alone(name, cc):
+    """All of a tile's scores against its own threshold: no shuffle, an instruction to compare a score and at most one to add.
+
+    The loop's others are 5 for each score in a branch that ties in the tile take, and not 64 that all scores share.
+    """
+    with compiling(cc) as kernels:
+        dict(call_sites())[name]()
+    for kernel in (k for k in kernels if k.name == "count_tiles"):
+        items = kernel.config["ITEMS"]
+        (loop,) = (found for found in loops(kernel.sass, innermost=True) if found["RED"] + found["REDG"])
+        assert loop["SHFL"] == 0 and loop["FSET"] >= items and loop.total() < 8 * items, kernel.config
+
+
 def test_reading_chains():
     ptx = """
         mov.b32 %r1, 0;
@@ -86,12 +101,18 @@ def test_reading_chains():
         fma.rn.f32 %r7, %r3, %r4, %r7;
         fma.rn.f32 %r12, %r3, %r4, %r11;
         fma.rn.f32 %r13, %r2, %r5, %r12;
+        ld.shared.b64 %rd1, [%r9+16];
+        mov.b64 {_, %r14}, %rd1;
+        cvt.u32.u64 %r15, %rd1;
+        fma.rn.f32 %r17, %r15, %r5, %r16;
+        fma.rn.f32 %r18, %r14, %r4, %r17;
 """
     found = {chain.start: (goes_on, chain) for chain, goes_on in chains(ptx)}
-    good, alone, backwards = (found[name] for name in ("%r1", "%r7", "%r11"))
+    good, alone, backwards, halves = (found[name] for name in ("%r1", "%r7", "%r11", "%r16"))
     assert good[0] and good[1].left == (("%r9", 8), ("%r9", 12)) and in_order(good[1].left) and in_order(good[1].right)
     assert alone[0] and len(alone[1].left) == 1
     assert not backwards[0] and not in_order(backwards[1].left)
+    assert halves[1].left == (("%r9", 16), ("%r9", 20)) and in_order(halves[1].right)
 
 
 def test_a_spill_is_seen():

@@ -79,8 +79,8 @@ def test_shards_add_up_and_live_rows_are_enough(rng):
 
 def test_ties_of_any_id_and_thresholds_of_any_value():
     scores = torch.tensor([[0.0, -0.0, torch.inf, -torch.inf, 1.0, 0.0]])
-    thresholds = torch.tensor([[0.0, -0.0, torch.inf, -torch.inf, 1e-45, torch.inf]])
-    ties = torch.tensor([[1, 2**31, 0, 3, 0, 2**31]])
+    thresholds = torch.tensor([[0.0, -0.0, torch.inf, -torch.inf, 1e-45, torch.inf, -torch.inf, -1e-45, -0.0]])
+    ties = torch.tensor([[1, 2**31, 0, 3, 0, 2**31, 2**31, 0, 5]])
     for offset in (0, 3):
         arguments = scores, thresholds, ties, None, offset
         with strict(config=0):
