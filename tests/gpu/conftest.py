@@ -1,12 +1,9 @@
 """Where the CUDA kernels run in tests: on a GPU if one is there, else their source on the CPU, in the simulator of shim/."""
 
-import atexit
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the folders below
 
+from elsewhere import job_of, start
 from simulation import ROOT, build_simulation
 
 from bdkernels import backends, cuda
@@ -21,36 +19,16 @@ from bdkernels import backends, cuda
 
 @pytest.fixture(scope="session")
 def simulated_library() -> Path:
-    return build_simulation(ROOT / "build" / "simulation" / "libbdkernels_cusim.so")
+    return build_simulation()
 
 
-@cache
-def start_interpreted() -> subprocess.Popen:
-    """The tests of interpreted/, which take minutes: on another core, while others run here."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(Path(__file__).parent / "interpreted"),
-    ]
-    env = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    atexit.register(run.kill)
-    return run
+def pytest_collection_modifyitems(items) -> None:
+    items.sort(key=lambda item: job_of(item) is not None)  # those wait, so they come last
 
 
 def pytest_collection_finish(session) -> None:
-    wanted = any("interpreted" in getattr(item, "fixturenames", ()) for item in session.items)
-    if wanted and not session.config.option.collectonly and importlib.util.find_spec("triton"):
-        start_interpreted()
-
-
-@pytest.fixture
-def interpreted():
-    return start_interpreted
+    if not session.config.option.collectonly:
+        start(filter(None, map(job_of, session.items)))
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,23 @@
 """Every Triton kernel in the strict interpreter (`interpreter.py`), in a process of its own: kernels are decorated once."""
 
-import importlib.util
+from pathlib import Path
 
 import pytest
+from elsewhere import Job
+
+KERNELS = Job(
+    *("-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).parent / "interpreted")),
+    env={"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+    needs=("triton",),
+)
 
 
-def test_triton_kernels_in_the_interpreter(interpreted):
-    if importlib.util.find_spec("triton") is None:
+def test_triton_kernels_in_the_interpreter():
+    if KERNELS.missing():
         pytest.skip("triton is not installed")
-    out, _ = interpreted().communicate()
-    print(out[-3000:])
-    assert interpreted().returncode == 0, out[-12000:]
+    said = KERNELS.wait().said
+    print(said[-3000:])
+    assert KERNELS.returncode == 0, said[-12000:]
+
+
+test_triton_kernels_in_the_interpreter.job = KERNELS
