@@ -1,13 +1,11 @@
-"""What the two libraries are to the torch of this interpreter: `python tests/gpu/other_torch.py CUDA_LIBRARY`, prints JSON.
+"""What the two libraries are to the torch of this interpreter: `python tests/gpu/other_torch.py`, prints JSON.
 
-The C++ library is where BDKERNELS_LIBRARY says. Where BDKERNELS_CUDA_LIBRARY names the simulated one, it computes too: it has the
+They are where BDKERNELS_LIBRARY and BDKERNELS_CUDA_LIBRARY say. If the latter is the simulated one, it computes too: it has the
 binding of the real one. Nothing is compiled, and the interpreter needs torch and numpy alone.
 """
 
 import json
 import os
-import sys
-from pathlib import Path
 
 import torch
 from stages import STAGES, problem, same
@@ -42,13 +40,13 @@ def differences(backend: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    computes = ["cpu", *(["cuda"] if "BDKERNELS_CUDA_LIBRARY" in os.environ else [])]
-    cuda.LIBRARY = Path(sys.argv[1])
+    refused = backends.missing("cuda")
+    computes = ["cpu", *(["cuda"] if refused is None and cuda.simulated() else [])]
     seen = {
         "torch": torch.__version__,
-        "refused": cuda.load() if torch.version.cuda else torch.ops.load_library(cuda.LIBRARY),
+        "refused": refused,
         "registered": registered(),
-        "simulated": cuda.simulated(),
+        "simulated": "cuda" in computes,
         "differences": {name: backends.missing(name) or differences(name) for name in computes},
     }
     print(json.dumps(seen))

@@ -44,17 +44,15 @@ STAGES = {
 }
 
 
-def seen_by(python: str, cuda_library: Path, simulated: bool) -> dict[str, Any]:
+def seen_by(python: str, cuda_library: Path) -> dict[str, Any]:
     """What other_torch.py says there; in a process of its own, since simulation and library have the same names."""
     env = os.environ | {
         "BDKERNELS_LIBRARY": str(cpu.LIBRARY),
+        "BDKERNELS_CUDA_LIBRARY": str(cuda_library),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
         "OMP_NUM_THREADS": "1",
     }
-    env.pop("BDKERNELS_CUDA_LIBRARY", None)
-    if simulated:
-        env["BDKERNELS_CUDA_LIBRARY"] = str(cuda_library)
-    command = [python, str(ROOT / "tests/gpu/other_torch.py"), str(cuda_library)]
+    command = [python, str(ROOT / "tests/gpu/other_torch.py")]
     out = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
     seen = json.loads(out.stdout.splitlines()[-1])
@@ -76,7 +74,7 @@ def check_registered(seen: dict[str, Any], cuda_key: str) -> None:
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_one_binary_loads(python, cuda_library):
     """Beside a torch with CUDA or without one. And the C++ library computes there what it should."""
-    seen = seen_by(python, cuda_library, simulated=False)
+    seen = seen_by(python, cuda_library)
     assert seen["refused"] is None and seen["simulated"] is False
     check_registered(seen, "CUDA")
     assert seen["differences"] == {"cpu": {}}
@@ -85,7 +83,7 @@ def test_the_one_binary_loads(python, cuda_library):
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_binding_of_cuda_computes(python, simulated_library):
     """That of the simulation, which is compiled as one binary too."""
-    seen = seen_by(python, simulated_library, simulated=True)
+    seen = seen_by(python, simulated_library)
     assert seen["simulated"] is True
     check_registered(seen, "CPU")
     assert seen["differences"] == {"cpu": {}, "cuda": {}}
