@@ -16,12 +16,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Job:
-    """`python *arguments` in the root, once `prepare` has run, and only where the packages of `needs` are."""
+    """`python *arguments` in the root, once `prepare` has run, and only where the packages of `needs` are.
+
+    Its environment is that of now: the tests that run beside it change theirs.
+    """
 
     def __init__(
         self, *arguments: str, env: dict[str, str], needs: tuple[str, ...] = (), prepare: Callable[[], object] = int
     ) -> None:
-        self.command, self.env, self.needs, self.prepare = [sys.executable, *arguments], env, needs, prepare
+        self.command, self.needs, self.prepare = [sys.executable, *arguments], needs, prepare
+        self.env = os.environ | env
         self.done = threading.Event()
         self.error: BaseException | None = None
         self.returncode, self.said = 0, ""
@@ -35,7 +39,7 @@ class Job:
             process = subprocess.Popen(
                 self.command,
                 cwd=ROOT,
-                env=os.environ | self.env,
+                env=self.env,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
