@@ -54,7 +54,7 @@ def draw(n_items: int, m: int, seed: int, step: int) -> Tensor:
 
 def within(seen: Seen, ids: Tensor) -> Seen:
     """What of the items `ids` [m], rising, has been seen, by their numbers in the subset. On a GPU this waits for it."""
-    places = torch.searchsorted(ids, seen.indices)
+    places = torch.searchsorted(ids, seen.indices.contiguous())
     there = ids[places.clamp(max=len(ids) - 1)] == seen.indices
     before = torch.zeros(len(there) + 1, dtype=torch.int64, device=ids.device)
     torch.cumsum(there, 0, out=before[1:])

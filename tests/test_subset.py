@@ -146,6 +146,23 @@ def test_a_score_that_is_no_number(backend):
         bd.sample(t, s, 3, catalog=20, backend=backend)
 
 
+def test_operator():
+    """Schema, fake and dispatch, with the ranks of a subset."""
+    t, s = models(3, 50)
+    arguments = (
+        *t,
+        *s,
+        None,
+        torch.zeros(4, dtype=torch.int64),
+        torch.zeros(0, dtype=torch.int64),
+        torch.arange(3),
+        5,
+        1,
+        2,
+    )
+    torch.library.opcheck(torch.ops.bdkernels.sample.default, (*arguments, "tanh", 9.0, False, "exp", 2.5, True, 20))
+
+
 @pytest.mark.parametrize(("m", "delta"), [(0, 0.1), (5, 0.0), (5, 1.0)])
 def test_no_bound(m, delta):
     with pytest.raises(ValueError, match="m, delta: expected m >= 1 and delta"):
