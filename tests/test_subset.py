@@ -149,18 +149,9 @@ def test_a_score_that_is_no_number(backend):
 def test_operator():
     """Schema, fake and dispatch, with the ranks of a subset."""
     t, s = models(3, 50)
-    arguments = (
-        *t,
-        *s,
-        None,
-        torch.zeros(4, dtype=torch.int64),
-        torch.zeros(0, dtype=torch.int64),
-        torch.arange(3),
-        5,
-        1,
-        2,
-    )
-    torch.library.opcheck(torch.ops.bdkernels.sample.default, (*arguments, "tanh", 9.0, False, "exp", 2.5, True, 20))
+    seen = torch.zeros(4, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    weights = "tanh", 9.0, False, "exp", 2.5, True
+    torch.library.opcheck(torch.ops.bdkernels.sample.default, (*t, *s, *seen, torch.arange(3), 5, 1, 2, *weights, 20))
 
 
 @pytest.mark.parametrize(("m", "delta"), [(0, 0.1), (5, 0.0), (5, 1.0)])
