@@ -10,7 +10,7 @@ BENCH   := $(PY) -m pytest benchmarks/suite.py -q -s --timeout 3600 --results $(
 SOURCES := $(shell find csrc tests/sanitize tests/gpu -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize gpu-proof gpu-check fuzz lint format bench bench-full quality bench-report clean
+.PHONY: help demo test sanitize gpu-proof gpu-check fuzz lint format bench bench-full quality subset bench-report clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ bench-full: $(VENV)/.built $(VENV)/.tools-test $(VENV)/.tools-bench  ## The same
 
 quality: $(VENV)/.built  ## Distilled against matched control on three seeds (minutes); writes benchmarks/results/
 	$(PY) -m benchmarks.quality $(DATA)
+
+subset: $(VENV)/.built  ## Ranks from a subset against exact ones: cost, error, quality (minutes); writes benchmarks/results/
+	$(PY) -m benchmarks.subset $(DATA)
 
 bench-report: $(VENV)/.built  ## Write the README's tables and plots from benchmarks/results/
 	$(PY) -m benchmarks.report

@@ -25,6 +25,7 @@ from .functional import (
 )
 from .optim import SGD, Adagrad, LazyAdam, RowOptimizer
 from .seen import Seen
+from .subset import rank_error
 from .weights import Exp, Linear, RankOnly, Tanh, Uniform, Weight
 
 try:
@@ -56,6 +57,7 @@ __all__ = [
     "count_above_block",
     "distill_loss",
     "rank",
+    "rank_error",
     "sample",
     "score",
     "topk",

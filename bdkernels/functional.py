@@ -166,6 +166,7 @@ def sample(
     seed: int = 0,
     step: int = 0,
     user_ids: Tensor | None = None,
+    catalog: int | None = None,
     backend: str | None = None,
 ) -> Samples:
     """Items by the discrepancy of their ranks under the two models: exact draws of Kweon, Kang, Yu (WWW 2021), section 4.
@@ -184,11 +185,16 @@ def sample(
         seed: any integer in [-2^63, 2^63).
         step: in [0, 2^32): training step or refresh, so that each draws anew.
         user_ids: [B] int64 in [0, 2^32), which user each row is; row numbers unless given. Repeats get equal draws.
+        catalog: None counts ranks over all items. m counts them over m random items, others for each (seed, step) and the same
+            for all users, so that the cost does not grow with N: draws then follow estimated ranks. The share of the catalog
+            that an estimate is off by passes `rank_error(m, delta)` with a probability of at most delta. Proposals come from
+            all items, but for users whose weights are so peaked that hardly any is accepted: those draw from the m.
         backend: see `score`.
     """
     models = *_detach(teacher, "teacher"), *_detach(student, "student")
-    for name, value in (("k", k), ("seed", seed), ("step", step)):
+    for name, value in (("k", k), ("seed", seed), ("step", step), ("catalog", 1 if catalog is None else catalog)):
         checks.int64(name, value)
+    checks.integer("catalog", 1 if catalog is None else catalog, 1)
     for name, w in (("to_student", to_student), ("to_teacher", to_teacher)):
         checks.instance(name, w, Weight, type(None))
     if user_ids is None:
@@ -199,7 +205,7 @@ def sample(
     ]
     drawn = torch.ops.bdkernels.sample(
         *models, *_pair(seen), _tensor("user_ids", user_ids), k, seed, step, *weights[0], *weights[1],
-        backend=_name(backend),
+        catalog or 0, backend=_name(backend),
     )  # fmt: skip
     student_draws, teacher_draws = (Draws(ids, ids >= 0) for ids in drawn)
     return Samples(

@@ -198,7 +198,7 @@ def check_scores_at(scores: Tensor, rows: Tensor, ids: Tensor) -> None:
 
 # ---- sample ----
 
-PROPOSE, ACCEPT, FALLBACK = 0, 1, 2  # streams of random numbers; the same in csrc/core/philox.h
+PROPOSE, ACCEPT, FALLBACK, SUBSET = 0, 1, 2, 3  # streams of random numbers; the first three as in csrc/core/philox.h
 
 
 def philox(seed: int, index: Tensor, stream: int, users: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -5,6 +5,9 @@ proposal in the order of the proposals' counters, so the size of a round, the ba
 
 Where the steps are queued on a GPU, nothing here waits for it but one question at the end: does any user need the full row? A
 CUDA graph that is being captured cannot ask, so there such a user gets fewer draws (they are exact), the rest is -1.
+
+Ranks may be counted over a random subset of the catalog instead (subset.py): proposals still come from all of it, and what the
+full row would give comes from the subset's row.
 """
 
 from functools import partial
@@ -13,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import reference
+from . import reference, subset
 from .factors import Factors
 from .reference import Steps, WeightCode
 from .seen import Seen
@@ -36,6 +39,7 @@ class Batch(NamedTuple):
     seen: Seen | None
     user_ids: Tensor  # [B] int64
     candidates: Tensor  # [B] int64, unseen items of each user
+    subset: "Subset | None" = None  # of the items, to count ranks over; None: all
 
     def take(self, rows: Tensor) -> "Batch":
         """The same for some rows, none of them twice."""
@@ -46,7 +50,38 @@ class Batch(NamedTuple):
             None if self.seen is None else self.seen.rows(rows, nnz),
             self.user_ids[rows],
             self.candidates[rows],
+            None if self.subset is None else Subset(self.subset.ids, self.subset.batch.take(rows)),
         )
+
+    def among(self, ids: Tensor) -> "Batch":
+        """The same users, with ranks from the items `ids`, rising."""
+        seen = None if self.seen is None else subset.within(self.seen, ids)
+        candidates = reference.candidate_counts(len(ids), len(self.user_ids), seen, ids.device)
+        part = Batch(_of(self.teacher, ids), _of(self.student, ids), seen, self.user_ids, candidates)
+        return self._replace(subset=Subset(ids, part))
+
+    @property
+    def counted(self) -> "Batch":
+        """The same users with just the items that ranks are counted over."""
+        return self if self.subset is None else self.subset.batch
+
+    def ranks(self, counts: Tensor) -> Tensor:
+        """[B, C] int64 in the catalog, from how many unseen ones of the counted items come before, to the nearest rank."""
+        if self.subset is None:
+            return 1 + counts
+        all_, some = self.candidates[:, None], self.counted.candidates.clamp(min=1)[:, None]
+        return 1 + (counts * all_ + some // 2) // some
+
+
+class Subset(NamedTuple):
+    """Some items of a catalog: item i of the batch is item ids[i]."""
+
+    ids: Tensor  # [m] int64, rising
+    batch: Batch
+
+
+def _of(f: Factors, ids: Tensor) -> Factors:
+    return f._replace(items=f.items[ids], item_bias=None if f.item_bias is None else f.item_bias[ids])
 
 
 class Direction(NamedTuple):
@@ -69,16 +104,28 @@ def sample(
     seed: int,
     step: int,
     user_ids: Tensor,
+    catalog: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Draw k items a user and direction; returns their ids [B, k] to the student and to the teacher, -1 where none.
 
-    `weights` are those to the student and to the teacher; a direction whose kind is "" is off and has no columns.
+    `weights` are those to the student and to the teacher; a direction whose kind is "" is off and has no columns. Ranks are
+    counted over `catalog` items; over all where that is 0, or as many as there are.
     """
     candidates = reference.candidate_counts(teacher.n_items, len(user_ids), seen, user_ids.device)
     everyone = Batch(teacher, student, seen, user_ids, candidates)
     limits = PROBE, MIN_HITS, CAP
     draw = steps.draw or partial(_draw, steps)
-    ids = draw(everyone, k, weights, seed, step, limits)
+    if 0 < catalog < teacher.n_items:
+        ids_counted = subset.draw(teacher.n_items, catalog, seed, step).to(user_ids.device)
+        draw, everyone = partial(_draw, steps), everyone.among(ids_counted)
+    try:
+        ids = draw(everyone, k, weights, seed, step, limits)
+    except ValueError as error:  # it names an item by its number there
+        raise (
+            error
+            if everyone.subset is None
+            else ValueError(f"{error} of the {catalog} items that ranks are counted over")
+        ) from error
     to_student, to_teacher = (drawn if kind else drawn[:, :0] for drawn, (kind, _, _) in zip(ids, weights, strict=True))
     return to_student, to_teacher
 
@@ -93,7 +140,7 @@ def _draw(
     limits: tuple[int, int, int],
 ) -> tuple[Tensor, Tensor]:
     """`sample` made of the steps of a backend."""
-    n_users, n_items = len(everyone.user_ids), everyone.teacher.n_items
+    n_users, n_items = len(everyone.user_ids), everyone.counted.teacher.n_items
     out = [everyone.user_ids.new_full((n_users, k + 1), -1) for _ in weights]
     for rows in torch.arange(n_users, device=everyone.user_ids.device).split(QUEUED_ROWS if steps.queued else ROWS):
         batch = everyone.take(rows)
@@ -135,8 +182,10 @@ def _accept_in_rounds(
         b = batch.take(rows)
         ids = steps.propose(seed, step, b.user_ids, start, stop, b.teacher.n_items, b.seen)
         listed = ids.clamp(min=0)  # of a user without candidates, who is not open, any item
+        ties = listed if b.subset is None else torch.searchsorted(b.subset.ids, listed)
         rank_t, rank_s = (
-            1 + steps.count_above(f, steps.score(f, listed), listed, b.seen, 0, **live) for f in (b.teacher, b.student)
+            b.ranks(steps.count_above(part, steps.score(f, listed), ties, b.counted.seen, 0, **live))
+            for f, part in zip((b.teacher, b.student), b.counted[:2], strict=True)
         )
         for d in directions:
             guide, learner = (rank_s, rank_t) if d.to_teacher else (rank_t, rank_s)
@@ -160,13 +209,14 @@ def _place(d: Direction, rows: Tensor, ids: Tensor, hit: Tensor, k: int) -> None
 def _draw_from_full_rows(steps: Steps, b: Batch, d: Direction, rows: Tensor, seed: int, step: int) -> None:
     """Fill the missing draws of these rows from the cumulative weights of all candidates: float64, from log-weights."""
     kind, parameter, flipped = d.weight
-    guide, learner = (b.student, b.teacher) if d.to_teacher else (b.teacher, b.student)
-    rank_guide = _full_ranks(steps, guide, b.seen)
-    delta = rank_guide - _full_ranks(steps, learner, b.seen)
+    part = b.counted
+    guide, learner = (part.student, part.teacher) if d.to_teacher else (part.teacher, part.student)
+    rank_guide = b.ranks(_full_ranks(steps, guide, part.seen) - 1)
+    delta = rank_guide - b.ranks(_full_ranks(steps, learner, part.seen) - 1)
     log_w = reference.log_weight(kind, parameter, -delta if flipped else delta, b.candidates[:, None], rank_guide)
     del delta, rank_guide
-    if b.seen is not None:
-        log_w[b.seen.row_of_each(), b.seen.indices] = -torch.inf
+    if part.seen is not None:
+        log_w[part.seen.row_of_each(), part.seen.indices] = -torch.inf
     top = log_w.amax(1, keepdim=True)
     cumulative = (log_w - top).exp_().nan_to_num_(0.0).cumsum_(1)  # NaN: no weight anywhere
     total = cumulative[:, -1:].contiguous()
@@ -175,7 +225,7 @@ def _draw_from_full_rows(steps: Steps, b: Batch, d: Direction, rows: Tensor, see
     u = reference.uniform(*words[2:]) if d.to_teacher else reference.uniform(*words[:2])
     last = torch.searchsorted(cumulative, total)  # the last item with weight: u * total may round up to total
     drawn = torch.searchsorted(cumulative, u * total, right=True).minimum(last)
-    drawn = torch.where(total > 0, drawn, -1)
+    drawn = torch.where(total > 0, drawn if b.subset is None else b.subset.ids[drawn], -1)
     d.ids[rows, :-1] = torch.where(index < d.hits[rows, None], d.ids[rows, :-1], drawn)
 
 

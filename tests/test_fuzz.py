@@ -185,13 +185,9 @@ def test_sample(case):
     if bad_weight:
         assert NAMED.match(weight)
         return None
-    got = everywhere(
-        case,
-        lambda name: bd.sample(
-            t, s, k, seen, to_student=weight, to_teacher=weight, seed=seed, step=step, user_ids=users, backend=name
-        ),
-        *data.given(t, s, seen, users),
-    )
+    settings = {"to_student": weight, "to_teacher": weight, "seed": seed, "step": step, "user_ids": users}
+    given = data.given(t, s, seen, users)
+    got = everywhere(case, lambda name: bd.sample(t, s, k, seen, **settings, backend=name), *given)
     bad = data.bad_factors(t) or data.bad_factors(s) or data.bad_seen(seen, case.b, case.n) or (case.n < 1 and "N")
     bad = bad or data.bad_ids(users[:, None], case.b, 2**32) or (k not in range(1, 2**31) and "k")
     bad = bad or (step not in range(2**32) and "step") or (seed not in range(-(2**63), 2**63) and "seed")
@@ -206,6 +202,14 @@ def test_sample(case):
         for a, b in zip(o, got[0], strict=True):
             assert torch.equal(a.ids, b.ids)
         check_draws(o, weight, [data.ranks(x, seen) for x in scores], seen, k)
+    some = everywhere(
+        case, lambda name: bd.sample(t, s, k, seen, **settings, catalog=1 + case.n // 2, backend=name), *given
+    )
+    for o in some:
+        for a, b in zip(o, some[0], strict=True):
+            assert torch.equal(a.ids, b.ids) and torch.equal(a.mask, a.ids >= 0)
+            for row in range(case.b):
+                assert not np.isin(a.ids[row][a.mask[row]], oracle.seen_row(seen, row)).any()
     return None
 
 

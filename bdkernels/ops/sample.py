@@ -28,6 +28,7 @@ def _sample_fake(
     to_teacher: str,
     to_teacher_parameter: float,
     to_teacher_flipped: bool,
+    catalog: int = 0,
     *,
     backend: str = "",
 ) -> tuple[Tensor, Tensor]:
@@ -41,6 +42,7 @@ def _sample_fake(
     checks.tensor("user_ids", user_ids, (n_rows,), (torch.int64,), device)
     checks.integer("k", k, 1, 2**31 - 1)  # a draw's number has 32 bits
     checks.integer("step", step, 0, 2**32 - 1)
+    checks.integer("catalog", catalog, 0)
     checks.weight("to_student", to_student, to_student_parameter)
     checks.weight("to_teacher", to_teacher, to_teacher_parameter)
     return user_ids.new_empty(n_rows, k if to_student else 0), user_ids.new_empty(n_rows, k if to_teacher else 0)
@@ -65,6 +67,7 @@ def _sample(
     to_teacher: str,
     to_teacher_parameter: float,
     to_teacher_flipped: bool,
+    catalog: int = 0,
     *,
     backend: str = "",
 ) -> tuple[Tensor, Tensor]:
@@ -73,18 +76,22 @@ def _sample(
         (to_student, to_student_parameter, to_student_flipped),
         (to_teacher, to_teacher_parameter, to_teacher_flipped),
     )
-    _sample_fake(*teacher, *student, seen_indptr, seen_indices, user_ids, k, seed, step, *weights[0], *weights[1])
+    _sample_fake(
+        *teacher, *student, seen_indptr, seen_indices, user_ids, k, seed, step, *weights[0], *weights[1], catalog
+    )
     seen = seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
     checks.seen_values(seen, items.shape[0])
     checks.ids_values("user_ids", user_ids, 2**32)
-    return sampler.sample(steps(users.device, backend), teacher, student, k, seen, weights, seed, step, user_ids)
+    stages = steps(users.device, backend)
+    return sampler.sample(stages, teacher, student, k, seen, weights, seed, step, user_ids, catalog)
 
 
 define(
     "sample",
     f"({FACTORS}, Tensor student_users, Tensor student_items, Tensor? student_item_bias, {SEEN}, "
     "Tensor user_ids, int k, int seed, SymInt step, str to_student, float to_student_parameter, bool to_student_flipped, "
-    f"str to_teacher, float to_teacher_parameter, bool to_teacher_flipped, {OPTIONS}) -> (Tensor, Tensor)",
+    f"str to_teacher, float to_teacher_parameter, bool to_teacher_flipped, "
+    f"int catalog=0, {OPTIONS}) -> (Tensor, Tensor)",
     _sample,
     _sample_fake,
 )

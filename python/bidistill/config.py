@@ -101,6 +101,11 @@ class DistillConfig:
         1, "n: refill each user's pool of draws every n epochs; 0: draw at every step, which takes far longer", least=0
     )
     pool: int = option(32, "draws in a user's pool, with refresh > 0", least=1)
+    catalog: int = option(
+        0,
+        "m: estimate ranks from m random items, so that drawing costs no more for more items; 0: exact ranks",
+        least=0,
+    )
     negatives_from_samples: bool = option(False, "use the drawn items as the negatives of the joint phase too")
     to_student: WeightConfig = field(
         default_factory=lambda: WeightConfig(weight="tanh"),

@@ -75,6 +75,7 @@ class Bidirectional:
             seed=self.seed,
             step=step,
             user_ids=users,
+            catalog=self.config.catalog or None,
         )
         return torch.cat([draws.ids for draws in (samples.to_student, samples.to_teacher) if draws is not None], dim=1)
 

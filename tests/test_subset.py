@@ -1,0 +1,160 @@
+"""sample(catalog=m): the subset, what draws follow when ranks are counted over it, and how far those ranks are off."""
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from scipy import stats
+from test_sample_distribution import P_LOW, p_value, two_models
+
+import bdkernels as bd
+from bdkernels import subset
+
+WEIGHTS = [bd.Tanh(30.0), bd.Exp(2.5, side="under"), bd.Linear(), bd.RankOnly(mu=40.0)]
+
+
+@pytest.mark.parametrize(
+    ("n", "m"), [(1, 1), (2, 1), (10, 10), (1000, 1), (1000, 499), (1000, 501), (1000, 999), (2**31 - 1, 50)]
+)
+def test_items_are_distinct_and_rising(n, m):
+    ids = subset.draw(n, m, seed=-3, step=7)
+    assert len(ids) == m and ids[0] >= 0 and ids[-1] < n and (ids.diff() > 0).all()
+    assert torch.equal(ids, subset.draw(n, m, seed=-3, step=7))
+
+
+@pytest.mark.parametrize("m", [3, 17])
+def test_any_item_is_as_likely(m):
+    counts = sum(torch.bincount(subset.draw(20, m, seed=1, step=step), minlength=20) for step in range(2000))
+    expected = 2000 * m / 20
+    # Of draws without replacement counts vary less than in chi-square's multinomial: by the factor of those left over.
+    statistic = float(((counts - expected) ** 2 / expected).sum()) * 19 / (20 - m)
+    assert stats.chi2.sf(statistic, 19) > P_LOW
+
+
+def test_what_is_seen_of_a_subset(rng):
+    ids = subset.draw(60, 25, seed=1, step=2)
+    seen = oracle.random_seen(rng, 12, 60, 40)
+    found = subset.within(seen, ids)
+    for row in range(12):
+        want = np.flatnonzero(np.isin(ids.numpy(), oracle.seen_row(seen, row)))
+        assert np.array_equal(oracle.seen_row(found, row), want)
+
+
+def estimated(f: bd.Factors, ids: np.ndarray, unseen: np.ndarray) -> np.ndarray:
+    """The ranks of one user's items by those of `ids` that are unseen."""
+    scores, items = oracle.scores(f)[0], np.arange(f.n_items)
+    some = ids[unseen[ids]]
+    before = (scores[some] > scores[:, None]) | ((scores[some] == scores[:, None]) & (some < items[:, None]))
+    return 1 + (before.sum(1) * unseen.sum() + len(some) // 2) // len(some)
+
+
+@pytest.mark.parametrize("weight", WEIGHTS, ids=lambda w: w.kind)
+@pytest.mark.parametrize("m", [40, 250])
+def test_draws_follow_the_estimated_ranks(backend, weight, m):
+    """All proposals of one user, under many ids, and not the exact ranks."""
+    n = 300
+    teacher, student, seen, unseen = two_models(n, 5)
+    t, s = (f._replace(users=f.users.expand(64, -1)) for f in (teacher, student))
+    same = seen.rows(torch.zeros(64, dtype=torch.int64))
+    out = bd.sample(t, s, 64, same, to_student=weight, to_teacher=weight, seed=5, step=3, catalog=m, backend=backend)
+    ids = subset.draw(n, m, 5, 3).numpy()
+    rank_t, rank_s = estimated(teacher, ids, unseen), estimated(student, ids, unseen)
+    side = "under" if weight.flipped else "over"
+    for draws, guide, learner in ((out.to_student, rank_t, rank_s), (out.to_teacher, rank_s, rank_t)):
+        p = oracle.probabilities(weight.kind, weight.parameter(n), side, guide, learner, unseen)
+        assert draws.mask.all() and p_value(draws.ids.flatten().numpy(), p) > P_LOW
+    exact = oracle.probabilities(
+        weight.kind, weight.parameter(n), side, oracle.ranks(teacher, seen)[0], oracle.ranks(student, seen)[0], unseen
+    )
+    if m == 40:
+        assert p_value(out.to_student.ids.flatten().numpy(), exact) < P_LOW
+
+
+def models(b: int, n: int) -> tuple[bd.Factors, bd.Factors]:
+    teacher = bd.Factors(torch.randn(b, 6), torch.randn(n, 6), torch.randn(n))
+    return teacher, bd.Factors(teacher.users[:, :2] + 0.3 * torch.randn(b, 2), teacher.items[:, :2])
+
+
+@pytest.mark.parametrize("catalog", [500, 501, 2**40])
+def test_the_whole_catalog_is_exact(backend, catalog, rng):
+    t, s = models(6, 500)
+    seen = oracle.random_seen(rng, 6, 500, 90)
+    some, all_ = (bd.sample(t, s, 20, seen, seed=3, catalog=c, backend=backend) for c in (catalog, None))
+    assert torch.equal(some.to_student.ids, all_.to_student.ids) and torch.equal(
+        some.to_teacher.ids, all_.to_teacher.ids
+    )
+
+
+def test_draws_depend_on_the_user_alone(backend, rng):
+    """Not on the batch, and not on k; every backend draws the same."""
+    t, s = models(30, 400)
+    seen, users = oracle.random_seen(rng, 30, 400, 90), torch.arange(30) + 5
+
+    def ids(rows, k, backend=backend):
+        some = (f._replace(users=f.users[rows]) for f in (t, s))
+        out = bd.sample(*some, k, seen.rows(rows), seed=2, step=4, user_ids=users[rows], catalog=64, backend=backend)
+        return torch.stack([out.to_student.ids, out.to_teacher.ids])
+
+    everyone = ids(torch.arange(30), 12)
+    rows = torch.tensor([7, 3, 29])
+    assert torch.equal(ids(rows, 5), everyone[:, rows, :5])
+    assert torch.equal(ids(torch.arange(30), 12, "reference"), everyone)
+
+
+def test_peaked_weights_draw_from_the_subset(backend):
+    """And users who have seen all of it, or of everything, still end."""
+    t, s = models(4, 3000)
+    ids = subset.draw(3000, 200, seed=0, step=0)
+    seen = bd.Seen.from_pairs(
+        torch.cat([torch.full((200,), 1), torch.full((3000,), 2)]), torch.cat([ids, torch.arange(3000)]), 4
+    )
+    out = bd.sample(t, s, 30, seen, to_student=bd.Exp(3000.0), to_teacher=bd.Exp(3000.0), catalog=200, backend=backend)
+    for draws in (out.to_student, out.to_teacher):
+        assert torch.isin(draws.ids[0], ids).sum() >= 15 and torch.isin(draws.ids[3], ids).sum() >= 15
+        assert draws.mask[0].all() and not draws.mask[2].any()
+        assert not torch.isin(draws.ids[1], ids).any()
+
+
+@pytest.mark.parametrize("m", [30, 300])
+def test_ranks_are_as_near_as_the_bound_says(m):
+    """Of one item in 2,000 subsets, a share of at most delta is further off; and the bound is no idle one."""
+    delta, n = 0.05, 2000
+    f = bd.Factors(torch.ones(1, 1), torch.randn(n, 1))
+    scores = f.items[:, 0]
+    share = (scores > scores.median()).double().mean()
+    found = torch.stack(
+        [(scores[subset.draw(n, m, 9, step)] > scores.median()).double().mean() for step in range(2000)]
+    )
+    off = (found - share).abs()
+    assert (off > bd.rank_error(m, delta)).double().mean() <= delta
+    assert (off > bd.rank_error(m, delta) / 3).double().mean() > delta
+
+
+@pytest.mark.parametrize("catalog", [0, -5])
+def test_no_catalog(catalog):
+    t, s = models(2, 9)
+    with pytest.raises(ValueError, match=f"catalog: expected an integer >= 1, got {catalog}"):
+        bd.sample(t, s, 3, catalog=catalog)
+    with pytest.raises(TypeError, match="catalog: expected int, got float"):
+        bd.sample(t, s, 3, catalog=2.5)
+
+
+def test_a_score_that_is_no_number(backend):
+    t, s = models(3, 50)
+    t.items[:, 2] = torch.nan
+    with pytest.raises(ValueError, match="got NaN for user row 0, item .* of the 20 items that ranks are counted over"):
+        bd.sample(t, s, 3, catalog=20, backend=backend)
+
+
+def test_operator():
+    """Schema, fake and dispatch, with the ranks of a subset."""
+    t, s = models(3, 50)
+    seen = torch.zeros(4, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    weights = "tanh", 9.0, False, "exp", 2.5, True
+    torch.library.opcheck(torch.ops.bdkernels.sample.default, (*t, *s, *seen, torch.arange(3), 5, 1, 2, *weights, 20))
+
+
+@pytest.mark.parametrize(("m", "delta"), [(0, 0.1), (5, 0.0), (5, 1.0)])
+def test_no_bound(m, delta):
+    with pytest.raises(ValueError, match="m, delta: expected m >= 1 and delta"):
+        bd.rank_error(m, delta)
