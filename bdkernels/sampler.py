@@ -121,11 +121,9 @@ def sample(
     try:
         ids = draw(everyone, k, weights, seed, step, limits)
     except ValueError as error:  # it names an item by its number there
-        raise (
-            error
-            if everyone.subset is None
-            else ValueError(f"{error} of the {catalog} items that ranks are counted over")
-        ) from error
+        if everyone.subset is None:
+            raise
+        raise ValueError(f"{error} of the {catalog} items that ranks are counted over") from error
     to_student, to_teacher = (drawn if kind else drawn[:, :0] for drawn, (kind, _, _) in zip(ids, weights, strict=True))
     return to_student, to_teacher
 
@@ -211,8 +209,8 @@ def _draw_from_full_rows(steps: Steps, b: Batch, d: Direction, rows: Tensor, see
     kind, parameter, flipped = d.weight
     part = b.counted
     guide, learner = (part.student, part.teacher) if d.to_teacher else (part.teacher, part.student)
-    rank_guide = b.ranks(_full_ranks(steps, guide, part.seen) - 1)
-    delta = rank_guide - b.ranks(_full_ranks(steps, learner, part.seen) - 1)
+    rank_guide = _full_ranks(steps, b, guide)
+    delta = rank_guide - _full_ranks(steps, b, learner)
     log_w = reference.log_weight(kind, parameter, -delta if flipped else delta, b.candidates[:, None], rank_guide)
     del delta, rank_guide
     if part.seen is not None:
@@ -229,10 +227,10 @@ def _draw_from_full_rows(steps: Steps, b: Batch, d: Direction, rows: Tensor, see
     d.ids[rows, :-1] = torch.where(index < d.hits[rows, None], d.ids[rows, :-1], drawn)
 
 
-def _full_ranks(steps: Steps, f: Factors, seen: Seen | None) -> Tensor:
-    """[B, N] int32 ranks of the unseen items, and anything for seen ones. The widest moment of the library: a row takes about
-    40 bytes an item, which is why rows come one by one where the catalog is large."""
-    scores = steps.score_block(f)
+def _full_ranks(steps: Steps, b: Batch, f: Factors) -> Tensor:
+    """[B, n] integer ranks of the unseen ones of the n counted items by the model f, and anything for seen ones. The widest
+    moment of the library: a row takes about 40 bytes an item, which is why rows come one by one where the catalog is large."""
+    seen, scores = b.counted.seen, steps.score_block(f)
     reference.check_scores(scores, 0)
     order = scores.sort(dim=1, descending=True, stable=True).indices  # ties stay in the order of their ids
     del scores
@@ -241,4 +239,5 @@ def _full_ranks(steps: Steps, f: Factors, seen: Seen | None) -> Tensor:
         is_seen = torch.zeros_like(order, dtype=torch.bool)
         is_seen[seen.row_of_each(), seen.indices] = True
         places = places - is_seen.gather(1, order).cumsum(1, dtype=torch.int32)
-    return torch.empty_like(places, memory_format=torch.contiguous_format).scatter_(1, order, places)
+    ranks = torch.empty_like(places, memory_format=torch.contiguous_format).scatter_(1, order, places)
+    return ranks if b.subset is None else b.ranks(ranks - 1)
