@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 from bidistill import MF, Config, generate, split
-from bidistill.distill import Bidirectional
+from bidistill.distill import Bidirectional, bidirectional
 from bidistill.distill.bidirectional import make_weight, occurrence
 from bidistill.evaluate import known
 
@@ -58,22 +58,57 @@ def test_repeated_users_get_draws_of_their_own(parts, models):
         assert not set(row) & set(parts.train_items[parts.train_users == user].tolist())
 
 
-def test_the_pool_is_refilled_when_due(parts, models):
+def test_the_pool_is_refilled_when_due(parts, models, monkeypatch):
     distiller = Bidirectional(config(distill__refresh=3, distill__pool=4).distill, *models, known(parts, "val"), seed=4)
     pools = []
-    for epoch in range(7):
-        distiller.begin_epoch(epoch, batch=17)
+    monkeypatch.setattr(bidirectional, "CHUNK", 17)
+    for step in range(14):
+        distiller.refill(step, 2)
         pools.append(distiller.pool.clone())
         assert distiller.pool.shape == (parts.n_users, 8)
     changes = [not torch.equal(a, b) for a, b in itertools.pairwise(pools)]
-    assert changes == [False, False, True, False, False, True]
+    assert [at + 1 for at, change in enumerate(changes) if change] == [6, 12]
     users = torch.arange(parts.n_users)
     drawn = distiller.draw(users, 0, torch.Generator().manual_seed(1))
     for name, pool in (("student", pools[-1][:, :4]), ("teacher", pools[-1][:, 4:])):
         assert (drawn[name].ids == pool).any(1).all()
     fresh = Bidirectional(config(distill__refresh=3, distill__pool=4).distill, *models, known(parts, "val"), seed=4)
-    fresh.begin_epoch(6)  # another batch size, the same draws
+    monkeypatch.undo()
+    fresh.refill(12, 2)  # in one chunk, the same draws
     assert torch.equal(fresh.pool, pools[-1])
+
+
+@pytest.mark.parametrize(("chunk", "refresh", "steps"), [(7, 2, 5), (60, 1, 3), (1, 1, 200), (11, 3, 1)])
+def test_a_refill_spread_over_the_steps(parts, models, monkeypatch, chunk, refresh, steps):
+    """Each user's turn comes once in a cycle, never far more users in one step than in another, and the draws are those of
+    a refill at once: the models do not change here."""
+    monkeypatch.setattr(bidirectional, "CHUNK", chunk)
+    at_once, spread = (
+        Bidirectional(
+            config(distill__refresh=refresh, distill__pool=4, distill__refill=refill).distill,
+            *models,
+            known(parts, "val"),
+            seed=4,
+        )
+        for refill in ("at_once", "spread")
+    )
+    turns, cycle = [], refresh * steps
+    original = spread._sample
+    monkeypatch.setattr(spread, "_sample", lambda users, *rest: (turns.append(users), original(users, *rest))[1])
+    sizes = []
+    for step in range(2 * cycle):
+        before = len(turns)
+        spread.refill(step, steps)
+        sizes.append(sum(len(users) for users in turns[before:]))
+        at_once.refill(step, steps)
+        done = sum(sizes[step // cycle * cycle :])
+        assert torch.equal(spread.pool[:done], at_once.pool[:done])
+        if step < cycle:
+            assert (spread.pool[done:] == -1).all()
+            drawn = spread.draw(torch.arange(parts.n_users), step, torch.Generator())
+            assert not any(draws.mask[done:].any() for draws in drawn.values())
+    assert torch.cat(turns).tolist() == 2 * list(range(parts.n_users))
+    assert max(sizes) <= chunk * -(-parts.n_users // (chunk * cycle))
 
 
 def test_a_direction_that_is_off(parts, models):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 import torch
 from bidistill import MF, Config, Split, Trainer, UserError, evaluate, generate, split
-from bidistill.callbacks import Callback
-from bidistill.checkpoint import load_model, save_model
+from bidistill.callbacks import Callback, ProgressBar
+from bidistill.checkpoint import load_checkpoint, load_model, save_model
+from bidistill.distill import bidirectional
 from bidistill.update import FusedUpdate
 
 import bdkernels
@@ -35,6 +37,7 @@ BASE = {
 VARIANTS = {
     "default": {},
     "pool": {"distill.refresh": 2, "distill.pool": 7, "distill.samples": 2},
+    "spread": {"distill.refresh": 2, "distill.pool": 7, "distill.refill": "spread"},
     "paper-like": {"distill.refresh": 2, "distill.pool": 5, "distill.negatives_from_samples": True},
     "none": {"distill.method": "none"},
     "one direction": {"distill.lambda_teacher": 0.0, "train.loss": "bpr"},
@@ -47,6 +50,14 @@ VARIANTS = {
 def parts():
     interactions, _, _ = generate(60, 80, 1200, dim=4, seed=1)
     return split(interactions, "leave_one", seed=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_users_a_turn():
+    """So that "spread" is in the middle of a refill wherever a run is stopped."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bidirectional, "CHUNK", 13)
+        yield
 
 
 def config(**overrides):
@@ -68,7 +79,7 @@ def same(first, second):
 
 
 def timeless(history):
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in history]
+    return [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in history]
 
 
 class StopAfter(Callback):
@@ -166,6 +177,49 @@ def test_ctrl_c_and_resume_change_nothing(parts, undisturbed, tmp_path, name, st
         again.fit()
     assert same(Trainer.resume(tmp_path, split=parts).fit(), undisturbed(name))
     assert same(Trainer.resume(tmp_path).fit(), undisturbed(name))  # a finished run
+
+
+def test_checkpoints_within_an_epoch(parts, tmp_path):
+    """Every second of the epoch's 5 steps, and at its end."""
+    found = []
+
+    class Look(Callback):
+        def on_step(self, trainer):
+            state = tmp_path / "checkpoint" / "state.json"
+            found.append(json.loads(state.read_text())["place"] if state.exists() else None)
+
+    trainer = Trainer(config(run__out=str(tmp_path), run__checkpoint_steps=2), parts, callbacks=[Look()])
+    trainer.fit()
+    assert [(place["epoch"], place["step"]) for place in found[:8]] == [
+        (0, 0), (0, 0), (0, 2), (0, 2), (0, 4), (1, 0), (1, 0), (1, 2),
+    ]  # fmt: skip
+    assert load_checkpoint(tmp_path / "checkpoint")[1]["place"]["phase"] == "joint"
+
+
+def test_evaluation_on_some_users(parts, undisturbed):
+    """The same losses, and metrics of the same few users in every epoch."""
+    some = Trainer(config(eval__users=20, train__patience=0), parts).fit()
+    assert some.metrics["teacher"]["test"]["users"] == 20 < undisturbed("default").metrics["teacher"]["test"]["users"]
+    for name in ("teacher", "student"):
+        for part in ("val", "test"):
+            model = getattr(some, name)
+            assert some.metrics[name][part] == evaluate(model, parts, part, (5, 10), most=20)
+    losses = [
+        [row[key] for row in run.history for key in row if "loss" in key] for run in (some, undisturbed("default"))
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_progress_in_a_log(parts, capsys, monkeypatch):
+    """Where stderr is no terminal: lines with interactions, how many a second, and the time left."""
+    monkeypatch.setattr(ProgressBar, "LINE_SECONDS", 0.0)
+    Trainer(config(run__progress=True), parts).fit()
+    written = capsys.readouterr()
+    n = len(parts.train_users)
+    lines = written.err.splitlines()
+    assert re.match(rf"joint:\s+\d+%\|.*\| \d.*/{3 * n / 1000:.3g}k \[\d+:\d+<\d+:\d+, .*interactions/s", lines[-3])
+    assert lines[-1].startswith("joint:")
+    assert re.search(r"joint epoch 3: teacher cf .*\(steps \d+\.\d \+ evaluate \d+\.\d s\)", written.out)
 
 
 def test_a_second_ctrl_c_does_not_wait(parts, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
 import warnings
 from pathlib import Path
@@ -54,26 +55,44 @@ class Log(Callback):
                 ]
                 parts.append(f"{name} {' '.join([*losses, monitor])} {row[f'{name}/{monitor}']:.4f}")
         if parts:
-            tqdm.write(
-                f"{row['phase']} epoch {row['epoch']}: {' | '.join(parts)}  ({row['seconds']:.1f} s)", file=sys.stdout
+            took = " + ".join(
+                f"{name} {row[f'{name}_seconds']:.1f}"
+                for name in ("steps", "refill", "evaluate")
+                if row.get(f"{name}_seconds")
             )
+            tqdm.write(f"{row['phase']} epoch {row['epoch']}: {' | '.join(parts)}  ({took} s)", file=sys.stdout)
 
 
 class ProgressBar(Callback):
-    """A bar on stderr for each phase, where stderr is a terminal."""
+    """Training interactions of each phase, how many a second, and the time left if no phase ends early; on stderr.
+
+    A bar where stderr is a terminal; elsewhere, in a log, one line every LINE_SECONDS.
+    """
+
+    LINE_SECONDS = 60.0
 
     def __init__(self) -> None:
         self.bar: Any = None
+        self.lines = not sys.stderr.isatty()
 
     def on_phase(self, trainer: Trainer, phase: str, epochs: int, steps: int) -> None:
-        """Begin a bar, at the step where the phase stands."""
+        """Begin a bar, where the phase stands."""
         self.on_end(trainer)
-        done = trainer.place.epoch * steps + trainer.place.step
-        self.bar = tqdm(total=epochs * steps, initial=done, desc=phase, unit="step", disable=None, leave=False)
+        self.bar = tqdm(
+            total=epochs * len(trainer.users),
+            initial=trainer.done,
+            desc=phase,
+            unit=" interactions",
+            unit_scale=True,
+            leave=False,
+            file=io.StringIO() if self.lines else sys.stderr,
+            mininterval=self.LINE_SECONDS if self.lines else 0.1,
+        )
 
     def on_step(self, trainer: Trainer) -> None:
         """Advance the bar."""
-        self.bar.update()
+        if self.bar.update(trainer.done - self.bar.n) and self.lines:
+            print(self.bar, file=sys.stderr, flush=True)
 
     def on_epoch(self, trainer: Trainer, row: Row) -> None:
         """Show the epoch."""

@@ -100,6 +100,11 @@ class DistillConfig:
     refresh: int = option(
         1, "n: refill each user's pool of draws every n epochs; 0: draw at every step, which takes far longer", least=0
     )
+    refill: str = option(
+        "at_once",
+        "at_once: all pools before the first of n epochs; spread: a few at every step, so that no step waits for all",
+        choices=("at_once", "spread"),
+    )
     pool: int = option(32, "draws in a user's pool, with refresh > 0", least=1)
     catalog: int = option(
         0,
@@ -121,6 +126,11 @@ class DistillConfig:
 class EvalConfig:
     ks: tuple[int, ...] = option((10, 50), "list lengths of HR, NDCG, Recall and Precision", least=1)
     batch: int = option(256, "users ranked at a time", least=1)
+    users: int = option(
+        0,
+        "evaluate on so many users, picked at random, the same ones every time; 0: on all who have held-out items",
+        least=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,7 @@ class RunConfig:
     device: str = option("cpu", "torch device, such as cpu or cuda")
     threads: int = option(0, "CPU threads; 0: torch's default", least=0)
     checkpoint_every: int = option(1, "epochs between checkpoints; Ctrl-C saves one too", least=1)
+    checkpoint_steps: int = option(0, "n: save one after every n steps of an epoch too; 0: do not", least=0)
     progress: bool = option(True, "show progress bars and a line for each evaluation")
     tensorboard: bool = option(False, "also log for TensorBoard, if it is installed")
 

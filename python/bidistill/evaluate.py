@@ -15,11 +15,21 @@ from bidistill.errors import UserError
 from bidistill.models import Recommender
 
 
-def held_out(split: Split, part: str) -> tuple[np.ndarray, np.ndarray]:
-    """Users and items, int64 [n], of the part "val" or "test"."""
+def held_out(split: Split, part: str, most: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Users and items, int64 [n], of the part "val" or "test".
+
+    most: keep the interactions of so many users; 0: of all. Who they are is drawn at random, for a split always the same, so
+        that epochs, runs and seeds compare.
+    """
     if part not in ("val", "test"):
         raise UserError(f"the part to evaluate must be val or test, found {part!r}")
-    return (split.val_users, split.val_items) if part == "val" else (split.test_users, split.test_items)
+    users, items = (split.val_users, split.val_items) if part == "val" else (split.test_users, split.test_items)
+    everyone = np.unique(users)
+    if not 0 < most < len(everyone):
+        return users, items
+    chosen = np.zeros(split.n_users, bool)
+    chosen[np.random.default_rng(0).choice(everyone, most, replace=False)] = True
+    return users[chosen[users]], items[chosen[users]]
 
 
 def known(split: Split, part: str, device: torch.device | str = "cpu") -> Seen:
@@ -32,17 +42,20 @@ def known(split: Split, part: str, device: torch.device | str = "cpu") -> Seen:
     return Seen.from_pairs(pairs[0], pairs[1], split.n_users)
 
 
-def ranks(model: Recommender, split: Split, part: str, *, batch: int = 256, seen: Seen | None = None) -> np.ndarray:
+def ranks(
+    model: Recommender, split: Split, part: str, *, batch: int = 256, seen: Seen | None = None, most: int = 0
+) -> np.ndarray:
     """Exact rank of each held-out item among all items that its user is not known to have.
 
     Args:
         batch: users ranked at a time.
         seen: `known(split, part)` where the caller has it already.
+        most: only so many users, see `held_out`; 0: all.
 
     Returns:
-        int64 [n], 1 = best, in the order of the part's interactions.
+        int64 [n], 1 = best, in the order of the interactions that `held_out` gives.
     """
-    users, items = held_out(split, part)
+    users, items = held_out(split, part, most)
     device = next(iter(model.parameters())).device
     seen = known(split, part, device) if seen is None else seen
     out = np.empty(len(users), dtype=np.int64)
@@ -61,8 +74,9 @@ def evaluate(
     batch: int = 256,
     *,
     seen: Seen | None = None,
+    most: int = 0,
 ) -> dict[str, float]:
-    """Metrics averaged over the users who have held-out items in the part.
+    """Metrics averaged over the users who have held-out items in the part, or over `most` of them, see `held_out`.
 
     hr@k: whether any held-out item is in the top k. recall@k: the share of them that is. precision@k: hits / k.
     ndcg@k: gain 1 for each hit, discount log2(1 + rank), over the best that the user's number of held-out items allows.
@@ -71,12 +85,12 @@ def evaluate(
     Raises:
         UserError: the part is empty, or a k is larger than the catalog.
     """
-    users, _ = held_out(split, part)
+    users, _ = held_out(split, part, most)
     if not len(users):
         raise UserError(f"the split holds out no {part} interactions: nothing to evaluate on; choose another split")
     if max(ks) > split.n_items or min(ks) < 1:
         raise UserError(f"ks must lie between 1 and the catalog's {split.n_items} items, found {list(ks)}")
-    return metrics(users, ranks(model, split, part, batch=batch, seen=seen), ks)
+    return metrics(users, ranks(model, split, part, batch=batch, seen=seen, most=most), ks)
 
 
 def metrics(users: np.ndarray, ranks: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
@@ -123,13 +137,15 @@ class Comparison:
 
 
 def compare(
-    teacher: Recommender, student: Recommender, split: Split, part: str = "test", *, batch: int = 256
+    teacher: Recommender, student: Recommender, split: Split, part: str = "test", *, batch: int = 256, most: int = 0
 ) -> Comparison:
-    """Rank the part's interactions under both models."""
-    users, items = held_out(split, part)
+    """Rank the part's interactions, or those of `most` users (see `held_out`), under both models."""
+    users, items = held_out(split, part, most)
     if not len(users):
         raise UserError(f"the split holds out no {part} interactions: nothing to compare on; choose another split")
-    pair = (ranks(model, split, part, batch=batch) for model in (teacher, student))
+    device = next(iter(teacher.parameters())).device
+    seen = known(split, part, device)
+    pair = (ranks(model, split, part, batch=batch, seen=seen, most=most) for model in (teacher, student))
     return Comparison(users, items, *pair)
 
 

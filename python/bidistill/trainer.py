@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor
 from bidistill.callbacks import Callback, Row, standard_callbacks
 from bidistill.config import Config
 from bidistill.data import Split
+from bidistill.distill import Bidirectional
 from bidistill.errors import UserError
 from bidistill.evaluate import evaluate, known
 from bidistill.interrupt import Interrupt
@@ -106,6 +108,7 @@ class Trainer:
         self.history: list[Row] = []
         self.warmup: Metrics = {}
         self.sums: dict[str, float | Tensor] = {}  # of the losses in the steps of the running epoch
+        self.seconds: dict[str, float] = {}  # of the parts of the running epoch, as far as this process did them
         self.callbacks = [*standard_callbacks(config.run), *callbacks]
         if warm_start is not None:
             for name, learner in self.learners.items():
@@ -176,12 +179,11 @@ class Trainer:
             self.place.started = True
             for name in names:
                 self.learners[name].restart()
-            self._end_epoch(time.perf_counter())
+            self._end_epoch()
         while self.place.epoch < epochs and not self._stalled(names):
-            began = time.perf_counter()
             self._run_epoch(steps, interrupt)
             self.place.epoch, self.place.step = self.place.epoch + 1, 0
-            self._end_epoch(began, evaluated=self.place.epoch % train.eval_every == 0 or self.place.epoch == epochs)
+            self._end_epoch(evaluated=self.place.epoch % train.eval_every == 0 or self.place.epoch == epochs)
         if self.place.epoch % self.config.run.checkpoint_every:
             self.save()
         for name in names:
@@ -191,18 +193,22 @@ class Trainer:
 
     def _run_epoch(self, steps: int, interrupt: Interrupt) -> None:
         """The steps of an epoch that are not done yet."""
-        place = self.place
-        if place.phase == "joint" and place.step == 0 and self.objective.distiller is not None:
-            self.objective.distiller.begin_epoch(place.epoch)
-        order = torch.randperm(len(self.users), generator=self._generator(place.epoch)).to(self.device)
+        place, every, refilling = self.place, self.config.run.checkpoint_steps, self._refilling()
         size = self.config.train.batch_size
-        batches = zip(self.users[order].split(size), self.items[order].split(size), strict=True)
+        with self._timed("steps"):
+            order = torch.randperm(len(self.users), generator=self._generator(place.epoch)).to(self.device)
+            batches = zip(self.users[order].split(size), self.items[order].split(size), strict=True)
         for step, (users, positives) in islice(enumerate(batches), place.step, None):
-            self._step(users, positives, place.epoch * steps + step)
+            if refilling is not None:
+                with self._timed("refill"):
+                    refilling.refill(place.epoch * steps + step, steps)
+            with self._timed("steps"):
+                self._step(users, positives, place.epoch * steps + step)
             place.step = step + 1
             self._tell("on_step")
-            if interrupt.asked:
+            if interrupt.asked or (every and place.step % every == 0 and place.step < steps):
                 self.save()
+            if interrupt.asked:
                 raise KeyboardInterrupt
 
     def _step(self, users: Tensor, positives: Tensor, step: int) -> None:
@@ -218,24 +224,44 @@ class Trainer:
                 column = f"{name}/loss_{key}"
                 self.sums[column] = self.sums.get(column, 0.0) + loss.double() * len(users)
 
-    def _end_epoch(self, began: float, evaluated: bool = True) -> None:
+    def _end_epoch(self, evaluated: bool = True) -> None:
         """Evaluate, write the history's row, save a checkpoint if it is due."""
         self._check_finite()
         place, config = self.place, self.config
-        row: Row = {"phase": place.phase, "epoch": place.epoch}
-        row["seconds"] = round(time.perf_counter() - began, 3)
+        row: Row = {}
         for name, total in self.sums.items():
             row[name] = float(total) / len(self.users)
         self.sums = {}
         for name in LEARN_IN[place.phase] if evaluated else ():
             learner = self.learners[name]
-            found = self._evaluate(learner.model, "val")
+            with self._timed("evaluate"):
+                found = self._evaluate(learner.model, "val")
             learner.observe(found[config.train.monitor], place.epoch)
             row |= {f"{name}/{metric}": value for metric, value in found.items() if metric != "users"}
-        self.history.append(row)
+        times = {f"{part}_seconds": round(seconds, 3) for part, seconds in self.seconds.items()}
+        about = {"phase": place.phase, "epoch": place.epoch, "seconds": round(sum(self.seconds.values()), 3)}
+        self.history.append(row := about | times | row)
+        self.seconds = {}
         self._tell("on_epoch", row)
         if place.epoch % config.run.checkpoint_every == 0:
             self.save()
+
+    def _refilling(self) -> Bidirectional | None:
+        """Whose pool this phase draws from, if it does."""
+        return self.objective.distiller if self.place.phase == "joint" else None
+
+    @property
+    def done(self) -> int:
+        """Training interactions that the running phase has learned from, those of every epoch."""
+        size, n = self.config.train.batch_size, len(self.users)
+        return self.place.epoch * n + min(self.place.step * size, n)
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        """Adds what runs inside to the seconds of this part of the epoch."""
+        began = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
 
     def _check_finite(self) -> None:
         bad = [name for name, learner in self.learners.items() if not learner.finite()]
@@ -250,7 +276,7 @@ class Trainer:
     def _evaluate(self, model: Recommender, part: str) -> dict[str, float]:
         config, seen = self.config.eval, self.seen if part == "val" else None
         model.train(False)
-        found = evaluate(model, self.split, part, config.ks, config.batch, seen=seen)
+        found = evaluate(model, self.split, part, config.ks, config.batch, seen=seen, most=config.users)
         model.train(True)
         return found
 

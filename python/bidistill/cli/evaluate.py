@@ -28,6 +28,7 @@ def add(subparsers: Any) -> None:
         "--part", choices=("val", "test"), help="what to evaluate on (default: test, if the run has one)"
     )
     parser.add_argument("--ks", nargs="+", metavar="K", help="list lengths (default: those of the run)")
+    parser.add_argument("--users", type=int, metavar="N", help="rank for N users only; 0: all (default: as in the run)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -39,7 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
     if max(ks) > n_items:
         raise UserError(f"--ks must lie between 1 and the catalog's {n_items} items, found {max(ks)}")
     teacher, student = (finished.model(name) for name in MODELS)
-    pair = compare(teacher, student, finished.split, part, batch=finished.config.eval.batch)
+    most = finished.config.eval.users if arguments.users is None else arguments.users
+    pair = compare(teacher, student, finished.split, part, batch=finished.config.eval.batch, most=most)
     found = dict(
         zip(MODELS, (metrics(pair.users, r, ks) for r in (pair.teacher_ranks, pair.student_ranks)), strict=True)
     )

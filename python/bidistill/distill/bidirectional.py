@@ -11,6 +11,8 @@ from bdkernels import Draws, Exp, Linear, RankOnly, Seen, Tanh, Uniform, Weight,
 from bidistill.config import DistillConfig, WeightConfig
 from bidistill.models import Recommender
 
+CHUNK = 1024  # users sampled in one call: enough that the kernels are at their best, few enough that no step waits long
+
 
 class Bidirectional:
     """Draws items by the discrepancy of the two models' ranks: for each model those on which it follows the other.
@@ -29,14 +31,31 @@ class Bidirectional:
             "student": make_weight(config.to_student, config.side) if config.lambda_student else None,
             "teacher": make_weight(config.to_teacher, config.side) if config.lambda_teacher else None,
         }
-        self.pool: Tensor | None = None  # [n_users, directions * config.pool] int32, -1 where none was found
+        self.pool: Tensor | None = None  # [n_users, directions * config.pool] int32, -1 where there is no draw (yet)
 
-    def begin_epoch(self, epoch: int, batch: int = 1024) -> None:
-        """Refill the pool if this epoch (counted from 0) is due; without a pool, do nothing."""
-        if self.config.refresh == 0 or epoch % self.config.refresh:
+    def refill(self, step: int, steps: int) -> None:
+        """Draw anew for the users whose turn comes before this step; without a pool, do nothing.
+
+        Every user's turn comes once in `refresh` epochs: all at their start, or with refill "spread" CHUNK users at a time at
+        even distances, so that no step waits for a whole refill. Whose turn it is depends on the step's number alone, and the
+        pool is all the state there is, so a resumed run goes on as it would have. In the first `refresh` epochs of "spread",
+        users whose turn has not come yet are not distilled.
+
+        Args:
+            step: number of the step in the joint phase, from 0.
+            steps: how many steps an epoch has.
+        """
+        if self.config.refresh == 0:
             return
-        users = torch.arange(self.teacher.n_users, device=self.seen.indptr.device)
-        self.pool = torch.cat([self._sample(some, self.config.pool, epoch).int() for some in users.split(batch)])
+        n_users, device = self.teacher.n_users, self.seen.indptr.device
+        if self.pool is None:
+            directions = sum(weight is not None for weight in self.weights.values())
+            self.pool = torch.full((n_users, directions * self.config.pool), -1, dtype=torch.int32, device=device)
+        cycle = self.config.refresh * steps
+        first, last = due(step % cycle, cycle if self.config.refill == "spread" else 1, n_users)
+        for users in torch.arange(first, last, device=device).split(CHUNK):
+            drawn = self._sample(users, self.config.pool, step // cycle * self.config.refresh)
+            self.pool[users] = drawn.int()
 
     def draw(self, users: Tensor, step: int, generator: torch.Generator) -> dict[str, Draws]:
         """Items for users [B] int64 (repeats allowed), `samples` for each row and direction.
@@ -78,6 +97,13 @@ class Bidirectional:
             catalog=self.config.catalog or None,
         )
         return torch.cat([draws.ids for draws in (samples.to_student, samples.to_teacher) if draws is not None], dim=1)
+
+
+def due(place: int, places: int, n_users: int) -> tuple[int, int]:
+    """The range of users whose turn it is at this place: whole CHUNKs, spread evenly over `places`, none after the last."""
+    chunks = -(-n_users // CHUNK)
+    first, last = (min(n_users, CHUNK * -(-chunks * min(at, places) // places)) for at in (place, place + 1))
+    return first, last
 
 
 def occurrence(values: Tensor) -> Tensor:

@@ -98,7 +98,7 @@ def _curve(style: str, history: list[dict[str, Any]], phase: str, column: str, s
 
 def _compare(run: FinishedRun, *, warmup: bool = False) -> Comparison:
     teacher, student = (run.model(name, warmup=warmup) for name in MODELS)
-    return compare(teacher, student, run.split, run.part, batch=run.config.eval.batch)
+    return compare(teacher, student, run.split, run.part, batch=run.config.eval.batch, most=run.config.eval.users)
 
 
 def _describe(split: Split) -> Iterator[tuple[str, str]]:
