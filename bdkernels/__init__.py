@@ -25,7 +25,7 @@ from .functional import (
 )
 from .optim import SGD, Adagrad, LazyAdam, RowOptimizer
 from .seen import Seen
-from .subset import rank_error
+from .subset import rank_error, rank_errors
 from .weights import Exp, Linear, RankOnly, Tanh, Uniform, Weight
 
 try:
@@ -58,6 +58,7 @@ __all__ = [
     "distill_loss",
     "rank",
     "rank_error",
+    "rank_errors",
     "sample",
     "score",
     "topk",

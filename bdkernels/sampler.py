@@ -57,7 +57,7 @@ class Batch(NamedTuple):
         """The same users, with ranks from the items `ids`, rising."""
         seen = None if self.seen is None else subset.within(self.seen, ids)
         candidates = reference.candidate_counts(len(ids), len(self.user_ids), seen, ids.device)
-        part = Batch(_of(self.teacher, ids), _of(self.student, ids), seen, self.user_ids, candidates)
+        part = Batch(subset.among(self.teacher, ids), subset.among(self.student, ids), seen, self.user_ids, candidates)
         return self._replace(subset=Subset(ids, part))
 
     @property
@@ -69,8 +69,7 @@ class Batch(NamedTuple):
         """[B, C] int64 in the catalog, from how many unseen ones of the counted items come before, to the nearest rank."""
         if self.subset is None:
             return 1 + counts
-        all_, some = self.candidates[:, None], self.counted.candidates.clamp(min=1)[:, None]
-        return 1 + (counts * all_ + some // 2) // some
+        return subset.scaled(counts, self.candidates[:, None], self.counted.candidates[:, None])
 
 
 class Subset(NamedTuple):
@@ -78,10 +77,6 @@ class Subset(NamedTuple):
 
     ids: Tensor  # [m] int64, rising
     batch: Batch
-
-
-def _of(f: Factors, ids: Tensor) -> Factors:
-    return f._replace(items=f.items[ids], item_bias=None if f.item_bias is None else f.item_bias[ids])
 
 
 class Direction(NamedTuple):

@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from . import reference
+from . import checks, reference
+from .factors import Factors
 from .seen import Seen
 
 
@@ -27,6 +28,53 @@ def rank_error(m: int, delta: float = 0.05) -> float:
     if m < 1 or not 0 < delta < 1:
         raise ValueError(f"m, delta: expected m >= 1 and delta in (0, 1), got {m} and {delta}")
     return math.sqrt(math.log(2 / delta) / (2 * m))
+
+
+def rank_errors(
+    factors: Factors, ids: Tensor, m: int, seen: Seen | None = None, *, seed: int = 0, step: int = 0
+) -> Tensor:
+    """How far ranks that `sample(catalog=m)` estimates are off: what `rank_error` bounds, measured.
+
+    Args:
+        factors: users [B, d], items [N, d], item_bias [N] or None.
+        ids: [B, C] int64 in [0, N), the items whose ranks are compared; unseen ones, as `sample` proposes.
+        m: items that ranks are counted over, from 1 to N.
+        seen: rows of the B users; None for nothing seen.
+        seed, step: of the subset, as in `sample`.
+
+    Returns:
+        [B, C] float64: |estimated rank - exact rank| as a share of the user's unseen items.
+
+    Raises:
+        ValueError: m is out of range, or an argument is wrong as for `rank`.
+    """
+    checks.integer("m", m, 1, factors.n_items)
+    pair = (None, None) if seen is None else seen
+    exact = torch.ops.bdkernels.rank(*factors, ids, *pair)
+    counted = draw(factors.n_items, m, seed, step).to(ids.device)
+    some = None if seen is None else within(seen, counted)
+    counts = torch.ops.bdkernels.count_above(
+        *among(factors, counted),
+        torch.ops.bdkernels.score(*factors, ids),
+        torch.searchsorted(counted, ids.contiguous()),
+        *((None, None) if some is None else some),
+    )
+    all_, few = (
+        reference.candidate_counts(n, len(ids), rows, ids.device)[:, None]
+        for n, rows in ((factors.n_items, seen), (m, some))
+    )
+    return (scaled(counts, all_, few) - exact).abs() / all_.clamp(min=1).double()
+
+
+def scaled(counts: Tensor, all_: Tensor, some: Tensor) -> Tensor:
+    """Ranks among all_ items, to the nearest, from how many of `some` of them come before."""
+    some = some.clamp(min=1)
+    return 1 + (counts * all_ + some // 2) // some
+
+
+def among(f: Factors, ids: Tensor) -> Factors:
+    """The same users over the items `ids` alone."""
+    return f._replace(items=f.items[ids], item_bias=None if f.item_bias is None else f.item_bias[ids])
 
 
 def draw(n_items: int, m: int, seed: int, step: int) -> Tensor:

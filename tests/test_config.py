@@ -17,6 +17,8 @@ def other_value(option):
         return (10, 50, 7)
     if option.type is str:
         return "recall@10" if option.name == "train.monitor" else 'odd "text" \\ with ünicode'
+    if option.limits["below"] is not None:
+        return option.default / 2
     return option.type((option.default or 0) + 2)
 
 

@@ -31,6 +31,36 @@ def test_any_item_is_as_likely(m):
     assert stats.chi2.sf(statistic, 19) > P_LOW
 
 
+@pytest.mark.parametrize(("m", "with_seen"), [(1, True), (40, False), (40, True), (299, True), (300, True)])
+def test_measured_errors(rng, m, with_seen):
+    """Against ranks that are estimated by comparing all scores, user by user; none where every item is counted."""
+    n = 300
+    f = bd.Factors(torch.randn(7, 4), torch.randn(n, 4), torch.randn(n))
+    seen = oracle.random_seen(rng, 7, n, 30) if with_seen else None
+    ids = torch.randint(n, (7, 11))
+    found = bd.rank_errors(f, ids, m, seen, seed=5, step=3)
+    counted = subset.draw(n, m, 5, 3).numpy()
+    exact = bd.rank(f, ids, seen)
+    for row in range(7):
+        unseen = np.ones(n, bool)
+        if seen is not None:
+            unseen[oracle.seen_row(seen, row)] = False
+        one = f._replace(users=f.users[row : row + 1])
+        want = estimated(one, counted, unseen)[ids[row].numpy()] if unseen[counted].any() else np.ones(11)
+        assert np.allclose(found[row].numpy(), np.abs(want - exact[row].numpy()) / unseen.sum(), atol=1e-12)
+    if m == n:
+        assert not found.any()
+
+
+def test_measured_errors_stay_below_the_bound():
+    f = bd.Factors(torch.randn(50, 6), torch.randn(20_000, 6))
+    errors = bd.rank_errors(f, torch.randint(20_000, (50, 20)), 1000, step=1)
+    assert 0 < errors.mean() < bd.rank_error(1000)
+    assert (errors > bd.rank_error(1000, 0.05)).double().mean() < 0.05
+    with pytest.raises(ValueError, match=r"m: expected an integer >= 1 and <= 20000, got 20001"):
+        bd.rank_errors(f, torch.zeros(50, 1, dtype=torch.int64), 20_001)
+
+
 def test_what_is_seen_of_a_subset(rng):
     ids = subset.draw(60, 25, seed=1, step=2)
     seen = oracle.random_seen(rng, 12, 60, 40)

@@ -25,7 +25,9 @@ class Callback:
 
     A row of the history has: phase ("warmup_teacher", "warmup_student" or "joint"), epoch (how many are finished;
     0 is the state it starts from), seconds, and "teacher/..." and "student/..." columns as far as that model took part:
-    loss_cf, loss_distill, and where the epoch was evaluated the validation metrics ("teacher/ndcg@50").
+    loss_cf, loss_distill, and where the epoch was evaluated the validation metrics ("teacher/ndcg@50"). Where ranks are
+    estimated, the joint phase's rows have rank_error, the mean error measured on some users, and rank_error_bound, which an
+    error passes once in 20; both as shares of the catalog.
     """
 
     def on_phase(self, trainer: Trainer, phase: str, epochs: int, steps: int) -> None:
@@ -54,6 +56,8 @@ class Log(Callback):
                     f"{key} {row[f'{name}/loss_{key}']:.4f}" for key in ("cf", "distill") if f"{name}/loss_{key}" in row
                 ]
                 parts.append(f"{name} {' '.join([*losses, monitor])} {row[f'{name}/{monitor}']:.4f}")
+        if "rank_error" in row:
+            parts.append(f"ranks off by {row['rank_error']:.2%} (bound {row['rank_error_bound']:.2%})")
         if parts:
             took = " + ".join(
                 f"{name} {row[f'{name}_seconds']:.1f}"

@@ -106,10 +106,18 @@ class DistillConfig:
         choices=("at_once", "spread"),
     )
     pool: int = option(32, "draws in a user's pool, with refresh > 0", least=1)
-    catalog: int = option(
+    catalog: int | str = option(
         0,
-        "m: estimate ranks from m random items, so that drawing costs no more for more items; 0: exact ranks",
+        "m: estimate ranks from m random items, so that drawing costs no more for more items; 0: exact ranks; auto: exact"
+        " while drawing takes at most auto_share of a step, measured when the run begins, else 10,000 items",
+        words=("auto",),
         least=0,
+    )
+    auto_share: float = option(
+        0.5,
+        "with catalog auto: the largest share of the joint phase's time that exact draws may take",
+        above=0,
+        below=1,
     )
     negatives_from_samples: bool = option(False, "use the drawn items as the negatives of the joint phase too")
     to_student: WeightConfig = field(

@@ -19,12 +19,14 @@ def option(
     help: str,
     *,
     choices: tuple[str, ...] = (),
+    words: tuple[str, ...] = (),
     least: float | None = None,
     above: float | None = None,
     below: float | None = None,
 ) -> T:
-    """One option: default, help text, and what values are allowed (>= least, > above, < below, or one of choices)."""
-    limits = {"choices": choices, "least": least, "above": above, "below": below}
+    """One option: default, help text, and what values are allowed: >= least, > above, < below, or one of choices; or else one
+    of these words."""
+    limits = {"choices": choices, "words": words, "least": least, "above": above, "below": below}
     made: T = field(default=default, metadata={"help": help, **limits})
     return made
 
@@ -40,6 +42,7 @@ class Option:
     help: str
     section_help: str
     choices: tuple[str, ...]
+    words: tuple[str, ...]  # allowed beside the values of the type
     limits: dict[str, float | None]
 
     @property
@@ -59,6 +62,8 @@ class Option:
         """The value that a text from the command line stands for: "none", "true", "10,50", ... Raises UserError."""
         if self.optional and text.lower() == "none":
             return None
+        if text in self.words:
+            return text
         try:
             if self.type is bool:
                 return self.check({"true": True, "yes": True, "false": False, "no": False}[text.lower()])
@@ -72,8 +77,8 @@ class Option:
 
     def check(self, value: Any) -> Any:
         """The value in its own type (an int becomes a float where a float is meant), or UserError."""
-        if value is None and self.optional:
-            return None
+        if (value is None and self.optional) or value in self.words:
+            return value
         if self.type is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         if self.type is tuple and isinstance(value, list):
@@ -102,7 +107,7 @@ class Option:
         kinds = {str: "text", int: "a whole number", float: "a number", bool: "true or false", tuple: "whole numbers"}
         words = {"least": "at least", "above": "above", "below": "below"}
         bounds = [f"{words[name]} {limit:g}" for name, limit in self.limits.items() if limit is not None]
-        return " ".join([kinds[self.type], " and ".join(bounds)]).strip()
+        return " or ".join([" ".join([kinds[self.type], " and ".join(bounds)]).strip(), *map(repr, self.words)])
 
 
 @cache
@@ -119,9 +124,8 @@ def options_of(config: type) -> tuple[Option, ...]:
             kind, optional = _kind(hints[f.name])
             limits = {name: f.metadata[name] for name in ("least", "above", "below")}
             value = getattr(default(), f.name)
-            yield Option(
-                prefix + f.name, kind, optional, value, f.metadata["help"], section_help, f.metadata["choices"], limits
-            )
+            help, choices, words = (f.metadata[name] for name in ("help", "choices", "words"))
+            yield Option(prefix + f.name, kind, optional, value, help, section_help, choices, words, limits)
         for f in nested:
             assert callable(f.default_factory)
             yield from walk(hints[f.name], f.default_factory, f"{prefix}{f.name}.", f.metadata["help"])
@@ -131,5 +135,5 @@ def options_of(config: type) -> tuple[Option, ...]:
 
 def _kind(hint: Any) -> tuple[type, bool]:
     if get_origin(hint) in (Union, types.UnionType):
-        return _kind(get_args(hint)[0])[0], True
+        return _kind(get_args(hint)[0])[0], types.NoneType in get_args(hint)
     return get_origin(hint) or hint, False

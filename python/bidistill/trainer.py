@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bdkernels import rank_error
 from bidistill.callbacks import Callback, Row, standard_callbacks
 from bidistill.config import Config
 from bidistill.data import Split
@@ -89,6 +90,12 @@ class Trainer:
         config.check_catalog(split.n_items)
         if not len(split.val_users):
             raise UserError("the split holds out no val interactions, which pick the best epoch: choose another split")
+        if config.distill.catalog == "auto":
+            from bidistill.plan import settle  # which measures a Trainer
+
+            config, why = settle(config, split)
+            if config.run.progress:
+                print(why)
         self.config, self.split, self.overwrite = config, split, overwrite
         self.fingerprint = split.fingerprint()
         self.device = find_device(config.run.device)
@@ -203,7 +210,7 @@ class Trainer:
                 with self._timed("refill"):
                     refilling.refill(place.epoch * steps + step, steps)
             with self._timed("steps"):
-                self._step(users, positives, place.epoch * steps + step)
+                self.step(users, positives, place.epoch * steps + step)
             place.step = step + 1
             self._tell("on_step")
             if interrupt.asked or (every and place.step % every == 0 and place.step < steps):
@@ -211,8 +218,11 @@ class Trainer:
             if interrupt.asked:
                 raise KeyboardInterrupt
 
-    def _step(self, users: Tensor, positives: Tensor, step: int) -> None:
-        """One step of each model that learns in this phase, on these training interactions."""
+    def step(self, users: Tensor, positives: Tensor, step: int) -> None:
+        """One step of each model that learns in the phase, on these training interactions: ids, int64 [B] each.
+
+        step: its number in the phase. `fit` does all of this; to time a step, or for a loop of your own.
+        """
         generator = self._generator("step", step)
         seed = generator.initial_seed()
         torch.default_generator.manual_seed(seed)  # for models that draw themselves, such as dropout
@@ -238,6 +248,10 @@ class Trainer:
                 found = self._evaluate(learner.model, "val")
             learner.observe(found[config.train.monitor], place.epoch)
             row |= {f"{name}/{metric}": value for metric, value in found.items() if metric != "users"}
+        if (refilling := self._refilling()) is not None and place.step == 0:
+            cycle = max(1, config.distill.refresh)
+            if (error := refilling.rank_error(place.epoch // cycle * cycle)) is not None:
+                row |= {"rank_error": error, "rank_error_bound": rank_error(refilling.catalog)}
         times = {f"{part}_seconds": round(seconds, 3) for part, seconds in self.seconds.items()}
         about = {"phase": place.phase, "epoch": place.epoch, "seconds": round(sum(self.seconds.values()), 3)}
         self.history.append(row := about | times | row)

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from bdkernels import BackendError
-from bidistill.cli import data, demo, evaluate, recommend, report, train
+from bidistill.cli import data, demo, evaluate, plan, recommend, report, train
 from bidistill.cli.parser import Parser
 from bidistill.errors import UserError
 from bidistill.run_folder import versions
 
-COMMANDS = (demo, train, evaluate, recommend, report, data)
+COMMANDS = (demo, train, plan, evaluate, recommend, report, data)
 
 ABOUT = """Train a large recommender (the teacher) and a small one (the student) that improve each other:
 bidirectional distillation for top-K recommendation from clicks, purchases or ratings."""

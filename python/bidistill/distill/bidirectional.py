@@ -7,10 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bdkernels import Draws, Exp, Linear, RankOnly, Seen, Tanh, Uniform, Weight, sample
+from bdkernels import Draws, Exp, Linear, RankOnly, Seen, Tanh, Uniform, Weight, rank_errors, sample
 from bidistill.config import DistillConfig, WeightConfig
 from bidistill.models import Recommender
 
+PROBES = 32  # users, and items of each, by which the error of estimated ranks is measured
 CHUNK = 1024  # users sampled in one call: enough that the kernels are at their best, few enough that no step waits long
 
 
@@ -31,6 +32,7 @@ class Bidirectional:
             "student": make_weight(config.to_student, config.side) if config.lambda_student else None,
             "teacher": make_weight(config.to_teacher, config.side) if config.lambda_teacher else None,
         }
+        self.catalog = min(int(config.catalog), teacher.n_items)  # how many items ranks are counted over; 0: all
         self.pool: Tensor | None = None  # [n_users, directions * config.pool] int32, -1 where there is no draw (yet)
 
     def refill(self, step: int, steps: int) -> None:
@@ -82,6 +84,26 @@ class Bidirectional:
         found = [source.take(places + at * most).long() for at in range(len(learners))]
         return {name: Draws(ids, ids >= 0) for name, ids in zip(learners, found, strict=True)}
 
+    def rank_error(self, step: int) -> float | None:
+        """How far the ranks that draws go by are off, as a share of the catalog: the mean over PROBES items of as many users
+        under both models; None where they are exact.
+
+        Args:
+            step: number of a step or refill, which picks the items that are counted, as in `draw`.
+        """
+        if not self.catalog:
+            return None
+        generator = torch.Generator().manual_seed(step)
+        users = torch.randint(self.teacher.n_users, (PROBES,), generator=generator).to(self.seen.indptr.device)
+        seen = self.seen.rows(users)
+        nth = torch.randint(self.teacher.n_items, (PROBES, PROBES), generator=generator).to(users.device)
+        ids = seen.nth_unseen(nth % (self.teacher.n_items - seen.counts()).clamp(min=1)[:, None], self.teacher.n_items)
+        errors = (
+            rank_errors(model.factors(users), ids.clamp(min=0), self.catalog, seen, seed=self.seed, step=step)
+            for model in (self.teacher, self.student)
+        )
+        return float(torch.stack(list(errors))[:, (ids >= 0).all(1)].mean())
+
     def _sample(self, users: Tensor, k: int, step: int) -> Tensor:
         """[B, directions * k] ids, -1 where none: to the student first."""
         samples = sample(
@@ -94,7 +116,7 @@ class Bidirectional:
             seed=self.seed,
             step=step,
             user_ids=users,
-            catalog=self.config.catalog or None,
+            catalog=self.catalog or None,
         )
         return torch.cat([draws.ids for draws in (samples.to_student, samples.to_teacher) if draws is not None], dim=1)
 

@@ -1,0 +1,90 @@
+"""bidistill plan: memory and time of a run before it is started."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import torch
+
+from bidistill.cli.parser import add_command, add_options, overrides
+from bidistill.config import PRESETS, Config
+from bidistill.load import load_split
+from bidistill.plan import Plan, Sizes, make_plan, measure
+from bidistill.plan.memory import memory_there
+from bidistill.plan.plan import gb
+
+ABOUT = """Tell what `bidistill train` with the same settings will take: memory part by part, time part by part, and what does not
+fit. Measures this machine for about ten seconds. Sizes are numbers that you give, or those of the data that the settings name.
+Times are those of a run whose phases go to their last epoch, on a machine that does nothing else."""
+EXAMPLES = """  bidistill plan --users 1000000 --items 1000000 --interactions 20000000 --teacher-dim 64 --student-dim 8
+  bidistill plan runs/ml/config.toml                     the data that the settings name
+  bidistill plan big.toml --users 1e7 --items 1e6 --interactions 3e8 --json"""
+
+
+def add(subparsers: Any) -> None:
+    """Register the command."""
+    usage = "[CONFIG.toml] [--users N --items N --interactions N] [--json] [--SECTION-OPTION VALUE ...]"
+    parser = add_command(subparsers, "plan", run, "what a run will take: memory and time", ABOUT, EXAMPLES, usage)
+    parser.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings; what it leaves out: the preset's")
+    parser.add_argument("--preset", choices=list(PRESETS), help="where settings start from (default: default)")
+    for name in ("users", "items", "interactions"):
+        parser.add_argument(f"--{name}", type=_count, metavar="N", help=f"number of {name}, such as 1000000 or 1e6")
+    parser.add_argument("--json", action="store_true", help="print JSON: bytes and seconds")
+    add_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Measure, plan, print."""
+    config = Config.preset(arguments.preset or "default")
+    if arguments.config is not None:
+        config = Config.from_toml(arguments.config, arguments.preset or "default")
+    config = config.with_overrides(overrides(arguments))
+    given = (arguments.users, arguments.items, arguments.interactions)
+    if any(given) and not all(given):
+        arguments.parser.error("--users, --items and --interactions go together")
+    sizes = Sizes.of(*given, config) if all(given) else Sizes.of_split(load_split(config.data), config)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
+    costs = measure(config, sizes)
+    plan = make_plan(config, sizes, costs)
+    if arguments.json:
+        print(json.dumps(plan.values() | {"threads": torch.get_num_threads(), "measured_s": costs.took}, indent=2))
+    else:
+        show(plan, config, costs.took)
+
+
+def show(plan: Plan, config: Config, took: float) -> None:
+    """Print the plan for people."""
+    s = plan.sizes
+    print(
+        f"{s.users:,} users x {s.items:,} items, {s.train:,} of {s.interactions:,} interactions train;"
+        f" teacher {config.teacher.dim}, student {config.student.dim}, batch {config.train.batch_size:,}\n"
+        f"measured in {took:.0f} s, {torch.get_num_threads()} threads\n\nmemory"
+    )
+    for part in plan.memory:
+        print(f"  {part.name:<68}{gb(part.bytes):>12}")
+    print(f"  {'peak':<68}{gb(plan.peak):>12}   of {gb(memory_there())} here")
+    print(f"  {'disk, at most':<68}{gb(plan.disk):>12}\n\ntime{'each':>48}{'times':>12}{'total':>14}")
+    for job in plan.times:
+        if job.total:
+            print(f"  {job.name:<38}{_time(job.seconds):>12}{job.times:>12,.4g}{_time(job.total):>14}")
+    print(f"  {'run, if no phase ends early':<62}{_time(plan.seconds):>14}")
+    for problem in plan.problems:
+        print(f"\ndoes not fit: {problem}")
+
+
+def _count(text: str) -> int:
+    number = float(text)
+    if not number.is_integer():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number")
+    return int(number)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"

@@ -1,0 +1,177 @@
+"""What the parts of a run cost on this machine: measured on a job of the same shape in little, with the trainer's own code."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from bdkernels import Factors, rank, sample
+from bdkernels.measure import seconds
+from bidistill.checkpoint import save_checkpoint
+from bidistill.config import Config
+from bidistill.data import Interactions, read, split, write_interactions
+from bidistill.plan.sizes import Sizes, made_up
+from bidistill.trainer import PHASES, Place, Trainer
+
+# More than the caches hold, so that rows cost what they cost in tables of any size; and little enough to be made in seconds.
+MOST = {"users": 200_000, "items": 500_000, "train": 2_000_000}
+USERS = 256  # drawn and ranked for in one timed call
+ROWS = 200_000  # of the file that is read
+BLOCK = 1 << 24  # floats of the checkpoint that is written: 64 MB
+
+
+@dataclass(frozen=True)
+class Line:
+    """A cost that grows with the catalog: fixed + slope * items."""
+
+    fixed: float
+    slope: float
+
+    def at(self, items: float) -> float:
+        return self.fixed + self.slope * items
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds on this machine.
+
+    Attributes:
+        step: of a training step in each phase of `trainer.PHASES`, without the draws.
+        draw: of one user's draws, both directions, by the number of items that ranks are counted over.
+        rank: of one held-out item of one user, by the number of items, for "teacher" and "student".
+        read: of a row of CSV: reading, numbering, splitting.
+        start: of a training interaction when a Trainer is made.
+        save: of a byte of a checkpoint.
+        took: of the whole measurement.
+    """
+
+    step: dict[str, float]
+    draw: Line
+    rank: dict[str, Line]
+    read: float
+    start: float
+    save: float
+    took: float
+
+
+def measure(config: Config, sizes: Sizes) -> Costs:
+    """Measure everything, in about ten seconds.
+
+    Args:
+        config: the run's settings; dims, batch, optimizers, samples and pool are what counts.
+        sizes: the run's; what is measured is at most MOST of it.
+    """
+    began = time.perf_counter()
+    little = sizes.at_most(**MOST)
+    parts = made_up(little)
+    folder = Path(config.run.out or "run").parent
+    trainer = Trainer(_quiet(config), parts)
+    start = (time.perf_counter() - began) / little.train
+    step = {phase: step_seconds(trainer, phase) for phase in PHASES}
+    draw = draw_line(trainer) if trainer.objective.distiller is not None else Line(0.0, 0.0)
+    ranks = {name: rank_line(trainer, name) for name in trainer.learners}
+    return Costs(step, draw, ranks, read_seconds(), start, save_seconds(folder), time.perf_counter() - began)
+
+
+def draw_share(config: Config, sizes: Sizes) -> float:
+    """The share of the joint phase's time that exact draws would take, measured in a few seconds."""
+    little = sizes.at_most(**MOST)
+    trainer = Trainer(_quiet(config), made_up(little))
+    step, draw = step_seconds(trainer, "joint"), draw_line(trainer).at(sizes.items)
+    steps = math.ceil(sizes.train / config.train.batch_size)
+    refresh = config.distill.refresh
+    users = sizes.users / (refresh * steps) if refresh else config.train.batch_size  # drawn for in a step
+    return users * draw / (users * draw + step)
+
+
+def _quiet(config: Config) -> Config:
+    exact = {"distill.catalog": 0} if config.distill.catalog == "auto" else {}
+    return config.with_overrides({"run.out": None, "run.progress": False, **exact})
+
+
+def step_seconds(trainer: Trainer, phase: str, repeats: int = 8) -> float:
+    """A training step of this phase, with a pool of random items where the run has one."""
+    trainer.place = Place(phase)
+    distiller, size = trainer.objective.distiller, trainer.config.train.batch_size
+    if distiller is not None:
+        shape = trainer.split.n_users, 2 * trainer.config.distill.pool
+        distiller.pool = torch.randint(trainer.split.n_items, shape, dtype=torch.int32, device=trainer.device)
+    order = torch.randperm(len(trainer.users), generator=torch.Generator().manual_seed(0))
+    times = []
+    for number in range(repeats + 2):
+        some = order[torch.arange(number * size, (number + 1) * size) % len(order)].to(trainer.device)
+        users, positives = trainer.users[some], trainer.items[some]
+        times.append(seconds(lambda u=users, p=positives, n=number: trainer.step(u, p, n)))  # type: ignore[misc]
+    return median(times[2:])
+
+
+def draw_line(trainer: Trainer) -> Line:
+    """Draws for USERS users over all items and over a quarter of them."""
+    distiller, distill = trainer.objective.distiller, trainer.config.distill
+    assert distiller is not None
+    teacher, student = (factors_of(trainer, name) for name in ("teacher", "student"))
+    student_weight, teacher_weight = distiller.weights["student"], distiller.weights["teacher"]
+    k = distill.pool if distill.refresh else distill.samples
+    m = int(distill.catalog) or None
+
+    def call(n: int) -> None:
+        models = first(teacher, n), first(student, n)
+        sample(*models, k, to_student=student_weight, to_teacher=teacher_weight, catalog=m)
+
+    return line(teacher, call)
+
+
+def rank_line(trainer: Trainer, name: str) -> Line:
+    """`rank` of one item for USERS users over all items and over a quarter of them."""
+    factors = factors_of(trainer, name)
+    ids = torch.zeros(len(factors.users), 1, dtype=torch.int64, device=trainer.device)
+    return line(factors, lambda n: rank(first(factors, n), ids))
+
+
+def factors_of(trainer: Trainer, name: str) -> Factors:
+    """USERS users of one of the models."""
+    return trainer.learners[name].model.factors(torch.arange(min(USERS, trainer.split.n_users), device=trainer.device))
+
+
+def first(factors: Factors, n: int) -> Factors:
+    """The same users over the first n items."""
+    return Factors(factors.users, factors.items[:n], None if factors.item_bias is None else factors.item_bias[:n])
+
+
+def read_seconds() -> float:
+    """A row of a CSV file of whole numbers, read and split."""
+    little = Sizes(ROWS // 20, ROWS // 20, ROWS, ROWS * 9 // 10, 1)
+    parts = made_up(little)
+    rows = Interactions(parts.train_users, parts.train_items, parts.train_items, parts.user_ids, parts.item_ids)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "rows.csv"
+        write_interactions(path, rows)
+        return seconds(lambda: split(read(path))) / len(rows)
+
+
+def save_seconds(folder: Path) -> float:
+    """A byte of a checkpoint in this folder, or where it will be made."""
+    while not folder.is_dir():
+        folder = folder.parent
+    block = {"block": torch.rand(BLOCK)}
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".plan.") as place:
+        return seconds(lambda: save_checkpoint(place, block, {})) / (4 * BLOCK)
+
+
+def line(factors: Factors, call: Callable[[int], Any]) -> Line:
+    """Seconds a user of calls over n items, for all items and a quarter of them in turns."""
+    items, users = factors.n_items, len(factors.users)
+    few = max(1, items // 4)
+    call(few)
+    times = [(seconds(lambda: call(few)), seconds(lambda: call(items))) for _ in range(3)]
+    short, long = (median(column) / users for column in zip(*times, strict=True))
+    slope = max(0.0, long - short) / max(1, items - few)
+    return Line(max(0.0, long - slope * items), slope)
