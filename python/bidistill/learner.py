@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bidistill.config import ModelConfig
 from bidistill.errors import UserError
+from bidistill.growth import Growth
 from bidistill.models import Recommender, build_model
 from bidistill.update import Batch, Terms, make_update
 
@@ -76,6 +77,20 @@ class Learner:
         self.best_score = -math.inf if numbers["best_score"] is None else numbers["best_score"]
         self.best_epoch, self.stale = numbers["best_epoch"], numbers["stale"]
         self.update.load_state(below("optimizer.", tensors | numbers["optimizer"]))
+
+    def load_grown(self, tensors: dict[str, Tensor], numbers: dict[str, Any], growth: Growth) -> None:
+        """Restore what `state` gave before users or items were added; theirs are the rows that this model has now.
+
+        The best state is forgotten, since its score was that of other data.
+        """
+        kinds = {f"model.{name}": kind for name, kind in self.model.row_kinds().items()}
+        kinds |= {f"optimizer.{name}": kind for name, kind in self.update.row_kinds().items()}
+        fresh, grown = self.state()[0], {}
+        for name, old in tensors.items():
+            kind = next((kind for start, kind in kinds.items() if f"{name}.".startswith(f"{start}.")), None)
+            if not name.startswith("best."):
+                grown[name] = growth.rows(kind, old, fresh.get(name)) if kind is not None and old.dim() else old
+        self.load_state(grown, numbers | {"best_score": None, "best_epoch": 0, "stale": 0})
 
 
 def new_model(config: ModelConfig, n_users: int, n_items: int, seed: int) -> Recommender:

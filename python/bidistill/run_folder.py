@@ -17,6 +17,7 @@ from bidistill.config import Config
 from bidistill.data import Split
 from bidistill.data.files import replacing
 from bidistill.errors import UserError
+from bidistill.growth import Growth
 from bidistill.models import Recommender
 
 Metrics = dict[str, dict[str, dict[str, float]]]
@@ -57,6 +58,10 @@ class RunFolder:
         split.save(self.path / "split.npz")
         self.write_config(config)
 
+    def split(self) -> Split:
+        """What the run trains on."""
+        return Split.load(self.path / "split.npz")
+
     def write_config(self, config: Config) -> None:
         """Write config.toml."""
         config.to_toml(self.path / "config.toml")
@@ -67,24 +72,39 @@ class RunFolder:
         save_checkpoint(self.path / "checkpoint", tensors, notes | state)
 
     def open(
-        self, config: Config | None, split: Split | None
+        self, config: Config | None, split: Split | None, grow: bool = False
     ) -> tuple[Config, Split, dict[str, Tensor], dict[str, Any]]:
-        """What a run needs to go on: its settings (with the allowed changes), split, tensors and state."""
+        """What a run needs to go on: its settings (with the allowed changes), split, tensors and state.
+
+        With `grow` the split may be another than the state's.
+        """
         tensors, state = load_checkpoint(self.path / "checkpoint")
         saved = Config().with_overrides(state["config"])
         config = saved if config is None else config
         self._check_config(saved, config)
-        split = Split.load(self.path / "split.npz") if split is None else split
-        if split.fingerprint() != state["split"]:
+        split = self.split() if split is None else split
+        if not grow and split.fingerprint() != state["split"]:
             raise UserError(
                 f"{self.path} was trained on another split ({state['split']}, now {split.fingerprint()}):"
-                " give the same data and split settings, or start a new run"
+                " give the same data and split settings, let the run grow if rows were added (--grow), or start a new run"
             )
         return config.with_overrides({"run.out": str(self.path)}), split, tensors, state
 
     def save_warmup(self, name: str, model: Recommender, split: str) -> None:
         """Keep a model as its warm-up left it."""
         save_model(self.path / "warmup" / f"{name}.safetensors", model, split=split)
+
+    def grow_warmup(self, name: str, model: Recommender, growth: Growth, split: str) -> None:
+        """Put a warm-up that this folder keeps into a fresh model of grown data, and keep that instead."""
+        path = self.path / "warmup" / f"{name}.safetensors"
+        if model_notes(path)["split"] == split:  # it has grown already, before a crash
+            model.load_state_dict(load_model(path).state_dict())
+            return
+        kinds, fresh, old = model.row_kinds(), model.state_dict(), load_model(path).state_dict()
+        model.load_state_dict(
+            {key: growth.rows(kinds[key], value, fresh[key]) if key in kinds else value for key, value in old.items()}
+        )
+        self.save_warmup(name, model, split)
 
     def load_warmup(self, name: str, model: Recommender, split: str) -> None:
         """Put a warm-up that this folder keeps into a model of the same kind and sizes."""

@@ -25,6 +25,7 @@ from bidistill.data import Split
 from bidistill.distill import Bidirectional
 from bidistill.errors import UserError
 from bidistill.evaluate import evaluate, known
+from bidistill.growth import Growth
 from bidistill.interrupt import Interrupt
 from bidistill.learner import Learner, below, find_device, new_model
 from bidistill.models import Recommender
@@ -130,19 +131,30 @@ class Trainer:
         config: Config | None = None,
         split: Split | None = None,
         callbacks: Sequence[Callback] = (),
+        grow: bool = False,
     ) -> Trainer:
         """A Trainer that goes on where the run in this folder stands: its `fit()` gives what an undisturbed run gives.
 
         Args:
             config: settings, where not the run's: `run` (not its seed), `data` and a larger `train.epochs` may differ.
             split: the run's split, if it is at hand; else it is read from the folder.
+            grow: allow a split with users or items besides the run's: they get fresh rows, everybody else keeps theirs, and the
+                run goes on from the beginning of its epoch. The best states so far are forgotten, since their scores were those
+                of other data, the metrics of the warm-up are taken again, and the folder is changed at once.
 
         Raises:
-            UserError: no checkpoint, a damaged file, or another split or other settings than the run's.
+            UserError: no checkpoint, a damaged file, other settings than the run's, or another split (with `grow`: one that
+                lacks users or items of the run's).
         """
-        config, split, tensors, state = RunFolder(folder).open(config, split)
+        home = RunFolder(folder)
+        config, split, tensors, state = home.open(config, split, grow)
         trainer = cls(config, split, callbacks=callbacks)
-        trainer._load(tensors, state)
+        if trainer.fingerprint == state["split"]:
+            trainer._load(tensors, state)
+        else:
+            trainer._load_grown(tensors, state, Growth.between(home.split(), split))
+        if grow:
+            split.save(home.path / "split.npz")  # after the checkpoint: until then the folder tells the old numbers
         return trainer
 
     def fit(self) -> Result:
@@ -163,7 +175,7 @@ class Trainer:
             try:
                 for phase in PHASES[PHASES.index(self.place.phase) :]:
                     self._run_phase(phase, interrupt)
-                metrics = {name: self._final_metrics(name) for name in self.learners}
+                metrics = {name: self._metrics(learner.model) for name, learner in self.learners.items()}
             except ValueError:
                 self._check_finite()  # the operators refuse scores that are not numbers; say why they are not
                 raise
@@ -294,12 +306,12 @@ class Trainer:
         model.train(True)
         return found
 
-    def _final_metrics(self, name: str) -> dict[str, dict[str, float]]:
+    def _metrics(self, model: Recommender) -> dict[str, dict[str, float]]:
         parts = ["val", "test"] if len(self.split.test_users) else ["val"]
-        return {part: self._evaluate(self.learners[name].model, part) for part in parts}
+        return {part: self._evaluate(model, part) for part in parts}
 
     def _end_warmup(self, name: str) -> None:
-        self.warmup[name] = self._final_metrics(name)
+        self.warmup[name] = self._metrics(self.learners[name].model)
         if self.folder is not None:
             self.folder.save_warmup(name, self.learners[name].model, self.fingerprint)
 
@@ -317,6 +329,20 @@ class Trainer:
         if distiller is not None and distiller.pool is not None:
             tensors["pool"] = distiller.pool
         self.folder.save(self.config, self.fingerprint, tensors, state)
+
+    def _load_grown(self, tensors: dict[str, Tensor], state: dict[str, Any], growth: Growth) -> None:
+        """`_load` of a state from before users or items were added. Saves what comes of it."""
+        assert self.folder is not None
+        for name, learner in self.learners.items():
+            learner.load_grown(below(f"{name}.", tensors), state[name], growth)
+        if self.objective.distiller is not None and "pool" in tensors:
+            self.objective.distiller.pool = growth.pool(tensors["pool"]).to(self.device)
+        self.place, self.history = Place(**state["place"] | {"step": 0}), state["history"]
+        for name in state["warmup"]:
+            model = self._model(name)
+            self.folder.grow_warmup(name, model, growth, self.fingerprint)
+            self.warmup[name] = self._metrics(model)
+        self.save()
 
     def _load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         for name, learner in self.learners.items():

@@ -70,6 +70,10 @@ class Update(Protocol):
         """Restore what `state` gave."""
         ...
 
+    def row_kinds(self) -> dict[str, str]:
+        """Which names of `state`, or beginnings of them before a ".", have a row a user ("users") or an item ("items")."""
+        ...
+
 
 class EagerUpdate:
     """Any model and any optimizer."""
@@ -106,6 +110,11 @@ class EagerUpdate:
             states.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": states})
 
+    def row_kinds(self) -> dict[str, str]:
+        kinds = self.model.row_kinds()
+        names = [name for name, _ in self.model.named_parameters()]
+        return {str(index): kinds[name] for index, name in enumerate(names) if name in kinds}
+
 
 class FusedUpdate:
     """Tables whose dot product is the whole score, an optimizer of FUSED, and batches without missing negatives."""
@@ -131,6 +140,9 @@ class FusedUpdate:
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state)
+
+    def row_kinds(self) -> dict[str, str]:
+        return {"user_table": "users", "item_table": "items", "item_bias": "items"}
 
 
 def make_update(model: Recommender, config: ModelConfig, terms: Terms, *, fuse: bool) -> Update:

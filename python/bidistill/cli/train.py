@@ -23,10 +23,11 @@ config.toml, and training from that file repeats the run exactly. Ctrl-C saves a
 EXAMPLES = """  bidistill train --data-path ratings.csv --control
   bidistill train --data-path ml-100k.inter --data-min-rating 4 --run-out runs/ml --distill-lambda-student 1
   bidistill train --resume runs/ml                           go on after Ctrl-C or a crash
+  bidistill train --resume runs/ml --grow --data-path new.csv  ... with users and items that have come since
   bidistill train runs/ml/config.toml --run-out runs/again   the same again, bit for bit"""
 
 USAGE = """[CONFIG.toml] [--preset NAME] [--control] [--overwrite] [--SECTION-OPTION VALUE ...]
-       bidistill train --resume RUN [--control] [--SECTION-OPTION VALUE ...]"""
+       bidistill train --resume RUN [--grow] [--control] [--SECTION-OPTION VALUE ...]"""
 
 
 def add(subparsers: Any) -> None:
@@ -35,6 +36,11 @@ def add(subparsers: Any) -> None:
     parser.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings; what it leaves out: the preset's")
     parser.add_argument("--preset", choices=list(PRESETS), help="where settings start from (default: default)")
     parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    parser.add_argument(
+        "--grow",
+        action="store_true",
+        help="with --resume: read the data again, and let users and items have been added",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the run that the folder may hold")
     parser.add_argument(
         "--control",
@@ -49,6 +55,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.resume is not None:
         resume(arguments)
         return
+    if arguments.grow:
+        raise UserError("--grow goes with --resume: it lets a run's users and items have been added to")
     config = Config.preset(arguments.preset or "default")
     if arguments.config is not None:
         config = Config.from_toml(arguments.config, arguments.preset or "default")
@@ -78,7 +86,11 @@ def resume(arguments: argparse.Namespace) -> None:
     if "run.out" in changes:
         raise UserError("--resume goes on in the run's own folder: leave out --run-out")
     config = Config.from_toml(Path(arguments.resume, "config.toml")).with_overrides(changes) if changes else None
-    train(Trainer.resume(arguments.resume, config=config), control=arguments.control, resumed=True)
+    split = None
+    if arguments.grow or any(name.startswith("data.") for name in changes):
+        split = load(Config.from_toml(Path(arguments.resume, "config.toml")).with_overrides(changes))
+    trainer = Trainer.resume(arguments.resume, config=config, split=split, grow=arguments.grow)
+    train(trainer, control=arguments.control, resumed=True)
 
 
 def train(trainer: Trainer, *, control: bool, resumed: bool = False) -> None:

@@ -27,6 +27,10 @@ class Recommender(Protocol):
         """What rank, topk and sample score with, for users [B] int64: float32, without gradient, equal to `score`."""
         ...
 
+    def row_kinds(self) -> dict[str, str]:
+        """Which entries of `state_dict` have a row a user ("users") or an item ("items"): what grows with the data."""
+        ...
+
     def config(self) -> dict[str, Any]:
         """Plain values that `build_model` makes an equal model from: "kind" and sizes."""
         ...
@@ -35,6 +39,8 @@ class Recommender(Protocol):
     training: bool
 
     def parameters(self) -> Any: ...
+
+    def named_parameters(self) -> Any: ...
 
     def state_dict(self) -> dict[str, Tensor]: ...
 

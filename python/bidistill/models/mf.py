@@ -50,6 +50,10 @@ class MF(nn.Module):
         user_table, item_table, item_bias = (each.detach() for each in parameters)
         return user_table, item_table, item_bias
 
+    def row_kinds(self) -> dict[str, str]:
+        """The user table grows with the users, the item table and its bias with the items."""
+        return {"user_factors.weight": "users", "item_factors.weight": "items", "item_bias.weight": "items"}
+
     def config(self) -> dict[str, Any]:
         """What `build_model` makes an equal model from."""
         return {
