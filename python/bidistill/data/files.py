@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -18,15 +19,18 @@ from bidistill.errors import UserError
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; it replaces `path` when the block ends well, else it is removed.
 
-    Missing parent folders are made. Raises UserError where the folder or file cannot be written.
+    Missing parent folders are made. Raises UserError where the folder or file cannot be written, at once where that
+    can be seen before.
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():  # a folder, or a device, which would be replaced by a file
+            raise UserError(f"cannot write {path}: it is there and no regular file; choose another place for it")
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.unfinished.", suffix=path.suffix)
         os.close(handle)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place for it") from error
+        raise _unwritable(path, error) from error
     temporary = Path(name)
     try:
         yield temporary
@@ -35,9 +39,24 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)  # mkstemp makes it private; a data file should follow the user's umask
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose another place for it") from error
+        raise _unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_room(path: str | os.PathLike[str], size: int) -> None:
+    """Raise UserError where the disk of the folder of `path`, which is there, has no room for `size` bytes more."""
+    free = shutil.disk_usage(Path(path).parent).free
+    if size > free:
+        raise UserError(
+            f"cannot write {path}: it needs about {size / 1e9:,.2f} GB more and the disk has {free / 1e9:,.2f} GB free;"
+            " make room or choose another place for it"
+        )
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    reason = os.strerror(error.errno) if error.errno else error  # libraries wrap these words in their own
+    return UserError(f"cannot write {path}: {reason}; choose another place for it")
 
 
 def load_npz(path: str | Path) -> dict[str, np.ndarray]:
