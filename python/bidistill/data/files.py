@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,18 @@ def _unwritable(path: Path, error: OSError) -> UserError:
 
 def load_npz(path: str | Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file, in memory. Raises UserError for a missing, foreign or damaged file."""
+    with _opened_npz(path) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def npz_names(path: str | Path) -> list[str]:
+    """The names of its arrays, which are not read. Raises UserError for a missing or foreign file."""
+    with _opened_npz(path) as archive:
+        return list(archive.files)
+
+
+@contextmanager
+def _opened_npz(path: str | Path) -> Iterator[Any]:
     if not Path(path).is_file():
         raise UserError(
             f"{path}: {'this is a folder' if Path(path).is_dir() else 'there is no such file'}; check the path"
@@ -69,6 +82,6 @@ def load_npz(path: str | Path) -> dict[str, np.ndarray]:
         raise UserError(f"{path}: not a NumPy archive, or damaged; write it again with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            yield archive
     except Exception as error:  # a damaged archive fails in a dozen ways: zip, zlib, header syntax, sizes, ...
         raise UserError(f"{path}: not a readable .npz file ({error}); write it again with numpy.savez") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -62,8 +63,10 @@ def read(
     if len(columns["user"]) == 0:
         raise UserError(f"{opened.where}: no data rows; give a file with (user, item) rows")
     what = {role: f"{opened.where}: column {_name(opened, place)}" for role, place in found.items()}
-    users, user_ids = number(columns["user"], what["user"], opened.text)
-    items, item_ids = number(columns["item"], what["item"], opened.text)
+    with ThreadPoolExecutor(2) as pool:  # most of it is in Arrow, which leaves Python's lock
+        (users, user_ids), (items, item_ids) = pool.map(
+            lambda role: number(columns.pop(role), what[role], opened.text), ("user", "item")
+        )
     times = _times(columns["time"], what["time"]) if "time" in columns else None
     total = len(users)
     if min_rating is not None:
