@@ -154,7 +154,7 @@ def _write_folder(parts: Split, out: Path) -> list[str]:
     temporary = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.unfinished."))
         for name in names:
             rows = Interactions(*parts.part(name), None, parts.user_ids, parts.item_ids)
             write_interactions(temporary / f"{name}.csv", rows)

@@ -30,6 +30,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.unfinished.", suffix=path.suffix)
         os.close(handle)
+    except FileExistsError as error:
+        raise UserError(f"cannot write {path}: {path.parent} is no folder; choose another place for it") from error
     except OSError as error:
         raise _unwritable(path, error) from error
     temporary = Path(name)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from bidistill.data.casting import cast, first_misfit
 from bidistill.errors import UserError
 
-INTEGER = r"^-?(0|[1-9][0-9]{0,18})$"  # no leading zeros: "007" and "7" are different ids
+INTEGER = r"^-?(0|[1-9][0-9]*)$"  # no leading zeros: "007" and "7" are different ids
 NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 
@@ -80,7 +80,10 @@ def _whole(values: pa.Array, what: str) -> pa.Array:
     whole = cast(values, pa.int64())
     if whole is None:
         misfit = values[first_misfit(values, pa.int64())].as_py()
-        raise UserError(f"{what} holds {misfit}, which is no 64-bit whole number; ids are integers or strings")
+        raise UserError(
+            f"{what} holds {misfit}, which is no 64-bit whole number; ids are whole numbers up to 2**63-1, or strings"
+            " (a letter before each makes them that)"
+        )
     if pa.types.is_floating(values.type) and pc.max(whole).as_py() > 2**53:
         raise UserError(f"{what} holds {pc.max(values)} as a float, which may be rounded; write large ids as integers")
     return whole

@@ -43,8 +43,8 @@ def read(
     sep: what separates the columns of a text file; None: by extension, else found out.
 
     Ids: whole numbers 0..2^63-1 (numbered ascending) or strings (in sorted order), so numbering does not depend on row
-    order; "007" is a string. Repeated (user, item): the row with the largest time is kept, else the first. Dates become
-    microseconds since 1970.
+    order; "007" is a string. Larger whole numbers are an error, unless the column holds other strings too. Repeated
+    (user, item): the row with the largest time is kept, else the first. Dates become microseconds since 1970.
     Raises UserError for anything that cannot be read, naming file, column and remedy; it counts data rows from 1.
     """
     roles = {"user": user, "item": item, "rating": rating, "time": time}
