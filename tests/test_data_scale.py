@@ -162,20 +162,22 @@ def test_a_disk_without_room_is_seen_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     require_room(tmp_path / "a", 1)
-    with pytest.raises(UserError, match=r"cannot write .*: it needs about 1,000,000,000.00 GB more and the disk has"):
+    with pytest.raises(
+        UserError, match=r"cannot write .*: it needs about 1,000,000,000,000.0 MB more and the disk has"
+    ):
         require_room(tmp_path / "a", 10**18)
     parts = split(generate(300, 200, 9000)[0])
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10_000_000})())
     monkeypatch.setattr(synthetic, "BLOCK", 1 << 15)
     sizes = ("--users", 1000, "--items", 20_000, "--interactions", 5_000_000)
-    for suffix, rough in (("csv", 0.09), ("parquet", 0.05), ("npz", 0.24)):
+    for suffix, rough in (("csv", 90), ("parquet", 50), ("npz", 240)):
         assert main(command(*sizes, "--out", tmp_path / f"made.{suffix}")) == 2
         message = capsys.readouterr().err
-        assert "and the disk has 0.01 GB free; make room" in message
-        needed = float(message.split("about ")[1].split(" GB")[0].replace(",", ""))
+        assert "and the disk has 10.0 MB free; make room" in message
+        needed = float(message.split("about ")[1].split(" MB")[0].replace(",", ""))
         assert rough / 2 < needed < rough * 1.5
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100_000})())
-    with pytest.raises(UserError, match=r"parts\.npz: it needs about 0\.00 GB more"):
+    with pytest.raises(UserError, match=r"parts\.npz: it needs about 0\.1 MB more"):
         parts.save(tmp_path / "parts.npz")
     assert not list(tmp_path.iterdir())
 

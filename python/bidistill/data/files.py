@@ -52,7 +52,7 @@ def require_room(path: str | os.PathLike[str], size: int) -> None:
     free = shutil.disk_usage(Path(path).parent).free
     if size > free:
         raise UserError(
-            f"cannot write {path}: it needs about {size / 1e9:,.2f} GB more and the disk has {free / 1e9:,.2f} GB free;"
+            f"cannot write {path}: it needs about {size / 1e6:,.1f} MB more and the disk has {free / 1e6:,.1f} MB free;"
             " make room or choose another place for it"
         )
 
