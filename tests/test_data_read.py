@@ -124,6 +124,7 @@ def test_ids_keep_their_identity(tmp_path: Path) -> None:
     large = read(write(path, f"user,item\n{2**63 - 1},{2**31}\n{2**53 + 1},{2**32}\n{2**53},0\n"))
     assert large.user_ids.tolist() == [2**53, 2**53 + 1, 2**63 - 1]
     assert large.item_ids.tolist() == [0, 2**31, 2**32]
+    assert read(write(path, f"user,item\nx,1\n{10**19},2\n")).user_ids.tolist() == [str(10**19), "x"]
     mixed = read(write(path, "user,item\n7,é\nx7,東京\n10,e\n"))
     assert mixed.user_ids.tolist() == ["10", "7", "x7"]
     assert mixed.item_ids.tolist() == sorted(["é", "東京", "e"])
@@ -205,6 +206,8 @@ TEXT_MISTAKES = {
     "negative id": ("user,item\n1,2\n3,-4\n", {}, "column 'item' holds the negative id -4"),
     "fractional id": ("1,2\n1.5,2\n", {}, "column number 0 holds 1.5, which is no 64-bit whole number"),
     "huge id": (f"user,item\n1,{2**63}\n", {}, f"column 'item' holds {2**63}, which is no 64-bit"),
+    "id of 20 digits": (f"user,item\n1,2\n1,{10**19}\n", {}, f"column 'item' holds {10**19}, which is no 64-bit"),
+    "huge negative id": (f"user,item\n1,-{10**19}\n", {}, f"column 'item' holds -{10**19}, which is no 64-bit"),
     "open quote": ('user,item\n1,"5\n2,3\n4,5"\n', {}, "column 'item' holds an id with a line break"),
     "long row": ("user,item\n1,2\n3,4,5\n", {}, "rows that do not fit the first line (CSV parse error: Row #3"),
     "short row": ("user,item,x\n1,2,3\n3,4\n", {}, "rows that do not fit the first line"),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from bidistill.data import generate, split
+import scipy.stats
+from bidistill.data import generate, split, synthetic
+from bidistill.data.synthetic import Clock, Population
 from bidistill.errors import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,7 +34,7 @@ def test_sizes_are_exact(size: tuple[int, int, int], dim: int, seed: int, zipf: 
     assert np.bincount(data.users, minlength=n_users).min() >= min(3, n_interactions // n_users)
     assert np.bincount(data.users).max() <= n_items // 2
     assert data.times is not None
-    assert data.times.tolist() == list(range(n_interactions))
+    assert sorted(data.times.tolist()) == list(range(n_interactions))
     assert (users.shape, items.shape) == ((n_users, dim), (n_items, dim))
     assert users.dtype == items.dtype == np.float32
     assert np.isfinite(users).all()
@@ -82,6 +85,7 @@ def test_acceptance_is_the_sigmoid_of_the_score() -> None:
         ({"n_interactions": 9}, "must lie between 10 (one a user) and 50 (half of the items for each user), got 9"),
         ({"n_interactions": 51}, "got 51"),
         ({"n_items": 1}, "got 30"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"zipf": -1.0}, "zipf must be 0 (no long tail) or larger, got -1.0"),
         ({"zipf": float("nan")}, "zipf must be 0"),
         ({"zipf": float("inf")}, "zipf must be 0"),
@@ -94,10 +98,38 @@ def test_mistakes(options: dict[str, Any], expected: str) -> None:
     assert expected in str(caught.value)
 
 
-def test_rows_are_in_a_random_time_order() -> None:
+def test_times_are_a_random_order() -> None:
     data = generate(1000, 500, 20_000)[0]
-    assert abs(np.corrcoef(data.users, np.arange(20_000))[0, 1]) < 0.05
-    assert abs(np.corrcoef(data.items, np.arange(20_000))[0, 1]) < 0.05
+    assert data.times is not None
+    assert (np.diff(data.users * 500 + data.items) > 0).all()
+    for other in (data.users, data.items, np.roll(data.times, 1), np.roll(data.times, 7)):
+        assert abs(np.corrcoef(data.times, other)[0, 1]) < 0.03  # more than four standard errors
+    last = np.array([rows.argmax() for rows in np.split(data.times[: 20_000 // 8 * 8], 20_000 // 8)])
+    assert scipy.stats.chisquare(np.bincount(last, minlength=8)).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 64, 65, 1000, 4097])
+def test_a_clock_is_a_permutation_that_a_start_does_not_change(n: int) -> None:
+    for seed in range(5):
+        clock = Clock(n, seed)
+        whole = clock.times(0, n)
+        assert sorted(whole.tolist()) == list(range(n))
+        assert np.concatenate([clock.times(0, n // 3), clock.times(n // 3, n - n // 3)]).tolist() == whole.tolist()
+
+
+def test_blocks_are_whole_users_and_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthetic, "BLOCK", 1000)
+    population = Population.of(300, 800, 30_000)
+    blocks = list(population.blocks())
+    assert len(blocks) > 20
+    for (users, _, _), (following, _, _) in pairwise(blocks):
+        assert users[-1] + 1 == following[0]
+        assert len(users) <= 1000 or users[0] == users[-1]  # a user with more is a block
+    data, user_factors, _ = generate(300, 800, 30_000)
+    assert np.concatenate([items for _, items, _ in blocks]).tolist() == data.items.tolist()
+    assert (user_factors == population.user_factors).all()
+    # Blocks draw anew: the first choices of two blocks are not the same.
+    assert len({tuple(items[:20]) for _, items, _ in blocks}) == len(blocks)
 
 
 def test_it_can_be_split() -> None:

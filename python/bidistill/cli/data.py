@@ -6,15 +6,25 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
+
+import numpy as np
+from tqdm import tqdm
 
 from bidistill.cli.parser import add_command, add_options, overrides
 from bidistill.config import Config
-from bidistill.data import Interactions, Split, generate, read, write_interactions
+from bidistill.data import Interactions, Split, read, write_interactions
 from bidistill.data.split import PARTS
+from bidistill.data.synthetic import Population
+from bidistill.data.write import Block, refuse_format, write_blocks
 from bidistill.errors import UserError
 from bidistill.load import load_split
 
@@ -63,8 +73,10 @@ def add(subparsers: Any) -> None:
         "generate",
         make,
         "make up interactions",
-        "Make up interactions with times: a long tail of popularity, and tastes that follow latent vectors. Any size.",
-        "  bidistill data generate --users 1000 --items 500 --interactions 20000 --out made.csv",
+        "Make up interactions with times: a long tail of popularity, and tastes that follow latent vectors. Any size: the\n"
+        "rows are written as they are made, so memory holds the users, the items and a few rows.",
+        "  bidistill data generate --users 1000 --items 500 --interactions 20000 --out made.csv\n"
+        "  bidistill data generate --users 1000000 --items 1000000 --interactions 20000000 --out million.parquet",
     )
     for name, words in (("users", "users"), ("items", "items"), ("interactions", "distinct (user, item) pairs")):
         making.add_argument(f"--{name}", type=int, required=True, metavar="N", help=f"number of {words}")
@@ -84,25 +96,56 @@ def describe(arguments: argparse.Namespace) -> None:
 def split(arguments: argparse.Namespace) -> None:
     """Split a file and write the parts, all or none."""
     out = Path(arguments.out)
-    parts = load_split(Config().with_overrides({"data.path": arguments.file} | overrides(arguments)).data)
-    if out.suffix == ".npz":
-        parts.save(out)
-        flags = f"--data-train-path {out}"
-    else:
-        names = _write_folder(parts, out)
-        flags = " ".join(f"--data-{name}-path {out / name}.csv" for name in names)
+    with _tidy_end():
+        parts = load_split(Config().with_overrides({"data.path": arguments.file} | overrides(arguments)).data)
+        if out.suffix == ".npz":
+            parts.save(out)
+            flags = f"--data-train-path {out}"
+        else:
+            names = _write_folder(parts, out)
+            flags = " ".join(f"--data-{name}-path {out / name}.csv" for name in names)
     print(json.dumps(parts.describe(), indent=2))
     print(f"train on it with: bidistill train {flags}", file=sys.stderr)
 
 
 def make(arguments: argparse.Namespace) -> None:
-    """Make up interactions and write them."""
+    """Make up interactions and write them as they are made."""
     if arguments.seed < 0:
         raise UserError(f"--seed must be at least 0, found {arguments.seed}")
-    sizes = (arguments.users, arguments.items, arguments.interactions)
-    made, _, _ = generate(*sizes, dim=arguments.dim, seed=arguments.seed, zipf=arguments.zipf)
-    write_interactions(arguments.out, made)
-    print(f"{arguments.out}: {len(made):,} interactions of {made.n_users:,} users with {made.n_items:,} items")
+    refuse_format(arguments.out)
+    users, items, rows = arguments.users, arguments.items, arguments.interactions
+    population = Population.of(users, items, rows, dim=arguments.dim, seed=arguments.seed, zipf=arguments.zipf)
+    with _tidy_end():
+        write_blocks(arguments.out, _shown(population.blocks(), rows), rows, np.arange(users), np.arange(items))
+    print(f"{arguments.out}: {rows:,} interactions of {users:,} users with {items:,} items")
+
+
+def _shown(blocks: Iterable[Block], rows: int) -> Iterator[Block]:
+    """The blocks, with a bar on stderr, where that is a terminal."""
+    with tqdm(total=rows, desc="generate", unit="row", unit_scale=True, disable=None, leave=False) as bar:
+        for block in blocks:
+            yield block
+            bar.update(len(block[0]))
+
+
+@contextmanager
+def _tidy_end() -> Iterator[None]:
+    """Inside, signals that ask the process to end do it as Ctrl-C does, so that temporary files are removed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    asked = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        asked = []  # only there Python sees signals
+    changed = [number for number in asked if signal.getsignal(number) is signal.SIG_DFL]  # nohup's stays ignored
+    for number in changed:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in changed:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _write_folder(parts: Split, out: Path) -> list[str]:
@@ -111,7 +154,7 @@ def _write_folder(parts: Split, out: Path) -> list[str]:
     temporary = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.unfinished."))
         for name in names:
             rows = Interactions(*parts.part(name), None, parts.user_ids, parts.item_ids)
             write_interactions(temporary / f"{name}.csv", rows)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from bidistill.data.casting import cast, first_misfit
 from bidistill.errors import UserError
 
-INTEGER = r"^-?(0|[1-9][0-9]{0,18})$"  # no leading zeros: "007" and "7" are different ids
+INTEGER = r"^-?(0|[1-9][0-9]*)$"  # no leading zeros: "007" and "7" are different ids
 NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 
 
@@ -20,7 +20,7 @@ def number(column: pa.ChunkedArray, what: str, text: bool = False) -> tuple[np.n
 
     column: at least one row of integers, integral floats or strings, without nulls.
     what: names the column in errors ("data.csv: column 'user'").
-    text: the strings come from a text file, so ids that are all whole numbers become integers.
+    text: strings come from a text file, so ids that are all whole numbers become integers.
     Returns (numbers int64 [n], ids [distinct], int64 or str objects).
     Raises UserError for a missing, negative or fractional id and for a type that can be no id.
     """
@@ -33,16 +33,31 @@ def number(column: pa.ChunkedArray, what: str, text: bool = False) -> tuple[np.n
         raise UserError(
             f"{what} has no id in data row {row:,} ({column.null_count:,} in all); remove or mend those rows"
         )
+    if (numbered := _dense(column)) is not None:
+        return numbered
     encoded = column.dictionary_encode().combine_chunks()
     merged = _typed(encoded.dictionary, what, text).dictionary_encode()  # "1" and "1.0" have become one id
-    values, codes = merged.dictionary, merged.indices.to_numpy()[encoded.indices.to_numpy()]
+    values = merged.dictionary
     order = pc.sort_indices(values).to_numpy()
     place = np.empty(len(order), np.int64)
     place[order] = np.arange(len(order))
     ids = values.take(pa.array(order)).to_numpy(zero_copy_only=False)
     if pa.types.is_integer(values.type) and len(ids) and ids[0] < 0:
         raise UserError(f"{what} holds the negative id {ids[0]}; ids must be 0 or larger (or strings)")
-    return place[codes], ids
+    return place[merged.indices.to_numpy()][encoded.indices.to_numpy()], ids
+
+
+def _dense(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray] | None:
+    """What `number` returns, by a table of all integers up to the largest id; None where that would be large."""
+    if not pa.types.is_integer(column.type) or not len(column):
+        return None
+    lowest, highest = pc.min_max(column).as_py().values()
+    if lowest < 0 or highest > 2 * len(column):
+        return None
+    values = column.cast(pa.int64()).to_numpy()
+    used = np.zeros(highest + 1, bool)
+    used[values] = True
+    return (np.cumsum(used) - 1)[values], np.flatnonzero(used)
 
 
 def _typed(values: pa.Array, what: str, text: bool) -> pa.Array:
@@ -65,7 +80,10 @@ def _whole(values: pa.Array, what: str) -> pa.Array:
     whole = cast(values, pa.int64())
     if whole is None:
         misfit = values[first_misfit(values, pa.int64())].as_py()
-        raise UserError(f"{what} holds {misfit}, which is no 64-bit whole number; ids are integers or strings")
+        raise UserError(
+            f"{what} holds {misfit}, which is no 64-bit whole number; ids are whole numbers up to 2**63-1, or strings"
+            " (a letter before each makes them that)"
+        )
     if pa.types.is_floating(values.type) and pc.max(whole).as_py() > 2**53:
         raise UserError(f"{what} holds {pc.max(values)} as a float, which may be rounded; write large ids as integers")
     return whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -42,8 +43,8 @@ def read(
     sep: what separates the columns of a text file; None: by extension, else found out.
 
     Ids: whole numbers 0..2^63-1 (numbered ascending) or strings (in sorted order), so numbering does not depend on row
-    order; "007" is a string. Repeated (user, item): the row with the largest time is kept, else the first. Dates become
-    microseconds since 1970.
+    order; "007" is a string. Larger whole numbers are an error, unless the column holds other strings too. Repeated
+    (user, item): the row with the largest time is kept, else the first. Dates become microseconds since 1970.
     Raises UserError for anything that cannot be read, naming file, column and remedy; it counts data rows from 1.
     """
     roles = {"user": user, "item": item, "rating": rating, "time": time}
@@ -62,8 +63,10 @@ def read(
     if len(columns["user"]) == 0:
         raise UserError(f"{opened.where}: no data rows; give a file with (user, item) rows")
     what = {role: f"{opened.where}: column {_name(opened, place)}" for role, place in found.items()}
-    users, user_ids = number(columns["user"], what["user"], opened.text)
-    items, item_ids = number(columns["item"], what["item"], opened.text)
+    with ThreadPoolExecutor(2) as pool:  # most of it is in Arrow, which leaves Python's lock
+        (users, user_ids), (items, item_ids) = pool.map(
+            lambda role: number(columns.pop(role), what[role], opened.text), ("user", "item")
+        )
     times = _times(columns["time"], what["time"]) if "time" in columns else None
     total = len(users)
     if min_rating is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bidistill.data.files import load_npz, replacing
+from bidistill.data.files import load_npz, npz_names, replacing, require_room
 from bidistill.data.ids import pack, unpack
 from bidistill.data.interactions import Interactions, check_pairs, digest
 from bidistill.errors import UserError
@@ -73,7 +73,7 @@ class Split:
         for name in PARTS[1:]:
             users, items = self.part(name)
             rows[name] = len(users)
-            rows[f"{name}_users"] = len(np.unique(users))
+            rows[f"{name}_users"] = int(np.count_nonzero(np.bincount(users, minlength=1)))
             rows[f"{name}_items_unknown"] = int((~known[items]).sum())
         return rows
 
@@ -83,13 +83,15 @@ class Split:
 
     def save(self, path: str | Path) -> None:
         """Write one .npz (no pickle), whole or not at all. Raises UserError where it cannot be written."""
+        arrays = self._arrays()
         with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **self._arrays())  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
+            require_room(path, sum(array.nbytes for array in arrays.values()))
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
 
     @staticmethod
     def is_saved(path: str | Path) -> bool:
         """Whether the file is one that `save` wrote, rather than some other .npz."""
-        return Path(path).suffix.lower() == ".npz" and "train_users" in load_npz(path)
+        return Path(path).suffix.lower() == ".npz" and "train_users" in npz_names(path)
 
     @classmethod
     def load(cls, path: str | Path) -> Split:
@@ -149,10 +151,9 @@ def split(
             f" {needed:,} are needed; hold out less, lower min_per_user, or use more data"
         )
     from_end = _places_from_end(users, when, counts)
-    n_test, n_val = np.where(evaluated, n_test, 0)[users], np.where(evaluated, n_val, 0)[users]
-    is_test = from_end < n_test
-    is_val = ~is_test & (from_end < n_test + n_val)
-    rows = {"train": ~is_test & ~is_val, "val": is_val, "test": is_test}
+    is_test = from_end < np.where(evaluated, n_test, 0)[users]
+    is_held = from_end < np.where(evaluated, n_test + n_val, 0)[users]
+    rows = {"train": ~is_held, "val": is_held & ~is_test, "test": is_test}
     parts = {name: (users[chosen], interactions.items[chosen]) for name, chosen in rows.items()}
     return Split.of(parts, interactions.user_ids, interactions.item_ids)
 
@@ -193,8 +194,11 @@ def _share(counts: np.ndarray, share: float) -> np.ndarray:
 
 def _places_from_end(users: np.ndarray, when: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """For each row its place in its user's rows ordered by `when` (then by row), counted from the end: 0 = last."""
-    order = np.lexsort((when, users))
-    ends = np.repeat(np.cumsum(counts), counts)
-    places = np.empty(len(users), np.int64)
-    places[order] = ends - 1 - np.arange(len(users))
+    n = len(users)
+    order = np.argsort(when, kind="stable")
+    key = users[order] * np.int64(n) + np.arange(n)
+    key.sort()  # by user, then by place in `order`: faster than a stable second sort
+    key %= n
+    places = np.empty(n, np.int64)
+    places[order[key]] = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(n)
     return places

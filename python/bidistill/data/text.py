@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
+from bidistill.data.casting import cast
 from bidistill.data.columns import KNOWN, Column, number_of, plain
 from bidistill.data.ids import NUMBER
 from bidistill.errors import UserError
@@ -31,7 +32,9 @@ class TextFile:
     skip: int  # lines before the data
 
     def load(self, places: Sequence[int]) -> list[pa.ChunkedArray]:
-        """The columns at these places as trimmed strings; what means "no value" is null.
+        """The columns at these places: int64 where all cells are plain whole numbers, else trimmed strings.
+
+        What means "no value" is null.
 
         Raises UserError for ragged rows and for text that is not UTF-8.
         """
@@ -42,7 +45,7 @@ class TextFile:
                 table = self._parse(places, careful=True)
             except (pa.ArrowException, OSError) as error:
                 raise UserError(f"{self.path}: {_reason(str(error))}") from error
-        return [_trimmed(column) for column in table.columns]
+        return [_whole(column) or _trimmed(column) for column in table.columns]
 
     def _parse(self, places: Sequence[int], careful: bool) -> pa.Table:
         names = [str(place) for place in range(len(self.names))]
@@ -107,6 +110,22 @@ def _looks_like_header(path: Path, cells: list[str], given: Sequence[Column]) ->
             f"{path}: is the first line ({', '.join(cells)[:80]}) a header? Say so with header=true or false"
         )
     return True
+
+
+def _whole(column: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """The cells as int64 if each reads as its number is written: 0 or larger, no blank, sign or leading zero. Else None.
+
+    2**53 and larger are left to those who know whether the column may be a float.
+    """
+    numbers = cast(column, pa.int64())
+    if not numbers:
+        return None
+    lowest, highest = pc.min_max(numbers).as_py().values()
+    if lowest < 0 or highest >= 2**53:
+        return None
+    powers = (10**power for power in range(1, len(str(highest))))
+    digits = len(numbers) + sum(pc.sum(pc.greater_equal(numbers, power)).as_py() for power in powers)
+    return numbers if digits == pc.sum(pc.binary_length(column)).as_py() else None  # no cell can have fewer
 
 
 def _trimmed(column: pa.ChunkedArray) -> pa.ChunkedArray:
