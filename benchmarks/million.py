@@ -1,0 +1,106 @@
+"""The whole job at three sizes, up to a million users x a million items: `python -m benchmarks.million [--sizes ...]`.
+
+As a user does it, each command a process of its own: make the data up, ask `bidistill plan`, train; then set what was planned
+beside what it took. Exact full-catalog draws, their pool refilled in the course of the steps. Writes
+benchmarks/results/million.json with the log of each run. A million takes about an hour and 10 GB of disk.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from benchmarks.machine import machine
+
+RESULTS = Path(__file__).parent / "results" / "million.json"
+SIZES = {
+    "small": (20_000, 20_000, 400_000),
+    "middle": (200_000, 200_000, 4_000_000),
+    "million": (10**6, 10**6, 2 * 10**7),
+}
+# One epoch alone and one together; a pool is refilled every second epoch, so half of them are in this one.
+SETTINGS: dict[str, Any] = {
+    "teacher.dim": 64,
+    "student.dim": 8,
+    "teacher.optimizer": "sparse_adam",
+    "student.optimizer": "sparse_adam",
+    "teacher.lr": 0.005,
+    "student.lr": 0.02,
+    "train.batch_size": 4096,
+    "train.warmup_epochs": 1,
+    "train.epochs": 1,
+    "distill.refill": "spread",
+    "distill.refresh": 2,
+    "eval.users": 2048,
+    "run.checkpoint_steps": 2000,
+}
+
+
+def command(arguments: list[str], log: Path) -> dict[str, Any]:
+    """Run `bidistill ...`: its wall time and peak resident memory; its output goes to the log."""
+    began = time.perf_counter()
+    with log.open("w") as file:
+        child = subprocess.Popen([sys.executable, "-m", "bidistill", *arguments], stdout=file, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+    took = time.perf_counter() - began
+    if child.returncode:
+        raise SystemExit(f"bidistill {arguments[0]} failed:\n{log.read_text()[-2000:]}")
+    return {"seconds": round(took, 1), "peak_gb": round(usage.ru_maxrss * 1024 / 1e9, 2)}
+
+
+def one_size(name: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """Generate, plan, train; what each took."""
+    users, items, interactions = SIZES[name]
+    data, run = folder / f"{name}.csv", folder / name
+    sizes = ["--users", str(users), "--items", str(items), "--interactions", str(interactions)]
+    flags = [f"--{key.replace('.', '-').replace('_', '-')}={value}" for key, value in settings.items()]
+    flags += [f"--run-out={run}"]
+    made = command(["data", "generate", *sizes, "--out", str(data)], folder / "generate.log")
+    print(f"{name}: made {data.stat().st_size / 1e6:,.0f} MB in {made['seconds']:.0f} s", flush=True)
+    command(["plan", *sizes, *flags, "--json"], folder / "plan.json")
+    plan = json.loads((folder / "plan.json").read_text())
+    print(f"{name}: planned {plan['total_s']:,.0f} s and {plan['peak_bytes'] / 1e9:.2f} GB", flush=True)
+    trained = command(["train", "--data-path", str(data), *flags], folder / "train.log")
+    print(f"{name}: took {trained['seconds']:,.0f} s and {trained['peak_gb']:.2f} GB", flush=True)
+    with (run / "metrics.csv").open(newline="") as file:
+        epochs = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+    disk = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+    (folder / "train.log").replace(folder / f"{name}.log")
+    log = [
+        line.replace(str(folder), "...") for line in (folder / f"{name}.log").read_text().splitlines() if line.strip()
+    ]
+    data.unlink()
+    return {
+        "size": name, "users": users, "items": items, "interactions": interactions, "generate": made,
+        "plan": {"seconds": round(plan["total_s"], 1), "peak_gb": round(plan["peak_bytes"] / 1e9, 2), "jobs": plan["times"]},
+        "train": trained | {"disk_gb": round(disk / 1e9, 2)}, "epochs": epochs, "log": log,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.million", description=__doc__)
+    parser.add_argument(
+        "--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="which sizes (default: all three)"
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="file to write")
+    parser.add_argument("--folder", type=Path, help="where data and runs go, and stay (default: a temporary folder)")
+    args = parser.parse_args()
+    result = {"machine": machine(), "settings": SETTINGS, "sizes": []}
+    with TemporaryDirectory(prefix="bidistill.") as temporary:
+        folder = args.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in args.sizes:
+            result["sizes"].append(one_size(name, folder, SETTINGS))
+            args.results.parent.mkdir(exist_ok=True)
+            args.results.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
