@@ -13,14 +13,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import __version__, checks, precision, reference
+from . import __version__, checks, precision, reference, sampler
 from .backends import steps
 from .exchange import Exchange, ShardError
 from .factors import Factors
-from .functional import TopK, _detach, _name, _pair, _tensor
+from .functional import Samples, TopK, _codes, _detach, _name, _pair, _samples, _tensor
+from .lockstep import ShardedItems
 from .reference import Steps
 from .seen import Seen
 from .visit import Catalog, Models, Visit, receive
+from .weights import Exp, Tanh, Weight
 
 __all__ = ["ShardError", "Shards"]
 Settings = dict[str, object]
@@ -136,6 +138,57 @@ class Shards:
         width = min(k, max(visit.catalog.sizes()))  # of any shard's best
         parts = self._exchange.back(visit.best(k, width), visit.sizes)  # [world, B, width]
         return TopK(*reference.listed_keys(parts.movedim(0, 1).flatten(1).topk(k, dim=1).values))
+
+    @_exact()
+    def sample(
+        self,
+        teacher: Factors,
+        student: Factors,
+        k: int,
+        seen: Seen | None = None,
+        *,
+        to_student: Weight | None = Tanh(),  # noqa: B008 (immutable)
+        to_teacher: Weight | None = Exp(),  # noqa: B008
+        seed: int = 0,
+        step: int = 0,
+        user_ids: Tensor | None = None,
+        catalog: int | None = None,
+        backend: str | None = None,
+    ) -> Samples:
+        """Items by the discrepancy of their ranks over all shards, the same draws as on one process; see `bdkernels.sample`.
+
+        A round of proposals moves O(B C) numbers, like `rank`. Users whose weights are so peaked that proposals are hardly ever
+        accepted draw from a full row, and only for these does the traffic grow with the catalog: O(N) scores of both models.
+
+        Args:
+            teacher, student: users [B, d], this process's; items [n, d] and item_bias [n], this process's shard.
+            user_ids: [B] int64 in [0, 2^32); this process's row numbers unless given: give them where processes have different
+                users, whose draws are else of the same random numbers.
+            k, seen, to_student, to_teacher, seed, step, catalog, backend: see `bdkernels.sample`; all but `seen` and `backend`
+                are the same on every process.
+        """
+        models = {"teacher": teacher, "student": student}
+
+        def check() -> Settings:
+            n_rows, device = len(teacher.users), teacher.users.device
+            checks.tensor("student.users", student.users, (n_rows, "d"), checks.FLOATS, device)
+            checks.integer("number of items", self.n_items, 1)
+            if user_ids is not None:
+                checks.tensor("user_ids", _tensor("user_ids", user_ids), (n_rows,), (torch.int64,), device)
+                checks.ids_values("user_ids", user_ids, 2**32)
+            codes = _codes(k, seed, step, catalog, (to_student, to_teacher), self.n_items)
+            checks.sample(k, step, catalog or 0, codes)
+            numbers = {"k": k, "seed": seed, "step": step, "catalog": catalog}
+            return numbers | {"to_student": codes[0], "to_teacher": codes[1]}
+
+        stages, own, rows, _ = self._agree("sample", models, seen, backend, check)
+        codes = _codes(k, seed, step, catalog, (to_student, to_teacher), self.n_items)
+        items = ShardedItems(self._exchange, stages, self._catalog)
+        t, s = own["teacher"], own["student"]
+        if user_ids is None:
+            user_ids = torch.arange(len(t.users), device=t.users.device)
+        drawn = sampler.sample(stages, t, s, k, rows, codes, seed, step, user_ids, catalog or 0, items)
+        return _samples(drawn, codes)
 
     def _open(
         self, what: str, models: Models, seen: Seen | None, backend: str | None, check: Callable[[], Settings]

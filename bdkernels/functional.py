@@ -200,11 +200,7 @@ def sample(
         *models, *_pair(seen), _tensor("user_ids", user_ids), k, seed, step, *weights[0], *weights[1],
         catalog or 0, backend=_name(backend),
     )  # fmt: skip
-    student_draws, teacher_draws = (Draws(ids, ids >= 0) for ids in drawn)
-    return Samples(
-        None if to_student is None else student_draws,
-        None if to_teacher is None else teacher_draws,
-    )
+    return _samples(drawn, weights)
 
 
 def distill_loss(
@@ -344,6 +340,13 @@ def _codes(
         ("", 0.0, False) if w is None else (w.kind, w.parameter(n_items), w.flipped) for w in weights
     )
     return to_student, to_teacher
+
+
+def _samples(ids: tuple[Tensor, Tensor], weights: tuple[WeightCode, WeightCode]) -> Samples:
+    """What the operator gives, a direction without a kind being off."""
+    return Samples(
+        *(Draws(drawn, drawn >= 0) if kind else None for drawn, (kind, _, _) in zip(ids, weights, strict=True))
+    )
 
 
 def _check_step(step: StepInputs) -> None:

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 import bdkernels as bd
+from bdkernels import lockstep, sampler
 from bdkernels.distributed import ShardError, Shards
 
 N, USERS = 211, (5, 0, 3, 8)  # users of each process
@@ -122,6 +123,72 @@ def count_above(w: World) -> None:
         same(ours, bd.count_above(f, limits, ties, seen)[w.users])
 
 
+WEIGHTS = {  # to the student, to the teacher
+    "released": (bd.Tanh(), bd.Exp()),
+    "flipped": (bd.Tanh(30.0, side="under"), bd.Exp(2.5, side="under")),
+    "by eps": (bd.Linear(), bd.Tanh(eps=0.01)),
+    "ablations": (bd.RankOnly(mu=40.0), bd.Uniform()),
+    "one": (None, bd.Linear(side="under")),
+    "peaked": (bd.Exp(500.0), bd.RankOnly(mu=0.5)),  # draws from full rows
+    "none": (None, None),
+}
+
+
+def draw(w: World, t: bd.Factors, s: bd.Factors, k: int, seen: bd.Seen | None, weights, **more) -> None:
+    """Ours are those of one process."""
+    ids = torch.arange(w.n_users) * 3 + 2**31
+    to = dict(zip(("to_student", "to_teacher"), weights, strict=True)) | {"seed": -5, "step": 9}
+    theirs = bd.sample(t, s, k, seen, user_ids=ids, **to, **({"catalog": more["catalog"]} if "catalog" in more else {}))
+    ours = w.shards.sample(w.own(t), w.own(s), k, w.rows(seen), user_ids=ids[w.users], **to, **more)
+    for mine, whole in zip(ours, theirs, strict=True):
+        assert (mine is None) == (whole is None)
+        if mine is not None:
+            same(mine.ids, whole.ids[w.users])
+            same(mine.mask, whole.mask[w.users])
+
+
+@check
+def sample(w: World) -> None:
+    for name, weights in WEIGHTS.items():
+        draw(w, w.factors("normal"), w.factors("no bias", d=3), 7, w.seen(), weights)
+        if name in ("released", "peaked"):
+            for kind in ("ties", "zeros", "bfloat16"):
+                draw(w, w.factors(kind), w.factors("normal", d=2), 5, None, weights, backend="cpu")
+
+
+@check
+def sample_on_the_reference(w: World) -> None:
+    for name in ("released", "peaked"):
+        draw(w, w.factors("normal"), w.factors("ties", d=3), 3, w.seen(), WEIGHTS[name], backend="reference")
+
+
+@check
+def sample_with_ranks_from_a_subset(w: World) -> None:
+    for name in ("released", "peaked"):
+        for catalog in (1, 40, 150, N, 2**40):
+            draw(w, w.factors("normal"), w.factors("no bias", d=3), 4, w.seen(), WEIGHTS[name], catalog=catalog)
+
+
+@check
+def sample_in_turns(w: World) -> None:
+    """More users than fly at once, full rows one after the other; and a process whose users are done before the others'."""
+    before = lockstep.ROWS, sampler.ROW_ELEMENTS
+    lockstep.ROWS, sampler.ROW_ELEMENTS = 2 * w.size, 2 * N
+    try:
+        seen = w.seen()
+        draw(w, w.factors("normal"), w.factors("no bias", d=3), 30, seen, WEIGHTS["released"])
+        draw(w, w.factors("normal"), w.factors("no bias", d=3), 4, seen, WEIGHTS["peaked"])
+    finally:
+        lockstep.ROWS, sampler.ROW_ELEMENTS = before
+
+
+@check
+def sample_by_row_number(w: World) -> None:
+    t, s = w.own(w.factors("normal")), w.own(w.factors("normal", d=2))
+    numbers = torch.arange(len(t.users))
+    same(w.shards.sample(t, s, 3).to_student.ids, w.shards.sample(t, s, 3, user_ids=numbers).to_student.ids)
+
+
 @check
 def nothing_asked(w: World) -> None:
     f = w.own(w.factors("normal"))
@@ -150,6 +217,7 @@ def same_users_everywhere(w: World) -> None:
 def traffic(w: World) -> None:
     """The same for 8 times the items, and as low as the formula says."""
     sent, c, d, k = [], 11, 5, 10
+    uniform = {"to_student": bd.Uniform(), "to_teacher": None, "seed": 1}  # takes all proposals: one round, whatever N
     for n in (240, 8 * 240):
         shards = Shards(n // w.size, group=w.group)
         f = bd.Factors(torch.randn(w.n_users, d)[w.users], torch.randn(n // w.size, d))
@@ -159,12 +227,16 @@ def traffic(w: World) -> None:
         shards.rank(f, ids, seen)
         ranked = shards.traffic
         shards.topk(f, k, seen)
-        sent.append((ranked - before, shards.traffic - ranked))
+        best = shards.traffic
+        shards.sample(f, f, 4, seen, **uniform)
+        sent.append((ranked - before, best - ranked, shards.traffic - best))
     assert sent[0] == sent[1], sent
     agreed, seen_ids = 32 * w.size, 4 * 2 * b + 4 * b * w.size
     # users and ids and thresholds to everyone, scores and counts of everyone's users
     rank = 3 * agreed + seen_ids + w.size * b * (4 * d + 8 * c) + w.n_users * 8 * c
-    assert sent[0] == (rank, 2 * agreed + seen_ids + w.size * b * 4 * d + w.n_users * 8 * k), (sent[0], rank)
+    assert sent[0][:2] == (rank, 2 * agreed + seen_ids + w.size * b * 4 * d + w.n_users * 8 * k), (sent[0], rank)
+    draws = 7 * agreed + seen_ids + 2 * (w.size * b * (4 * d + 4 * 32) + w.n_users * 8 * 32) + w.size * b * 4 * 33
+    assert sent[0][2] == draws, (sent[0][2], draws)
 
 
 @check
@@ -184,6 +256,10 @@ def a_wrong_argument_on_one_process(w: World) -> None:
         w.shards.score(f, [[1]] if wrong else ids)
     with raises(bd.BackendError if wrong else ShardError, "backend: expected one of"):
         w.shards.score(f, ids, backend="abacus" if wrong else None)
+    with raises(TypeError if wrong else ValueError, "user_ids: expected Tensor, got list"):
+        w.shards.sample(f, f, 3, user_ids=[1] if wrong else None)
+    with raises(TypeError if wrong else ValueError, "teacher: expected Factors, got NoneType"):
+        w.shards.sample(None if wrong else f, f, 3)
     with raises(ValueError, "n_local: expected an integer >= 0", *who):
         Shards(-1 if wrong else 5, group=w.group)
     w.shards.rank(f, ids)  # and all go on
@@ -197,6 +273,11 @@ def bad_ids_and_nan_on_one_process(w: World) -> None:
     for call in (lambda: w.shards.rank(own, ids), lambda: w.shards.topk(own, 2), lambda: w.shards.score(own, ids + 77)):
         with raises(ValueError, "expected finite scores, got NaN for user row 0 of rank 0, item 77"):
             call()
+    for odd, even, catalog in ((own, w.own(w.factors("normal")), None), (own, own, 200)):
+        with raises(ValueError, "teacher: expected finite scores, got NaN for user row 0 of rank 0, item 77"):
+            w.shards.sample(odd, even, 3, catalog=catalog, step=1)
+        with raises(ValueError, "expected finite scores, got NaN for user row 0 of rank 0, item 77"):
+            w.shards.sample(even, odd, 3, to_student=bd.Exp(500.0), catalog=catalog, step=1)
     same(w.shards.score(own, ids + 76), bd.score(f, torch.full((w.n_users, 2), 76))[w.users])
     if w.place == 0:
         ids[0, 0] = N
@@ -226,6 +307,15 @@ def processes_that_differ(w: World) -> None:
         w.shards.topk(f._replace(item_bias=None) if odd else f, 4)
     with raises(ValueError, "operation: expected the same", "topk on rank 0 and rank on rank 1"):
         w.shards.rank(f, ids) if odd else w.shards.topk(f, 4)
+    for name, value, other in (
+        ("seed", 3, 4),
+        ("step", 3, 4),
+        ("catalog", 20, None),
+        ("to_student", bd.Exp(1.0), bd.Exp(1.5)),
+        ("to_teacher", bd.Linear(), bd.Linear(side="under")),
+    ):
+        with raises(ValueError, f"sample: {name}: expected the same on every process"):
+            w.shards.sample(f, f, 3, **{name: other if odd else value})
     w.shards.topk(f, 4)
 
 
