@@ -47,13 +47,17 @@ class Exchange:
         backends = dict(pair.split(":") for pair in str(dist.get_backend_config(self._group)).split(","))
         # gloo takes tensors of a GPU in some collectives only: they go by way of the CPU.
         self._devices = {kind for kind, backend in backends.items() if kind == "cpu" or backend != "gloo"}
-        self._control = self._group if "cpu" in backends else self._gloo_group()
+        self._control = self._group if "cpu" in backends else self._gloo_group(group is None)
         self.traffic, self._calls, self._doing, self._broken = 0, 0, "Shards", ""
         self._name = f"bdkernels.shards.{self.agree('Shards', time.time_ns())[0]}"
 
-    def _gloo_group(self) -> Any:
+    def _gloo_group(self, everyone: bool) -> Any:
+        if not everyone:  # torch makes a group only with all processes of the world, of which some may not be here
+            raise ValueError(
+                "group: expected a backend for CPUs too, such as cpu:gloo,cuda:nccl, got one for GPUs alone"
+            )
         timeout = self._group._get_backend(torch.device("cuda")).options._timeout
-        return dist.new_group(self.ranks, timeout, backend="gloo", use_local_synchronization=True)
+        return dist.new_group(timeout=timeout, backend="gloo")
 
     def agree(self, what: str, value: int = 0, error: BaseException | None = None, **settings: object) -> list[int]:
         """Every process's value, once all are in the same call with the same settings and none has an error.
