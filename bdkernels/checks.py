@@ -1,11 +1,15 @@
 """What arguments must be. Shapes, dtypes and devices cost nothing and are checked under fake tensors too; values cost a pass.
 
 On a GPU nothing here waits for the device: a wrong value fails an assertion there, as an index out of range does in torch, and
-surfaces at the next synchronisation. CUDA_LAUNCH_BLOCKING=1 makes it surface at the call.
+surfaces at the next synchronisation. CUDA_LAUNCH_BLOCKING=1 makes it surface at the call. Within `asked`, which is for what waits
+for the device anyway, values of a GPU are asked for like others.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -20,6 +24,29 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 FLOAT32 = torch.finfo(torch.float32)
 MAX_ITEMS = 2**31
 ASSERTS = ("cuda",)  # types of the devices that assert values; the others are asked for them
+_ASKED = ContextVar("asked", default=False)
+
+
+class NaNScore(ValueError):
+    """A score that is no number: of which factors, and for which row of users and which item."""
+
+    def __init__(self, name: str, row: int, item: int) -> None:
+        super().__init__(f"{name}: expected finite scores, got NaN for user row {row}, item {item}")
+        self.name, self.row, self.item = name, row, item
+
+
+@contextmanager
+def asked() -> Iterator[None]:
+    """Values raise a ValueError at the call on every device."""
+    token = _ASKED.set(True)
+    try:
+        yield
+    finally:
+        _ASKED.reset(token)
+
+
+def _asserts(condition: Tensor | bool | int) -> TypeGuard[Tensor]:
+    return isinstance(condition, Tensor) and condition.device.type in ASSERTS and not _ASKED.get()
 
 
 def _is(condition: bool, name: str, expected: str, got: object) -> None:
@@ -29,7 +56,7 @@ def _is(condition: bool, name: str, expected: str, got: object) -> None:
 
 def _holds(condition: Tensor | bool, name: str, expected: str, got: Callable[[], object]) -> None:
     """`_is` for a condition on values, [] bool; `got` is asked only where the values are at hand."""
-    if isinstance(condition, Tensor) and condition.device.type in ASSERTS:
+    if _asserts(condition):
         torch._assert_async(condition, f"{name}: expected {expected}")
     else:
         _is(bool(condition), name, expected, got() if not condition else None)
@@ -113,22 +140,20 @@ def no_nan(name: str, t: Tensor) -> None:
 
 def no_nan_at(at: Tensor | int, n: int, item_offset: int = 0) -> None:
     """What a kernel found: the flat index of a NaN among the scores [B, n] of factors, or -1; int64 [] or a number."""
-
-    def where() -> str:
-        return f"NaN for user row {int(at) // n}, item {item_offset + int(at) % n}"
-
-    _holds(at < 0, "factors", "finite scores", where)
+    if _asserts(at):
+        torch._assert_async(at < 0, "factors: expected finite scores")
+    elif at >= 0:
+        raise NaNScore("factors", int(at) // n, item_offset + int(at) % n)
 
 
 def no_nan_listed(scores: Tensor, ids: Tensor) -> None:
     """The same for scores [B, C] of listed items."""
     bad = scores.isnan()
-
-    def where() -> str:
+    if _asserts(bad):
+        torch._assert_async(bad.any().logical_not(), "factors: expected finite scores")
+    elif bad.any():
         row, column = (int(v) for v in bad.nonzero()[0])
-        return f"NaN for user row {row}, item {int(ids[row, column])}"
-
-    _holds(bad.any().logical_not(), "factors", "finite scores", where)
+        raise NaNScore("factors", row, int(ids[row, column]))
 
 
 def no_nan_in_block(at: Tensor | int, n: int) -> None:
@@ -155,6 +180,15 @@ def weight(name: str, kind: str, parameter: float) -> None:
     _is(
         kind not in ("tanh", "exp", "rank_only") or 0 < parameter < float("inf"), name, "a finite number > 0", parameter
     )
+
+
+def sample(k: int, step: int, catalog: int, weights: tuple[tuple[str, float, bool], ...]) -> None:
+    """The numbers that `sample` is given; a weight is its kind, parameter and flipped."""
+    integer("k", k, 1, 2**31 - 1)  # a draw's number has 32 bits
+    integer("step", step, 0, 2**32 - 1)
+    integer("catalog", catalog, 0)
+    for name, (kind, parameter, _) in zip(("to_student", "to_teacher"), weights, strict=True):
+        weight(name, kind, parameter)
 
 
 def choice(name: str, value: str, valid: tuple[str, ...]) -> None:

@@ -115,8 +115,7 @@ def draw(
         batch.user_ids.contiguous(), k, seed, step, *codes[0], *codes[1], *limits, TILE,
     )  # fmt: skip
     if model >= 0:
-        which = ("teacher", "student")[model]
-        raise ValueError(f"{which}: expected finite scores, got NaN for user row {row}, item {item}")
+        raise checks.NaNScore(("teacher", "student")[model], row, item)
     return to_student, to_teacher
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from . import autograd, checks, ops  # noqa: F401 (register the operators)
 from .factors import Factors
 from .optim import RowOptimizer
+from .reference import WeightCode
 from .seen import Seen
 from .step import StepInputs
 from .weights import Exp, Tanh, Weight
@@ -192,26 +193,14 @@ def sample(
         backend: see `score`.
     """
     models = *_detach(teacher, "teacher"), *_detach(student, "student")
-    for name, value in (("k", k), ("seed", seed), ("step", step), ("catalog", 1 if catalog is None else catalog)):
-        checks.int64(name, value)
-    checks.integer("catalog", 1 if catalog is None else catalog, 1)
-    for name, w in (("to_student", to_student), ("to_teacher", to_teacher)):
-        checks.instance(name, w, Weight, type(None))
+    weights = _codes(k, seed, step, catalog, (to_student, to_teacher), len(teacher.items))
     if user_ids is None:
         user_ids = torch.arange(len(teacher.users), device=teacher.users.device)
-    n_items = len(teacher.items)
-    weights = [
-        ("", 0.0, False) if w is None else (w.kind, w.parameter(n_items), w.flipped) for w in (to_student, to_teacher)
-    ]
     drawn = torch.ops.bdkernels.sample(
         *models, *_pair(seen), _tensor("user_ids", user_ids), k, seed, step, *weights[0], *weights[1],
         catalog or 0, backend=_name(backend),
     )  # fmt: skip
-    student_draws, teacher_draws = (Draws(ids, ids >= 0) for ids in drawn)
-    return Samples(
-        None if to_student is None else student_draws,
-        None if to_teacher is None else teacher_draws,
-    )
+    return _samples(drawn, weights)
 
 
 def distill_loss(
@@ -336,6 +325,28 @@ def bd_step_update(
     )
     optimizer.step += 1
     return StepLoss(cf_loss + lambda_ * distill_loss, cf_loss, distill_loss)
+
+
+def _codes(
+    k: int, seed: int, step: int, catalog: int | None, weights: tuple[Weight | None, Weight | None], n_items: int
+) -> tuple[WeightCode, WeightCode]:
+    """The weights of `sample` as its operator takes them, once the Python types of its numbers are right."""
+    for name, value in (("k", k), ("seed", seed), ("step", step), ("catalog", 1 if catalog is None else catalog)):
+        checks.int64(name, value)
+    checks.integer("catalog", 1 if catalog is None else catalog, 1)
+    for name, w in zip(("to_student", "to_teacher"), weights, strict=True):
+        checks.instance(name, w, Weight, type(None))
+    to_student, to_teacher = (
+        ("", 0.0, False) if w is None else (w.kind, w.parameter(n_items), w.flipped) for w in weights
+    )
+    return to_student, to_teacher
+
+
+def _samples(ids: tuple[Tensor, Tensor], weights: tuple[WeightCode, WeightCode]) -> Samples:
+    """What the operator gives, a direction without a kind being off."""
+    return Samples(
+        *(Draws(drawn, drawn >= 0) if kind else None for drawn, (kind, _, _) in zip(ids, weights, strict=True))
+    )
 
 
 def _check_step(step: StepInputs) -> None:

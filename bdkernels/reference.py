@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import NaNScore
 from .factors import Factors
 from .optim import Rule
 from .seen import Seen
@@ -18,6 +19,7 @@ from .step import StepInputs
 
 TILE_ELEMENTS = 1 << 18  # users x items of one tile: a few MB of float64 scratch; tests change it, results do not
 _LOW32 = 0xFFFFFFFF
+NO_KEY = torch.iinfo(torch.int64).min  # an order key that is no item's
 
 WeightCode = tuple[str, float, bool]  # kind, parameter, flipped; see `weights`
 
@@ -193,7 +195,7 @@ def check_scores_at(scores: Tensor, rows: Tensor, ids: Tensor) -> None:
     """The same for scores [M] of user rows and item ids."""
     if (bad := scores.isnan().nonzero()).numel():
         at = int(bad[0])
-        raise ValueError(f"factors: expected finite scores, got NaN for user row {int(rows[at])}, item {int(ids[at])}")
+        raise NaNScore("factors", int(rows[at]), int(ids[at]))
 
 
 # ---- sample ----
@@ -377,8 +379,7 @@ def update_rows(table: Tensor, state: list[Tensor], ids: Tensor, grads: Tensor, 
 def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
     """[B, k] scores and ids of the best unseen items in the total order, merged tile by tile; -inf and -1 past the last."""
     n_rows = f.users.shape[0]
-    worst = torch.iinfo(torch.int64).min
-    best = torch.full((n_rows, k), worst, dtype=torch.int64, device=f.users.device)
+    best = torch.full((n_rows, k), NO_KEY, dtype=torch.int64, device=f.users.device)
     tile = max(k, tile_size(n_rows))
     rows = None if seen is None else seen.row_of_each()
     for start in range(0, f.n_items, tile):
@@ -387,14 +388,14 @@ def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
         keys = order_key(scores, torch.arange(start, start + scores.shape[1], device=scores.device))
         if seen is not None and rows is not None:
             inside = (seen.indices >= start) & (seen.indices < start + tile)
-            keys[rows[inside], seen.indices[inside] - start] = worst
+            keys[rows[inside], seen.indices[inside] - start] = NO_KEY
         best = torch.cat([best, keys], 1).topk(k, dim=1).values  # keys are all different: ties cannot be split
     return listed_keys(best)
 
 
 def listed_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and ids of order keys; -inf and -1 for the lowest int64, which is no item's."""
-    missing = keys == torch.iinfo(torch.int64).min
+    """Scores and ids of order keys; -inf and -1 for NO_KEY."""
+    missing = keys == NO_KEY
     return order_score(keys).masked_fill(missing, -torch.inf), (_LOW32 - (keys & _LOW32)).masked_fill(missing, -1)
 
 

@@ -8,8 +8,12 @@ CUDA graph that is being captured cannot ask, so there such a user gets fewer dr
 
 Ranks may be counted over a random subset of the catalog instead (subset.py): proposals still come from all of it, and what the
 full row would give comes from the subset's row.
+
+Nor do the rounds know where the items are: they ask `Items`, whose tables are this process's own. On those of distributed.py,
+which lie on several processes, all of them ask each question at once: every process goes through the same rounds.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -17,6 +21,7 @@ import torch
 from torch import Tensor
 
 from . import reference, subset
+from .checks import NaNScore
 from .factors import Factors
 from .reference import Steps, WeightCode
 from .seen import Seen
@@ -53,11 +58,12 @@ class Batch(NamedTuple):
             None if self.subset is None else Subset(self.subset.ids, self.subset.batch.take(rows)),
         )
 
-    def among(self, ids: Tensor) -> "Batch":
-        """The same users, with ranks from the items `ids`, rising."""
+    def among(self, ids: Tensor, rows: Tensor) -> "Batch":
+        """The same users, with ranks from the items `ids`, rising, of which those in these rows of the tables are here."""
         seen = None if self.seen is None else subset.within(self.seen, ids)
         candidates = reference.candidate_counts(len(ids), len(self.user_ids), seen, ids.device)
-        part = Batch(subset.among(self.teacher, ids), subset.among(self.student, ids), seen, self.user_ids, candidates)
+        teacher, student = (subset.among(f, rows) for f in (self.teacher, self.student))
+        part = Batch(teacher, student, seen, self.user_ids, candidates)
         return self._replace(subset=Subset(ids, part))
 
     @property
@@ -77,6 +83,52 @@ class Subset(NamedTuple):
 
     ids: Tensor  # [m] int64, rising
     batch: Batch
+
+
+class Items:
+    """The items when all of them are in this process's tables: how many, and what the rounds ask of them.
+
+    Attributes:
+        steps: of the backend.
+        n_items: N.
+        at_once: most users in flight.
+    """
+
+    def __init__(self, steps: Steps, n_items: int) -> None:
+        self.steps, self.n_items = steps, n_items
+        self.at_once = QUEUED_ROWS if steps.queued else ROWS
+
+    def subset(self, batch: Batch, ids: Tensor) -> Batch:
+        """The batch with ranks from the items `ids` alone."""
+        return batch.among(ids, ids)
+
+    def turns(self, rows: Tensor, size: int) -> Iterator[Tensor]:
+        """The rows [n], at most `size` at a time."""
+        yield from rows.split(size) if rows.numel() else ()
+
+    def meet(self, batch: Batch) -> None:
+        """The rows of the following questions are rows of this batch."""
+
+    def any(self, rows: Tensor) -> bool:
+        """Whether anyone has a row to ask for."""
+        return bool(rows.numel())
+
+    def counts(self, b: Batch, rows: Tensor, listed: Tensor, **live: Tensor) -> list[Tensor]:
+        """Of the teacher and the student: [R, C] int64, how many unseen counted items come before the listed ids [R, C].
+
+        `b` is rows [R] of the batch.
+        """
+        ties = listed if b.subset is None else torch.searchsorted(b.subset.ids, listed)
+        return [
+            self.steps.count_above(part, self.steps.score(f, listed), ties, b.counted.seen, 0, **live)
+            for f, part in ((b.teacher, b.counted.teacher), (b.student, b.counted.student))
+        ]
+
+    def full_scores(self, b: Batch, rows: Tensor, model: int) -> Tensor:
+        """[R, n] float32 scores of all n counted items under the teacher (0) or the student (1); no NaN among them."""
+        scores = self.steps.score_block((b.counted.teacher, b.counted.student)[model])
+        reference.check_scores(scores, 0)
+        return scores
 
 
 class Direction(NamedTuple):
@@ -100,22 +152,25 @@ def sample(
     step: int,
     user_ids: Tensor,
     catalog: int = 0,
+    items: Items | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw k items a user and direction; returns their ids [B, k] to the student and to the teacher, -1 where none.
 
     `weights` are those to the student and to the teacher; a direction whose kind is "" is off and has no columns. Ranks are
-    counted over `catalog` items; over all where that is 0, or as many as there are.
+    counted over `catalog` items; over all where that is 0, or as many as there are. `items` says where they are: in the tables.
     """
-    candidates = reference.candidate_counts(teacher.n_items, len(user_ids), seen, user_ids.device)
+    draw = steps.draw if items is None else None
+    items = items or Items(steps, teacher.n_items)
+    candidates = reference.candidate_counts(items.n_items, len(user_ids), seen, user_ids.device)
     everyone = Batch(teacher, student, seen, user_ids, candidates)
     limits = PROBE, MIN_HITS, CAP
-    draw = steps.draw or partial(_draw, steps)
-    if 0 < catalog < teacher.n_items:
-        ids_counted = subset.draw(teacher.n_items, catalog, seed, step).to(user_ids.device)
-        draw, everyone = partial(_draw, steps), everyone.among(ids_counted)
+    if 0 < catalog < items.n_items:
+        everyone = items.subset(everyone, subset.draw(items.n_items, catalog, seed, step).to(user_ids.device))
+        draw = None
+    draw = draw or partial(_draw, items)
     try:
         ids = draw(everyone, k, weights, seed, step, limits)
-    except ValueError as error:  # it names an item by its number there
+    except NaNScore as error:  # it names an item by its number there
         if everyone.subset is None:
             raise
         raise ValueError(f"{error} of the {catalog} items that ranks are counted over") from error
@@ -124,7 +179,7 @@ def sample(
 
 
 def _draw(
-    steps: Steps,
+    items: Items,
     everyone: Batch,
     k: int,
     weights: tuple[WeightCode, WeightCode],
@@ -133,21 +188,22 @@ def _draw(
     limits: tuple[int, int, int],
 ) -> tuple[Tensor, Tensor]:
     """`sample` made of the steps of a backend."""
-    n_users, n_items = len(everyone.user_ids), everyone.counted.teacher.n_items
+    n_users, n_counted = len(everyone.user_ids), items.n_items if everyone.subset is None else len(everyone.subset.ids)
     out = [everyone.user_ids.new_full((n_users, k + 1), -1) for _ in weights]
-    for rows in torch.arange(n_users, device=everyone.user_ids.device).split(QUEUED_ROWS if steps.queued else ROWS):
+    for rows in items.turns(torch.arange(n_users, device=everyone.user_ids.device), items.at_once):
         batch = everyone.take(rows)
         directions = [
             Direction(to_teacher, weight, ids[rows], torch.zeros_like(rows), batch.candidates > 0)
             for to_teacher, (weight, ids) in enumerate(zip(weights, out, strict=True))
             if weight[0]
         ]
-        _accept_in_rounds(steps, batch, directions, k, seed, step, limits)
+        items.meet(batch)
+        _accept_in_rounds(items, batch, directions, k, seed, step, limits)
         for d in directions:
             if _may_ask(rows.device):
                 missing = ((d.hits < k) & (batch.candidates > 0)).nonzero().squeeze(1)
-                for some in missing.split(max(1, ROW_ELEMENTS // n_items)) if missing.numel() else ():
-                    _draw_from_full_rows(steps, batch.take(some), d, some, seed, step)
+                for some in items.turns(missing, max(1, ROW_ELEMENTS // n_counted)):
+                    _draw_from_full_rows(items, batch.take(some), d, some, seed, step)
             out[d.to_teacher][rows] = d.ids
     to_student, to_teacher = (ids[:, :k].contiguous() for ids in out)
     return to_student, to_teacher
@@ -158,8 +214,9 @@ def _may_ask(device: torch.device) -> bool:
 
 
 def _accept_in_rounds(
-    steps: Steps, batch: Batch, directions: list[Direction], k: int, seed: int, step: int, limits: tuple[int, int, int]
+    items: Items, batch: Batch, directions: list[Direction], k: int, seed: int, step: int, limits: tuple[int, int, int]
 ) -> None:
+    steps = items.steps
     probe, min_hits, cap = limits
     size = min(ROUND, max(32, 8 * k))
     start = 0
@@ -169,17 +226,13 @@ def _accept_in_rounds(
             rows, live = is_open.logical_not().sort(stable=True).indices, {"live": is_open.sum()}
         else:
             rows, live = is_open.nonzero().squeeze(1), {}
-        if not rows.numel():
+        if not items.any(rows):
             return
         stop = min(start + size, cap if start >= probe else probe)
         b = batch.take(rows)
-        ids = steps.propose(seed, step, b.user_ids, start, stop, b.teacher.n_items, b.seen)
+        ids = steps.propose(seed, step, b.user_ids, start, stop, items.n_items, b.seen)
         listed = ids.clamp(min=0)  # of a user without candidates, who is not open, any item
-        ties = listed if b.subset is None else torch.searchsorted(b.subset.ids, listed)
-        rank_t, rank_s = (
-            b.ranks(steps.count_above(part, steps.score(f, listed), ties, b.counted.seen, 0, **live))
-            for f, part in zip((b.teacher, b.student), b.counted[:2], strict=True)
-        )
+        rank_t, rank_s = map(b.ranks, items.counts(b, rows, listed, **live))
         for d in directions:
             guide, learner = (rank_s, rank_t) if d.to_teacher else (rank_t, rank_s)
             hit = steps.accept(
@@ -199,13 +252,13 @@ def _place(d: Direction, rows: Tensor, ids: Tensor, hit: Tensor, k: int) -> None
     d.hits[rows] += hit.sum(1)
 
 
-def _draw_from_full_rows(steps: Steps, b: Batch, d: Direction, rows: Tensor, seed: int, step: int) -> None:
+def _draw_from_full_rows(items: Items, b: Batch, d: Direction, rows: Tensor, seed: int, step: int) -> None:
     """Fill the missing draws of these rows from the cumulative weights of all candidates: float64, from log-weights."""
     kind, parameter, flipped = d.weight
     part = b.counted
-    guide, learner = (part.student, part.teacher) if d.to_teacher else (part.teacher, part.student)
-    rank_guide = _full_ranks(steps, b, guide)
-    delta = rank_guide - _full_ranks(steps, b, learner)
+    guide = d.to_teacher  # the student guides the teacher
+    rank_guide = _full_ranks(items, b, rows, guide)
+    delta = rank_guide - _full_ranks(items, b, rows, 1 - guide)
     log_w = reference.log_weight(kind, parameter, -delta if flipped else delta, b.candidates[:, None], rank_guide)
     del delta, rank_guide
     if part.seen is not None:
@@ -222,14 +275,13 @@ def _draw_from_full_rows(steps: Steps, b: Batch, d: Direction, rows: Tensor, see
     d.ids[rows, :-1] = torch.where(index < d.hits[rows, None], d.ids[rows, :-1], drawn)
 
 
-def _full_ranks(steps: Steps, b: Batch, f: Factors) -> Tensor:
-    """[B, n] integer ranks of the unseen ones of the n counted items by the model f, and anything for seen ones. The widest
+def _full_ranks(items: Items, b: Batch, rows: Tensor, model: int) -> Tensor:
+    """[B, n] integer ranks of the unseen ones of the n counted items by a model, and anything for seen ones. The widest
     moment of the library: a row takes about 40 bytes an item, which is why rows come one by one where the catalog is large."""
-    seen, scores = b.counted.seen, steps.score_block(f)
-    reference.check_scores(scores, 0)
+    seen, scores = b.counted.seen, items.full_scores(b, rows, model)
     order = scores.sort(dim=1, descending=True, stable=True).indices  # ties stay in the order of their ids
     del scores
-    places = torch.arange(1, f.n_items + 1, dtype=torch.int32, device=order.device).expand_as(order)
+    places = torch.arange(1, order.shape[1] + 1, dtype=torch.int32, device=order.device).expand_as(order)
     if seen is not None:
         is_seen = torch.zeros_like(order, dtype=torch.bool)
         is_seen[seen.row_of_each(), seen.indices] = True

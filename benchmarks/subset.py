@@ -80,7 +80,8 @@ def error(batch: sampler.Batch, m: int) -> dict[str, Any]:
     one: dict[str, list[float]] = {name: [] for name in p}
     off = []
     for step in range(SUBSETS):
-        some = batch.among(bd.subset.draw(batch.teacher.n_items, m, 1, step))
+        ids = bd.subset.draw(batch.teacher.n_items, m, 1, step)
+        some = batch.among(ids, ids)
         found = counts(some)
         off += [(some.ranks(c) - 1 - e).abs() / batch.candidates[:, None] for c, e in zip(found, exact, strict=True)]
         for name, log_w in log_weights(some, found).items():

@@ -40,11 +40,11 @@ def _sample_fake(
     checks.integer("number of items", items.shape[0], 1)
     seen_rows(seen_indptr, seen_indices, n_rows, device)
     checks.tensor("user_ids", user_ids, (n_rows,), (torch.int64,), device)
-    checks.integer("k", k, 1, 2**31 - 1)  # a draw's number has 32 bits
-    checks.integer("step", step, 0, 2**32 - 1)
-    checks.integer("catalog", catalog, 0)
-    checks.weight("to_student", to_student, to_student_parameter)
-    checks.weight("to_teacher", to_teacher, to_teacher_parameter)
+    codes = (
+        (to_student, to_student_parameter, to_student_flipped),
+        (to_teacher, to_teacher_parameter, to_teacher_flipped),
+    )
+    checks.sample(k, step, catalog, codes)
     return user_ids.new_empty(n_rows, k if to_student else 0), user_ids.new_empty(n_rows, k if to_teacher else 0)
 
 

@@ -1,0 +1,390 @@
+"""What every process of test_distributed.py runs: `python shards.py WHAT RANK WORLD FOLDER`, told in FOLDER/RANK.json."""
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import torch
+import torch.distributed as dist
+
+import bdkernels as bd
+from bdkernels import lockstep, sampler
+from bdkernels.distributed import ShardError, Shards
+
+N, USERS = 211, (5, 0, 3, 8)  # users of each process
+WORLDS = {  # items of each process
+    "one": [211],
+    "two": [200, 11],
+    "two, one of them empty": [0, 211],
+    "three, one of them empty": [100, 0, 111],
+    "four": [70, 1, 100, 40],
+}
+
+
+class World:
+    """The processes of a group, how the items lie on them, and the users of each."""
+
+    def __init__(self, group, items: list[int]) -> None:
+        self.group, self.items, self.size, self.place = group, items, len(items), dist.get_rank(group)
+        self.rng = np.random.default_rng(7)
+        self.shards = Shards(self.items[self.place], group=group)
+        self.users = slice(sum(USERS[: self.place]), sum(USERS[: self.place + 1]))
+        self.n_users = sum(USERS[: self.size])
+
+    def own(self, f: bd.Factors) -> bd.Factors:
+        """This process's users and items."""
+        bias = None if f.item_bias is None else f.item_bias[self.shards.slice]
+        return bd.Factors(f.users[self.users], f.items[self.shards.slice], bias)
+
+    def rows(self, seen: bd.Seen | None) -> bd.Seen | None:
+        return None if seen is None else seen.rows(torch.arange(self.n_users)[self.users])
+
+    def factors(self, kind: str, n: int = N, d: int = 5) -> bd.Factors:
+        f = oracle.factors(self.rng, self.n_users, n, d)
+        if kind == "no bias":
+            return f._replace(item_bias=None)
+        if kind == "ties":
+            return f._replace(items=f.items[:1].expand(n, -1), item_bias=f.item_bias.sign())
+        if kind == "zeros":  # half of the scores are -0.0, and some infinite
+            bias = torch.where(torch.arange(n) % 2 > 0, -0.0, 0.0)
+            bias[::19], bias[7::19] = torch.inf, -torch.inf
+            return bd.Factors(f.users * 0 - 0.0, f.items[:, :5].abs(), bias)
+        if kind in ("float16", "bfloat16"):
+            return bd.Factors(*(t.to(getattr(torch, kind)) for t in f))
+        return bd.Factors(*(t + 0.01 * torch.randn(t.shape, generator=torch.Generator().manual_seed(3)) for t in f))
+
+    def seen(self) -> bd.Seen:
+        rows = [self.rng.choice(N, int(n), replace=False) for n in self.rng.integers(0, 60, self.n_users)]
+        rows[0], rows[-1] = rows[0][:0], np.arange(N)  # nothing, and all there is
+        return oracle.seen_of(rows)
+
+
+KINDS = ("normal", "no bias", "ties", "zeros", "float16", "bfloat16")
+CHECKS = []
+
+
+def check(function):
+    CHECKS.append(function)
+    return function
+
+
+def same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert ours.dtype == theirs.dtype and ours.shape == theirs.shape, (ours.dtype, ours.shape, theirs.shape)
+    if ours.dtype == torch.float32:  # bits: -0.0 is another
+        ours, theirs = ours.contiguous().view(torch.int32), theirs.contiguous().view(torch.int32)
+    assert torch.equal(ours, theirs), (ours, theirs)
+
+
+@contextmanager
+def raises(kind: type, *texts: str):
+    with pytest.raises(kind) as found:
+        yield
+    assert all(text in str(found.value) for text in texts), str(found.value)
+
+
+@check
+def offsets(w: World) -> None:
+    assert w.shards.offsets == [sum(w.items[:i]) for i in range(w.size + 1)] and w.shards.n_items == N
+    assert (w.shards.group_rank, w.shards.world) == (w.place, w.size)
+
+
+@check
+def score_rank_topk(w: World) -> None:
+    for kind in KINDS:
+        f, seen = w.factors(kind), w.seen()
+        ids = torch.from_numpy(w.rng.integers(0, N, (w.n_users, 13)))
+        for backend in ("cpu", "reference") if kind in ("normal", "zeros") else ("cpu",):
+            same(w.shards.score(w.own(f), ids[w.users], backend=backend), bd.score(f, ids)[w.users])
+            for rows in (None, seen):
+                ranks = w.shards.rank(w.own(f), ids[w.users], w.rows(rows), backend=backend)
+                same(ranks, bd.rank(f, ids, rows)[w.users])
+                for k in (1, 12, N):
+                    best = w.shards.topk(w.own(f), k, w.rows(rows), backend=backend)
+                    for ours, theirs in zip(best, bd.topk(f, k, rows), strict=True):
+                        same(ours, theirs[w.users])
+
+
+@check
+def count_above(w: World) -> None:
+    for kind in KINDS:
+        f, seen = w.factors(kind), w.seen()
+        ties = torch.from_numpy(w.rng.integers(-3, N + 3, (w.n_users, 9)))
+        ties[:, :2] = torch.tensor([-(2**60), 2**60])
+        limits = bd.score(f, ties.clamp(0, N - 1))
+        limits[:, -2:] = torch.tensor([torch.inf, -torch.inf])
+        ours = w.shards.count_above(w.own(f), limits[w.users], ties[w.users], w.rows(seen))
+        same(ours, bd.count_above(f, limits, ties, seen)[w.users])
+
+
+WEIGHTS = {  # to the student, to the teacher
+    "released": (bd.Tanh(), bd.Exp()),
+    "flipped": (bd.Tanh(30.0, side="under"), bd.Exp(2.5, side="under")),
+    "by eps": (bd.Linear(), bd.Tanh(eps=0.01)),
+    "ablations": (bd.RankOnly(mu=40.0), bd.Uniform()),
+    "one": (None, bd.Linear(side="under")),
+    "peaked": (bd.Exp(500.0), bd.RankOnly(mu=0.5)),  # draws from full rows
+    "none": (None, None),
+}
+
+
+def draw(w: World, t: bd.Factors, s: bd.Factors, k: int, seen: bd.Seen | None, weights, **more) -> None:
+    """Ours are those of one process."""
+    ids = torch.arange(w.n_users) * 3 + 2**31
+    to = dict(zip(("to_student", "to_teacher"), weights, strict=True)) | {"seed": -5, "step": 9}
+    theirs = bd.sample(t, s, k, seen, user_ids=ids, **to, **({"catalog": more["catalog"]} if "catalog" in more else {}))
+    ours = w.shards.sample(w.own(t), w.own(s), k, w.rows(seen), user_ids=ids[w.users], **to, **more)
+    for mine, whole in zip(ours, theirs, strict=True):
+        assert (mine is None) == (whole is None)
+        if mine is not None:
+            same(mine.ids, whole.ids[w.users])
+            same(mine.mask, whole.mask[w.users])
+
+
+@check
+def sample(w: World) -> None:
+    for name, weights in WEIGHTS.items():
+        draw(w, w.factors("normal"), w.factors("no bias", d=3), 32, w.seen(), weights)
+        if name in ("released", "peaked"):
+            for kind in ("ties", "zeros", "bfloat16"):
+                draw(w, w.factors(kind), w.factors("normal", d=2), 32, None, weights, backend="cpu")
+
+
+@check
+def sample_on_the_reference(w: World) -> None:
+    for name in ("released", "peaked"):
+        draw(w, w.factors("normal"), w.factors("ties", d=3), 32, w.seen(), WEIGHTS[name], backend="reference")
+
+
+@check
+def sample_with_ranks_from_a_subset(w: World) -> None:
+    for name, catalog in (("released", 1), ("released", 40), ("peaked", 40), ("released", 150), ("released", 2**40)):
+        draw(w, w.factors("normal"), w.factors("no bias", d=3), 32, w.seen(), WEIGHTS[name], catalog=catalog)
+
+
+@check
+def sample_in_turns(w: World) -> None:
+    """More users than fly at once, so that some process has no more while others do; and full rows in turns."""
+    before = lockstep.ROWS, sampler.ROW_ELEMENTS
+    lockstep.ROWS, sampler.ROW_ELEMENTS = 3 * w.size, 2 * N
+    try:
+        seen = w.seen()
+        draw(w, w.factors("normal"), w.factors("no bias", d=3), 32, seen, WEIGHTS["released"])
+        draw(w, w.factors("normal"), w.factors("no bias", d=3), 32, seen, WEIGHTS["peaked"])
+    finally:
+        lockstep.ROWS, sampler.ROW_ELEMENTS = before
+
+
+@check
+def sample_by_row_number(w: World) -> None:
+    t, s = w.own(w.factors("normal")), w.own(w.factors("normal", d=2))
+    numbers = torch.arange(len(t.users))
+    same(w.shards.sample(t, s, 3).to_student.ids, w.shards.sample(t, s, 3, user_ids=numbers).to_student.ids)
+
+
+@check
+def nothing_asked(w: World) -> None:
+    f = w.own(w.factors("normal"))
+    none = f.users.new_empty(len(f.users), 0)
+    assert w.shards.rank(f, none.long()).shape == w.shards.score(f, none.long()).shape == none.shape
+    nobody = f._replace(users=f.users[:0])
+    assert w.shards.rank(nobody, torch.empty(0, 4, dtype=torch.int64)).shape == (0, 4)
+    assert w.shards.topk(nobody, 3).ids.shape == (0, 3)
+
+
+@check
+def seen_on_one_process_alone(w: World) -> None:
+    f, seen, last = w.factors("normal"), w.seen(), w.size - 1
+    ids = torch.arange(w.n_users)[:, None]
+    mine = w.shards.rank(w.own(f), ids[w.users], w.rows(seen) if w.place == last else None)
+    same(mine, bd.rank(f, ids, seen if w.place == last else None)[w.users])
+
+
+@check
+def same_users_everywhere(w: World) -> None:
+    f, ids = w.factors("normal"), torch.arange(w.n_users)[:, None]
+    same(w.shards.rank(w.own(f)._replace(users=f.users), ids), bd.rank(f, ids))
+
+
+@check
+def a_backend_for_gpus_alone(w: World) -> None:
+    """As with NCCL: agreements, and what lies on the CPU, go through a gloo group of their own."""
+    there = dist.get_backend_config
+    dist.get_backend_config = lambda group: "cuda:nccl"
+    try:
+        if w.group is not None:
+            with raises(ValueError, "group: expected a backend for CPUs too"):
+                Shards(w.items[w.place], group=w.group)
+            return
+        shards = Shards(w.items[w.place])
+    finally:
+        dist.get_backend_config = there
+    assert shards._exchange._control is not shards._exchange._group
+    f = w.factors("normal")
+    same(shards.topk(w.own(f), 9).ids, bd.topk(f, 9).ids[w.users])
+
+
+@check
+def traffic(w: World) -> None:
+    """The same for 8 times the items, and as low as the formula says."""
+    sent, c, d, k = [], 11, 5, 10
+    uniform = {"to_student": bd.Uniform(), "to_teacher": None, "seed": 1}  # takes all proposals: one round, whatever N
+    for n in (240, 8 * 240):
+        shards = Shards(n // w.size, group=w.group)
+        f = bd.Factors(torch.randn(w.n_users, d)[w.users], torch.randn(n // w.size, d))
+        b, ids = len(f.users), torch.zeros(len(f.users), c, dtype=torch.int64)
+        seen = bd.Seen(torch.arange(b + 1) * 2, torch.tensor([3, n - 1] * b, dtype=torch.int64))
+        before = shards.traffic
+        shards.rank(f, ids, seen)
+        ranked = shards.traffic
+        shards.topk(f, k, seen)
+        best = shards.traffic
+        shards.sample(f, f, 4, seen, **uniform)
+        sent.append((ranked - before, best - ranked, shards.traffic - best))
+    assert sent[0] == sent[1], sent
+    agreed, seen_ids = 32 * w.size, 4 * 2 * b + 4 * b * w.size
+    # users and ids and thresholds to everyone, scores and counts of everyone's users
+    rank = 3 * agreed + seen_ids + w.size * b * (4 * d + 8 * c) + w.n_users * 8 * c
+    assert sent[0][:2] == (rank, 2 * agreed + seen_ids + w.size * b * 4 * d + w.n_users * 8 * k), (sent[0], rank)
+    draws = 7 * agreed + seen_ids + 2 * (w.size * b * (4 * d + 4 * 32) + w.n_users * 8 * 32) + w.size * b * 4 * 33
+    assert sent[0][2] == draws, (sent[0][2], draws)
+
+
+@check
+def a_wrong_argument_on_one_process(w: World) -> None:
+    f, last = w.own(w.factors("normal")), w.size - 1
+    wrong = w.place == last
+    who = [] if wrong else [f"rank {last} failed with ValueError"]
+    ids = torch.zeros(len(f.users), 2, dtype=torch.int64)
+    bad = f._replace(items=f.items[1:] if len(f.items) else torch.zeros(1, 5))
+    with raises(ValueError, "items: expected shape", *who):
+        w.shards.rank(bad if wrong else f, ids)
+    with raises(ValueError, "seen.indptr: expected shape", *who):
+        w.shards.topk(f, 3, bd.Seen(torch.zeros(50, dtype=torch.int64), ids[:0, 0]) if wrong else None)
+    with raises(ValueError, "k: expected an integer >= 1 and <= 211, got 0", *who):
+        w.shards.topk(f, 0 if wrong else 3)
+    with raises(TypeError if wrong else ValueError, "ids: expected Tensor, got list"):
+        w.shards.score(f, [[1]] if wrong else ids)
+    with raises(bd.BackendError if wrong else ShardError, "backend: expected one of"):
+        w.shards.score(f, ids, backend="abacus" if wrong else None)
+    with raises(TypeError if wrong else ValueError, "user_ids: expected Tensor, got list"):
+        w.shards.sample(f, f, 3, user_ids=[1] if wrong else None)
+    with raises(TypeError if wrong else ValueError, "teacher: expected Factors, got NoneType"):
+        w.shards.sample(None if wrong else f, f, 3)
+    with raises(ValueError, "n_local: expected an integer >= 0", *who):
+        Shards(-1 if wrong else 5, group=w.group)
+    w.shards.rank(f, ids)  # and all go on
+
+
+@check
+def bad_ids_and_nan_on_one_process(w: World) -> None:
+    f = w.factors("normal")
+    f.users[0], f.items[77] = 0.0, torch.nan
+    own, ids = w.own(f), torch.zeros(len(w.own(f).users), 2, dtype=torch.int64)
+    for call in (lambda: w.shards.rank(own, ids), lambda: w.shards.topk(own, 2), lambda: w.shards.score(own, ids + 77)):
+        with raises(ValueError, "expected finite scores, got NaN for user row 0 of rank 0, item 77"):
+            call()
+    for odd, even, catalog in ((own, w.own(w.factors("normal")), None), (own, own, 200)):
+        with raises(ValueError, "teacher: expected finite scores, got NaN for user row 0 of rank 0, item 77"):
+            w.shards.sample(odd, even, 3, catalog=catalog, step=1)
+        with raises(ValueError, "expected finite scores, got NaN for user row 0 of rank 0, item 77"):
+            w.shards.sample(even, odd, 3, to_student=bd.Exp(500.0), catalog=catalog, step=1)
+    same(w.shards.score(own, ids + 76), bd.score(f, torch.full((w.n_users, 2), 76))[w.users])
+    if w.place == 0:
+        ids[0, 0] = N
+    with raises(ValueError, f"ids: expected ids in [0, {N})"):
+        w.shards.score(own, ids)
+    limits = torch.full(ids.shape, torch.nan if w.place == 0 else 0.0)
+    with raises(ValueError, "thresholds: expected no NaN"):
+        w.shards.count_above(w.own(w.factors("normal")), limits, ids)
+
+
+@check
+def processes_that_differ(w: World) -> None:
+    if w.size == 1:
+        return
+    f, odd = w.own(w.factors("normal")), w.place == 1
+    ids = torch.zeros(len(f.users), 2 + odd, dtype=torch.int64)
+    narrow, half = bd.Factors(f.users[:, 1:], f.items[:, 1:], f.item_bias), bd.Factors(*(t.half() for t in f))
+    with raises(ValueError, "rank: C: expected the same on every process, got 2 on rank 0 and 3 on rank 1"):
+        w.shards.rank(f, ids)
+    with raises(ValueError, "k: expected the same on every process, got 4 on rank 0 and 5 on rank 1"):
+        w.shards.topk(f, 4 + odd)
+    with raises(ValueError, "d: expected the same on every process, got 5 on rank 0 and 4 on rank 1"):
+        w.shards.topk(narrow if odd else f, 4)
+    with raises(ValueError, "dtype: expected the same", "torch.float32 on rank 0 and torch.float16 on rank 1"):
+        w.shards.topk(half if odd else f, 4)
+    with raises(ValueError, "item_bias: expected the same", "given on rank 0 and none on rank 1"):
+        w.shards.topk(f._replace(item_bias=None) if odd else f, 4)
+    with raises(ValueError, "operation: expected the same", "topk on rank 0 and rank on rank 1"):
+        w.shards.rank(f, ids) if odd else w.shards.topk(f, 4)
+    for name, value, other in (
+        ("seed", 3, 4),
+        ("step", 3, 4),
+        ("catalog", 20, None),
+        ("to_student", bd.Exp(1.0), bd.Exp(1.5)),
+        ("to_teacher", bd.Linear(), bd.Linear(side="under")),
+    ):
+        with raises(ValueError, f"sample: {name}: expected the same on every process"):
+            w.shards.sample(f, f, 3, **{name: other if odd else value})
+    w.shards.topk(f, 4)
+
+
+def run(rank: int, world: int, errors: dict[str, str]) -> None:
+    """Every check in every world: the first processes, as groups of their own, and all."""
+    groups = [dist.new_group(range(size)) for size in range(1, world)] + [None]
+    for name, items in WORLDS.items():
+        w = World(groups[len(items) - 1], items) if rank < len(items) else None
+        for function in CHECKS if w else ():
+            torch.manual_seed(0)
+            try:
+                function(w)
+            except BaseException:
+                errors[f"{function.__name__}: {name}"] = traceback.format_exc()
+        dist.barrier()
+
+
+def lose(rank: int, world: int, errors: dict[str, str], way: str) -> None:
+    """Process 1 is killed in the middle of a call, or takes no part in it; the others must say so, soon."""
+    shards = Shards(30)
+    f = bd.Factors(torch.randn(4, 3), torch.randn(30, 3))
+    shards.topk(f, 5)
+    if rank == 1:
+        if way == "kill":
+            steps = bd.backends.cpu.STEPS
+            bd.backends.cpu.STEPS = steps._replace(topk=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        else:
+            time.sleep(8)  # longer than the time-out and the roll call
+            return
+    began = time.monotonic()
+    try:
+        with raises(ShardError, "topk: failed on rank", "rank 1 did not answer"):
+            shards.topk(f, 5)
+        with raises(ShardError, "topk: failed on rank"):
+            shards.rank(f, torch.zeros(4, 1, dtype=torch.int64))
+        assert time.monotonic() - began < 8
+    except BaseException:
+        errors[way] = traceback.format_exc()
+
+
+if __name__ == "__main__":
+    what, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    torch.set_num_threads(1)
+    store = f"file://{folder / 'store'}"
+    wait = timedelta(seconds=20 if what == "checks" else 3)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=wait)
+    errors: dict[str, str] = {}
+    if what == "checks":
+        run(rank, world, errors)
+    else:
+        lose(rank, world, errors, what)
+    (folder / f"{rank}.json").write_text(json.dumps(errors))
+    os._exit(0)  # a group that lost a process cannot be taken down

@@ -1,0 +1,70 @@
+"""Sharded operators in processes of their own, over gloo: the same bits as on one process, one error for all, and no hang."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import shards
+import torch
+import torch.distributed as dist
+
+from bdkernels import checks
+from bdkernels.distributed import Shards
+
+HERE = Path(__file__).resolve().parent
+
+
+def errors(what: str, world: int, folder: Path, seconds: float) -> dict[int, dict[str, str]]:
+    """What went wrong on each process that lived to say so."""
+    command = [sys.executable, str(HERE / "shards.py"), what]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = [subprocess.Popen([*command, str(r), str(world), str(folder)], env=environment) for r in range(world)]
+    try:
+        for process in started:
+            process.wait(seconds)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    return {r: json.loads(path.read_text()) for r in range(world) if (path := folder / f"{r}.json").exists()}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory) -> dict[int, dict[str, str]]:
+    return errors("checks", 4, tmp_path_factory.mktemp("checks"), 120)
+
+
+@pytest.mark.parametrize("world", shards.WORLDS)
+@pytest.mark.parametrize("check", [f.__name__ for f in shards.CHECKS])
+def test_world(found, check, world):
+    assert found.keys() == {0, 1, 2, 3}, "a process died"
+    texts = {rank: text for rank, all_ in found.items() if (text := all_.get(f"{check}: {world}"))}
+    assert not texts, "\n".join(f"rank {rank}: {text}" for rank, text in texts.items())
+
+
+@pytest.mark.parametrize("way", ["kill", "absent"])
+def test_a_process_is_lost(way, tmp_path):
+    """The others say which, within the time-out, and do not wait for ever."""
+    told = errors(way, 3, tmp_path, 60)
+    assert told == {0: {}, 2: {}} | ({1: {}} if way == "absent" else {})
+
+
+def test_values_are_asked_for(monkeypatch):
+    """What waits for a GPU anyway learns at once that an argument is wrong; here as if the CPU were one."""
+    monkeypatch.setattr(checks, "ASSERTS", ("cpu",))
+    with pytest.raises(RuntimeError, match="ids: expected ids in"):  # torch's assertion
+        checks.ids_values("ids", torch.tensor([9]), 5)
+    with checks.asked(), pytest.raises(ValueError, match="ids: expected ids in .0, 5., got 9 to 9"):
+        checks.ids_values("ids", torch.tensor([9]), 5)
+    for at in (7, torch.tensor(7)):
+        with checks.asked(), pytest.raises(checks.NaNScore, match="user row 2, item 101"):
+            checks.no_nan_at(at, 3, 100)
+
+
+def test_no_process_group():
+    assert not dist.is_initialized()
+    with pytest.raises(RuntimeError, match="expected a process group, got none; call .*init_process_group"):
+        Shards(3)
