@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import reference, subset
+from . import reference, stored, subset
 from .factors import Factors
 from .reference import Steps, WeightCode
 from .seen import Seen
@@ -26,6 +26,7 @@ from .seen import Seen
 # accepted and never at which, and neither looks at k: draws stay exact, and draw i stays draw i whatever k is.
 PROBE, MIN_HITS, CAP = 1024, 16, 4096
 ROUND = 256  # most proposals in one round
+IN_FLIGHT = 1 << 18  # proposals of a round over all users, at most, where rounds are few; they bound the scratch memory
 ROWS = 1024  # most users in flight, which bounds the scratch memory
 QUEUED_ROWS = 16 << 10  # the same where the steps are queued: the next chunk waits for the device
 ROW_ELEMENTS = 1 << 20  # users x items ranked at once by the fallback (one user at least)
@@ -81,7 +82,8 @@ class Subset(NamedTuple):
 
 
 def _of(f: Factors, ids: Tensor) -> Factors:
-    return f._replace(items=f.items[ids], item_bias=None if f.item_bias is None else f.item_bias[ids])
+    bias = None if f.item_bias is None else stored.take(f.item_bias, ids)
+    return f._replace(items=stored.take(f.items, ids), item_bias=bias)
 
 
 class Direction(NamedTuple):
@@ -140,7 +142,8 @@ def _draw(
     """`sample` made of the steps of a backend."""
     n_users, n_items = len(everyone.user_ids), everyone.counted.teacher.n_items
     out = [everyone.user_ids.new_full((n_users, k + 1), -1) for _ in weights]
-    for rows in torch.arange(n_users, device=everyone.user_ids.device).split(QUEUED_ROWS if steps.queued else ROWS):
+    most = IN_FLIGHT // _first_round(steps, k) if steps.few_rounds else QUEUED_ROWS if steps.queued else ROWS
+    for rows in torch.arange(n_users, device=everyone.user_ids.device).split(most):
         batch = everyone.take(rows)
         directions = [
             Direction(to_teacher, weight, ids[rows], torch.zeros_like(rows), batch.candidates > 0)
@@ -158,6 +161,11 @@ def _draw(
     return to_student, to_teacher
 
 
+def _first_round(steps: Steps, k: int) -> int:
+    """How many proposals of each user it counts."""
+    return min(PROBE if steps.few_rounds else ROUND, max(32, 8 * k))
+
+
 def _may_ask(device: torch.device) -> bool:
     return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
@@ -166,7 +174,7 @@ def _accept_in_rounds(
     steps: Steps, batch: Batch, directions: list[Direction], k: int, seed: int, step: int, limits: tuple[int, int, int]
 ) -> None:
     probe, min_hits, cap = limits
-    size = min(ROUND, max(32, 8 * k))
+    size = _first_round(steps, k)
     start = 0
     while directions and start < cap:
         is_open = torch.stack([d.open for d in directions]).any(0)
@@ -176,6 +184,8 @@ def _accept_in_rounds(
             rows, live = is_open.nonzero().squeeze(1), {}
         if not rows.numel():
             return
+        if steps.few_rounds:  # who is left takes the room of those who are done
+            size = max(size, IN_FLIGHT // len(rows))
         stop = min(start + size, cap if start >= probe else probe)
         b = batch.take(rows)
         ids = steps.propose(seed, step, b.user_ids, start, stop, b.teacher.n_items, b.seen)
