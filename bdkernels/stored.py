@@ -12,6 +12,7 @@ import mmap
 import os
 import stat
 import weakref
+from collections.abc import Iterable
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -78,11 +79,11 @@ def mapping_of(t: Tensor) -> Mapping | None:
     return _live.get(t.untyped_storage()._cdata) if _live else None
 
 
-def any_mapped(*tensors: Tensor | None) -> bool:
-    """Whether one of them is mapped. Raises ValueError if the file of one has changed its size."""
+def any_mapped(*models: Iterable[Tensor | None]) -> bool:
+    """Whether a tensor of theirs is mapped. Raises ValueError if the file of one has changed its size."""
     if not _live:
         return False
-    found = [mapping for t in tensors if t is not None and (mapping := mapping_of(t)) is not None]
+    found = [mapping for f in models for t in f if t is not None and (mapping := mapping_of(t)) is not None]
     for mapping in found:
         mapping.check()
     return bool(found)
@@ -95,10 +96,10 @@ def in_memory(name: str, t: Tensor | None) -> None:
 
 
 def take(table: Tensor, ids: Tensor) -> Tensor:
-    """table[ids] for ids [n] int64 in [0, rows), in memory; a mapped table is read in the order of its rows, and given back."""
+    """Rows `ids` ([n] int64, in range) of a table, in memory; a mapped one is read in the order of its rows, and given back."""
     mapping = mapping_of(table)
     if mapping is None or not len(ids):
-        return table[ids]
+        return table.index_select(0, ids)
     mapping.check()
     mapping.in_order(False)
     rising, places = ids.sort()

@@ -54,7 +54,7 @@ def _row_bytes(t: Tensor) -> int:
 
 def score(steps: Steps, f: Factors, ids: Tensor) -> Tensor:
     """Pair by pair, in the order of the items, so that each page is read once."""
-    if not stored.any_mapped(f.items, f.item_bias):
+    if not stored.any_mapped(f[1:]):
         return steps.score(f, ids)
     out = torch.empty(ids.shape, dtype=torch.float32)
     items, places = ids.flatten().sort()

@@ -34,7 +34,7 @@ def define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., 
 def stages(backend: str, *models: Factors) -> Steps:
     """The stages of the chosen backend for these models, whose tables may be mapped."""
     found = steps(models[0].users.device, backend)
-    return streamed(found) if stored.any_mapped(*(t for f in models for t in f)) else found
+    return streamed(found) if stored.any_mapped(*models) else found
 
 
 def seen_rows(indptr: Tensor | None, indices: Tensor | None, n_rows: int, device: torch.device) -> Seen | None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bdkernels import Factors
+from bdkernels.stored import take
 
 INITIAL_STD = 0.01  # scores start near 0, where neither BCE nor BPR is saturated
 
@@ -42,7 +43,7 @@ class MF(nn.Module):
     def factors(self, users: Tensor) -> Factors:
         """Rows of these users ([B] int64) and the item table, detached."""
         user_table, item_table, item_bias = self.tables()
-        return Factors(user_table.index_select(0, users), item_table, item_bias)
+        return Factors(take(user_table, users), item_table, item_bias)
 
     def tables(self) -> tuple[Tensor, Tensor, Tensor]:
         """The parameters themselves, detached: [n_users, dim], [n_items, dim], [n_items]."""
