@@ -89,10 +89,11 @@ def any_mapped(*models: Iterable[Tensor | None]) -> bool:
     return bool(found)
 
 
-def in_memory(name: str, t: Tensor | None) -> None:
-    """Raise ValueError for a mapped table where one is needed that can be written to."""
-    if t is not None and (mapping := mapping_of(t)) is not None:
-        _is(False, name, "a table in memory, to be trained", f"one mapped read-only from {mapping.path}")
+def trainable(user_table: Tensor, item_table: Tensor, item_bias: Tensor | None) -> None:
+    """Raise ValueError for a mapped table, since it is read-only."""
+    for name, t in (("user_table", user_table), ("item_table", item_table), ("item_bias", item_bias)):
+        if t is not None and (mapping := mapping_of(t)) is not None:
+            _is(False, name, "a table in memory, to be trained", f"one mapped read-only from {mapping.path}")
 
 
 def take(table: Tensor, ids: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def test_training_steps_refuse_it(tmp_path):
     with pytest.raises(ValueError, match=expected):
         bd.bd_step_loss(users, items, None, *batch)
     with pytest.raises(ValueError, match=expected):
-        bd.bd_step_update(bd.SGD(users, items, None, lr=0.1), *batch)
+        bd.bd_step_update(bd.SGD([users, items]), *batch)
 
 
 # ---- files that are no tables ----

@@ -101,7 +101,7 @@ def _bd_step_fake(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, T
 def _bd_step(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     s = StepInputs(*arguments)
     checks.step(s)
-    _trainable(s)
+    stored.trainable(*s.tables)
     checks.step_values(s)
     return steps(s.user_table.device, backend, s.user_table.dtype).bd_step(s)
 
@@ -112,11 +112,6 @@ define(
     _bd_step,
     _bd_step_fake,
 )
-
-
-def _trainable(s: StepInputs) -> None:
-    for name, t in zip(("user_table", "item_table", "item_bias"), s.tables, strict=True):
-        stored.in_memory(name, t)
 
 
 def _checked(
@@ -139,7 +134,7 @@ def _bd_step_update_fake(*arguments: Any, backend: str = "") -> tuple[Tensor, Te
 
 def _bd_step_update(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor]:
     (s, rule), state = _checked(*arguments), arguments[3]
-    _trainable(s)
+    stored.trainable(*s.tables)
     checks.own_memory(*s.tables)
     checks.step_values(s)
     out = steps(s.user_table.device, backend, s.user_table.dtype).bd_step_update(

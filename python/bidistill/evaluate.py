@@ -39,7 +39,7 @@ def ranks(model: Recommender, split: Split, part: str, *, batch: int = 256, seen
     """Exact rank of each held-out item among all items that its user is not known to have.
 
     Args:
-        batch: users ranked at a time; fewer, but 256, where they have very many held-out items.
+        batch: users ranked at a time; fewer than asked, though not than 256, where they have very many held-out items.
         seen: `known(split, part)` where the caller has it already.
 
     Returns:
@@ -151,7 +151,7 @@ def _batches(users: np.ndarray, items: np.ndarray, batch: int) -> Iterator[tuple
     while first < len(unique):
         n = min(batch, len(unique) - first)
         while n > 256 and n * sizes[by_size[first + n - 1]] > PAIRS:
-            n //= 2
+            n = max(256, n // 2)
         ids = by_size[first : first + n]
         begin, end = starts[first], starts[first + len(ids)]
         positions = order[begin:end]
