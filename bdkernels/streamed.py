@@ -5,7 +5,7 @@ for bit. What is in memory goes to the backend whole.
 """
 
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,11 +19,17 @@ SLICE_BYTES = 32 << 20  # of a table, resident at once; tests change it, results
 PAIR_BYTES = 4 << 20  # of the item rows that `score` gathers at a time
 
 
-@cache
 def streamed(steps: Steps) -> Steps:
     """The stages of `steps` for factors whose item tables may be mapped; the sampler is made of them, in few rounds."""
-    own = {stage.__name__: partial(stage, steps) for stage in (score, score_block, count_above, topk)}
-    return steps._replace(**own, draw=None, queued=False, few_rounds=True)  # type: ignore[arg-type]
+    return steps._replace(
+        score=partial(score, steps),
+        score_block=partial(score_block, steps),
+        count_above=partial(count_above, steps),
+        topk=partial(topk, steps),
+        draw=None,
+        queued=False,
+        few_rounds=True,
+    )
 
 
 def slices(f: Factors) -> Iterator[tuple[int, Factors]]:

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 import bdkernels as bd
-from bdkernels import backends, reference, stored, streamed
+from bdkernels import backends, stored, streamed
+from bdkernels.ops.define import stages
 
 
 def on_disk(path, t: torch.Tensor) -> torch.Tensor:
@@ -81,19 +82,14 @@ def test_same_draws_as_from_memory(backend, weight, catalog, slices, tmp_path, r
 def test_draws_need_few_readings(tmp_path, monkeypatch):
     """A group of users reads the tables once a round, and rounds are few: not one of 256 proposals after the other."""
     teacher, student = (bd.Factors(torch.randn(64, d), torch.randn(500, d)) for d in (7, 3))
-    readings = []
+    readings, count_above = [], streamed.count_above
 
-    def count_above(steps, f, *rest):
+    def counted(steps, f, *rest):
         readings.append(len(f.users))
-        return whole(steps, f, *rest)
+        return count_above(steps, f, *rest)
 
-    whole = streamed.count_above
-    monkeypatch.setattr(streamed, "count_above", count_above)
-    streamed.streamed.cache_clear()
-    try:
-        bd.sample(pair(tmp_path, teacher, "t"), pair(tmp_path, student, "s"), 100, to_student=bd.Tanh(2.0))
-    finally:
-        streamed.streamed.cache_clear()
+    monkeypatch.setattr(streamed, "count_above", counted)
+    bd.sample(pair(tmp_path, teacher, "t"), pair(tmp_path, student, "s"), 100, to_student=bd.Tanh(2.0))
     assert readings[:2] == [64, 64] and len(readings) <= 4
 
 
@@ -172,11 +168,9 @@ def test_tables_in_memory_know_nothing_of_it(tmp_path):
     """Nothing is streamed while the operator's tables are in memory, also where another table is mapped."""
     f = bd.Factors(torch.randn(2, 4), torch.randn(9, 4))
     table = on_disk(tmp_path / "t", torch.randn(9, 4))
-    from bdkernels.ops.define import stages
-
-    assert stages("reference", f) is reference.STEPS
-    assert stages("reference", f._replace(items=table)) is not reference.STEPS
-    assert stages("reference", f, f._replace(item_bias=table[:, 0])) is not reference.STEPS
+    assert not stages("reference", f).few_rounds
+    assert stages("reference", f._replace(items=table)).few_rounds
+    assert stages("reference", f, f._replace(item_bias=table[:, 0])).few_rounds
 
 
 LIMIT_MB = 100
