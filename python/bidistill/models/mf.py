@@ -27,12 +27,8 @@ class MF(nn.Module):
         super().__init__()
         self.n_users, self.n_items, self.dim, self.sparse = n_users, n_items, dim, sparse
         generator = torch.Generator().manual_seed(seed)
-        self.user_factors = nn.Embedding.from_pretrained(
-            torch.randn(n_users, dim, generator=generator) * INITIAL_STD, freeze=False, sparse=sparse
-        )
-        self.item_factors = nn.Embedding.from_pretrained(
-            torch.randn(n_items, dim, generator=generator) * INITIAL_STD, freeze=False, sparse=sparse
-        )
+        self.user_factors = nn.Embedding.from_pretrained(_initial(n_users, dim, generator), freeze=False, sparse=sparse)
+        self.item_factors = nn.Embedding.from_pretrained(_initial(n_items, dim, generator), freeze=False, sparse=sparse)
         self.item_bias = nn.Embedding.from_pretrained(torch.zeros(n_items, 1), freeze=False, sparse=sparse)
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
@@ -60,3 +56,9 @@ class MF(nn.Module):
             "dim": self.dim,
             "sparse": self.sparse,
         }
+
+
+def _initial(n: int, dim: int, generator: torch.Generator) -> Tensor:
+    """[n, dim] normal values; on the meta device, where a model is made whose tables are elsewhere, none."""
+    table = torch.empty(n, dim)
+    return table if table.is_meta else table.normal_(generator=generator).mul_(INITIAL_STD)
