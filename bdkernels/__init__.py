@@ -25,6 +25,7 @@ from .functional import (
 )
 from .optim import SGD, Adagrad, LazyAdam, RowOptimizer
 from .seen import Seen
+from .stored import open_table
 from .subset import rank_error, rank_errors
 from .weights import Exp, Linear, RankOnly, Tanh, Uniform, Weight
 
@@ -56,6 +57,7 @@ __all__ = [
     "count_above",
     "count_above_block",
     "distill_loss",
+    "open_table",
     "rank",
     "rank_error",
     "rank_errors",

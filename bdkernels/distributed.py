@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import __version__, checks, precision, reference, sampler
-from .backends import steps
 from .exchange import Exchange, ShardError
 from .factors import Factors
 from .functional import Samples, TopK, _codes, _detach, _name, _pair, _samples, _tensor
 from .lockstep import ShardedItems
+from .ops.define import stages
 from .reference import Steps
 from .seen import Seen
 from .visit import Catalog, Models, Visit, receive
@@ -181,21 +181,21 @@ class Shards:
             numbers = {"k": k, "seed": seed, "step": step, "catalog": catalog}
             return numbers | {"to_student": codes[0], "to_teacher": codes[1]}
 
-        stages, own, rows, _ = self._agree("sample", models, seen, backend, check)
+        steps, own, rows, _ = self._agree("sample", models, seen, backend, check)
         codes = _codes(k, seed, step, catalog, (to_student, to_teacher), self.n_items)
-        items = ShardedItems(self._exchange, stages, self._catalog)
+        items = ShardedItems(self._exchange, steps, self._catalog)
         t, s = own["teacher"], own["student"]
         if user_ids is None:
             user_ids = torch.arange(len(t.users), device=t.users.device)
-        drawn = sampler.sample(stages, t, s, k, rows, codes, seed, step, user_ids, catalog or 0, items)
+        drawn = sampler.sample(steps, t, s, k, rows, codes, seed, step, user_ids, catalog or 0, items)
         return _samples(drawn, codes)
 
     def _open(
         self, what: str, models: Models, seen: Seen | None, backend: str | None, check: Callable[[], Settings]
     ) -> Visit:
         """Look at this process's arguments, agree on them with the others, and have everyone's users here."""
-        stages, own, rows, sizes = self._agree(what, models, seen, backend, check)
-        return receive(self._exchange, stages, sizes, self._catalog, own, rows)
+        steps, own, rows, sizes = self._agree(what, models, seen, backend, check)
+        return receive(self._exchange, steps, sizes, self._catalog, own, rows)
 
     def _agree(
         self, what: str, models: Models, seen: Seen | None, backend: str | None, check: Callable[[], Settings]
@@ -216,7 +216,8 @@ class Shards:
             checks.seen(rows, len(users), users.device)
             checks.seen_values(rows, self.n_items)
             settings |= {"device": users.device.type, "precision": precision.asked()} | check()
-            stages = steps(users.device, _name(backend))._replace(queued=False)
+            # How many rows go at once is agreed with the others, not chosen by who is left or how the tables lie here.
+            steps = stages(_name(backend), *own.values())._replace(queued=False, few_rounds=False)
             value = 2 * len(users) + (rows is not None)
         except Exception as found:
             error = found
@@ -224,7 +225,7 @@ class Shards:
         if rows is None and any(v % 2 for v in values):
             nothing = torch.zeros(len(users) + 1, dtype=torch.int64, device=users.device)
             rows = Seen(nothing, nothing[:0])
-        return stages, own, rows, [v // 2 for v in values]
+        return steps, own, rows, [v // 2 for v in values]
 
     def _check_factors(self, prefix: str, f: Factors) -> Settings:
         n_local = self.slice.stop - self.slice.start

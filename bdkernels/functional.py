@@ -191,6 +191,11 @@ def sample(
             that an estimate is off by passes `rank_error(m, delta)` with a probability of at most delta. Proposals come from
             all items, but for users whose weights are so peaked that hardly any is accepted: those draw from the m.
         backend: see `score`.
+
+    Item tables of `open_table` are read from disk once for each round of proposals of a group of users. A group has 2^18 /
+    min(1024, max(32, 8 k)) users and most often one to three rounds, so ask for many users at once. A user whose weights are so
+    peaked that hardly any proposal is accepted takes a reading of both tables alone, and 40 bytes an item of scratch memory.
+    With `catalog` the tables are not read through: just the rows of the m items and of the proposals are.
     """
     models = *_detach(teacher, "teacher"), *_detach(student, "student")
     weights = _codes(k, seed, step, catalog, (to_student, to_teacher), len(teacher.items))

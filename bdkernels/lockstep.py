@@ -25,11 +25,13 @@ class ShardedItems(Items):
 
     def __init__(self, exchange: Exchange, steps: Steps, catalog: Catalog) -> None:
         super().__init__(steps, catalog.offsets[-1])
-        self.at_once = max(1, ROWS // exchange.world)
         self._exchange, self._catalog, self._counted = exchange, catalog, catalog
         self._sizes: list[int] = []  # rows of each process in this question
         self._first = 0
         self._visit: Visit
+
+    def at_once(self, k: int) -> int:
+        return max(1, ROWS // self._exchange.world)
 
     def subset(self, batch: Batch, ids: Tensor) -> Batch:
         starts = torch.searchsorted(ids, ids.new_tensor(self._catalog.offsets)).tolist()

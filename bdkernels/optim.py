@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, stored
 
 RULES = ("sgd", "adagrad", "adam")  # the index is how many state tensors a table has
 
@@ -56,6 +56,7 @@ class RowOptimizer:
         self.user_table, self.item_table = user_table, item_table
         checks.tables(user_table, item_table, self.item_bias)
         checks.in_place(user_table, item_table, self.item_bias)
+        stored.trainable(user_table, item_table, self.item_bias)
         checks.own_memory(user_table, item_table, self.item_bias)
         checks.number("weight_decay", weight_decay, 0.0)
         self.lr, self.weight_decay, self.step = lr, weight_decay, 0

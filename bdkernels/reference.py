@@ -42,6 +42,8 @@ class Steps(NamedTuple):
     draw: Callable[..., tuple[Tensor, Tensor]] | None = None
     # No step waits for the device, and count_above takes `live`, int64 []: only so many rows, the first, have to be counted.
     queued: bool = False
+    # A pass over the items is dear, whatever it counts: the sampler's rounds are few and large.
+    few_rounds: bool = False
 
 
 # ---- score ----

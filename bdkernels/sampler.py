@@ -31,6 +31,7 @@ from .seen import Seen
 # accepted and never at which, and neither looks at k: draws stay exact, and draw i stays draw i whatever k is.
 PROBE, MIN_HITS, CAP = 1024, 16, 4096
 ROUND = 256  # most proposals in one round
+IN_FLIGHT = 1 << 18  # proposals of a round over all users, at most, where rounds are few; they bound the scratch memory
 ROWS = 1024  # most users in flight, which bounds the scratch memory
 QUEUED_ROWS = 16 << 10  # the same where the steps are queued: the next chunk waits for the device
 ROW_ELEMENTS = 1 << 20  # users x items ranked at once by the fallback (one user at least)
@@ -91,12 +92,16 @@ class Items:
     Attributes:
         steps: of the backend.
         n_items: N.
-        at_once: most users in flight.
     """
 
     def __init__(self, steps: Steps, n_items: int) -> None:
         self.steps, self.n_items = steps, n_items
-        self.at_once = QUEUED_ROWS if steps.queued else ROWS
+
+    def at_once(self, k: int) -> int:
+        """Most users in flight, for k draws each."""
+        if self.steps.few_rounds:
+            return IN_FLIGHT // _first_round(self.steps, k)
+        return QUEUED_ROWS if self.steps.queued else ROWS
 
     def subset(self, batch: Batch, ids: Tensor) -> Batch:
         """The batch with ranks from the items `ids` alone."""
@@ -190,7 +195,7 @@ def _draw(
     """`sample` made of the steps of a backend."""
     n_users, n_counted = len(everyone.user_ids), items.n_items if everyone.subset is None else len(everyone.subset.ids)
     out = [everyone.user_ids.new_full((n_users, k + 1), -1) for _ in weights]
-    for rows in items.turns(torch.arange(n_users, device=everyone.user_ids.device), items.at_once):
+    for rows in items.turns(torch.arange(n_users, device=everyone.user_ids.device), items.at_once(k)):
         batch = everyone.take(rows)
         directions = [
             Direction(to_teacher, weight, ids[rows], torch.zeros_like(rows), batch.candidates > 0)
@@ -209,6 +214,11 @@ def _draw(
     return to_student, to_teacher
 
 
+def _first_round(steps: Steps, k: int) -> int:
+    """How many proposals of each user it counts."""
+    return min(PROBE if steps.few_rounds else ROUND, max(32, 8 * k))
+
+
 def _may_ask(device: torch.device) -> bool:
     return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
@@ -218,7 +228,7 @@ def _accept_in_rounds(
 ) -> None:
     steps = items.steps
     probe, min_hits, cap = limits
-    size = min(ROUND, max(32, 8 * k))
+    size = _first_round(steps, k)
     start = 0
     while directions and start < cap:
         is_open = torch.stack([d.open for d in directions]).any(0)
@@ -228,6 +238,8 @@ def _accept_in_rounds(
             rows, live = is_open.nonzero().squeeze(1), {}
         if not items.any(rows):
             return
+        if steps.few_rounds:  # who is left takes the room of those who are done
+            size = max(size, IN_FLIGHT // len(rows))
         stop = min(start + size, cap if start >= probe else probe)
         b = batch.take(rows)
         ids = steps.propose(seed, step, b.user_ids, start, stop, items.n_items, b.seen)

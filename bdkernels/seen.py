@@ -61,6 +61,13 @@ class Seen(NamedTuple):
         positions = torch.arange(shift.shape[0], device=self.indptr.device) + shift
         return Seen(indptr, self.indices[positions])
 
+    def between(self, first: int, stop: int) -> "Seen":
+        """What of the items first .. stop - 1 has been seen, numbered from 0."""
+        inside = (self.indices >= first) & (self.indices < stop)
+        before = torch.zeros(len(inside) + 1, dtype=torch.int64, device=inside.device)
+        torch.cumsum(inside, 0, out=before[1:])
+        return Seen(before[self.indptr], self.indices[inside] - first)
+
     def row_of_each(self) -> Tensor:
         """[nnz] int64: the row that each entry of `indices` belongs to."""
         rows = torch.arange(self.indptr.shape[0] - 1, device=self.indptr.device)

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from . import checks, reference
+from . import checks, reference, stored
 from .factors import Factors
 from .seen import Seen
 
@@ -74,7 +74,8 @@ def scaled(counts: Tensor, all_: Tensor, some: Tensor) -> Tensor:
 
 def among(f: Factors, ids: Tensor) -> Factors:
     """The same users over the items `ids` alone."""
-    return f._replace(items=f.items[ids], item_bias=None if f.item_bias is None else f.item_bias[ids])
+    bias = None if f.item_bias is None else stored.take(f.item_bias, ids)
+    return f._replace(items=stored.take(f.items, ids), item_bias=bias)
 
 
 def draw(n_items: int, m: int, seed: int, step: int) -> Tensor:

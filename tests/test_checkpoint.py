@@ -9,6 +9,9 @@ from bidistill import MF, UserError
 from bidistill.checkpoint import load_checkpoint, load_model, model_notes, save_checkpoint, save_model
 from safetensors.torch import save_file
 
+from bdkernels import topk
+from bdkernels.stored import mapping_of
+
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([True, False]), "step": torch.tensor(3.0)}
 
 
@@ -109,3 +112,33 @@ def test_files_that_are_no_model(tmp_path):
     save_file({"user_factors.weight": torch.zeros(2, 2)}, path, metadata)
     with pytest.raises(UserError, match="does not hold the tensors of its model"):
         load_model(path)
+
+
+def test_a_model_with_mapped_tables(tmp_path):
+    """The same answers and no memory of its own: not a number of it is read when it is loaded."""
+    path = tmp_path / "model.safetensors"
+    model = MF(40, 60, 3, seed=5)
+    save_model(path, model)
+    mapped = load_model(path, mapped=True)
+    assert mapped.config() == model.config() and all(mapping_of(p) is not None for p in mapped.parameters())
+    users = torch.tensor([7, 3, 3, 39])
+    want, got = model.factors(users), mapped.factors(users)
+    assert torch.equal(want.users, got.users) and mapping_of(got.users) is None
+    assert mapping_of(got.items) is not None and mapping_of(got.item_bias) is not None
+    assert all(map(torch.equal, topk(want, 9), topk(got, 9)))
+    assert torch.equal(model.score(users, users[:, None]), mapped.score(users, users[:, None]))
+    with pytest.raises(RuntimeError):
+        mapped.load_state_dict(model.state_dict())
+
+
+def test_tables_that_cannot_be_mapped(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(path, MF(4, 6, 3).double())
+    with pytest.raises(UserError, match=r"cannot map the tables of the model \(.* got F64\); load it without"):
+        load_model(path, mapped=True)
+    metadata = {"format": "bidistill model 1", "model": json.dumps(MF(4, 6, 3).config()), "notes": "{}"}
+    save_file({"user_factors.weight": torch.zeros(2, 2)}, path, metadata)
+    with pytest.raises(UserError, match="does not hold the tensors of its model"):
+        load_model(path, mapped=True)
+    with pytest.raises(UserError, match="cannot read the model"):
+        load_model(tmp_path / "none", mapped=True)

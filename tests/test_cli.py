@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from bidistill import Split, Trainer
+from bidistill import Split, Trainer, checkpoint
 from bidistill.callbacks import Callback
 from bidistill.checkpoint import load_model
 from bidistill.cli import data as data_command
@@ -26,6 +26,8 @@ from bidistill.cli import demo, main, train
 from bidistill.config import Config, options
 from bidistill.models import Recommender
 from bidistill.report import open_run
+
+from bdkernels import open_table
 
 FAST = ["--train-warmup-epochs", "2", "--train-epochs", "2", "--train-batch-size", "256", "--eval-ks", "5,10",
         "--train-monitor", "ndcg@10", "--teacher-dim", "8", "--student-dim", "2", "--run-progress", "false"]  # fmt: skip
@@ -180,6 +182,19 @@ def test_recommend_gives_unseen_items_in_order(run, work):
     assert [str(r["item_id"]) for r in table] == [r["item_id"] for r in rows]
     run("recommend", "run", "--all-users", "--model", "teacher", "-k", 1, "--out", "all.csv")
     assert len((work / "all.csv").read_text().splitlines()) == 61
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("evaluate", "run", "--json"), ("recommend", "run", "--all-users", "-k", 120), ("recommend", "run", "--users", 7)],
+)
+def test_mapped_tables_give_the_same(run, monkeypatch, command):
+    loaded = []
+    monkeypatch.setattr(checkpoint, "open_table", lambda *of: loaded.append(of) or open_table(*of))
+    wanted = run(*command)
+    assert not loaded
+    assert run(*command, "--mapped") == wanted
+    assert loaded
 
 
 def test_recommend_in_batches_skips_what_is_missing(run, work):

@@ -1,12 +1,15 @@
 """Full-catalog metrics against an independent oracle: dense float64 scores, sorted user by user in plain Python."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 from bidistill import MF, Split, UserError, compare, evaluate
 from bidistill.evaluate import metrics, ranks
+
+import bdkernels
 
 
 def make_split(n_users, n_items, held, seed):
@@ -93,6 +96,17 @@ def test_against_the_oracle(n_users, n_items, held, ties, part, batch):
     ks = (1, 2, n_items)
     found = evaluate(model, split, part, ks, batch)
     assert found == pytest.approx(oracle_metrics(split.part(part)[0], wanted, ks), rel=1e-12)
+
+
+def test_large_batches_are_cut_where_users_have_many_items(monkeypatch):
+    split = make_split(700, 31, (5, 1, 2), seed=4)
+    model, sizes, evaluation = make_model(split), [], sys.modules["bidistill.evaluate"]
+    monkeypatch.setattr(evaluation, "PAIRS", 256 * 5)
+    monkeypatch.setattr(
+        evaluation, "rank", lambda f, ids, seen: sizes.append(ids.shape) or bdkernels.rank(f, ids, seen)
+    )
+    assert ranks(model, split, "val", batch=8192).tolist() == oracle_ranks(model, split, "val").tolist()
+    assert len(sizes) > 1 and all(users <= 256 or users * items <= 256 * 5 for users, items in sizes)
 
 
 def test_known_values():

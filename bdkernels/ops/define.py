@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks
+from .. import checks, stored
+from ..backends import steps
+from ..factors import Factors
+from ..reference import Steps
 from ..seen import Seen
+from ..streamed import streamed
 
 LIBRARY = torch.library.Library("bdkernels", "DEF")
 FACTORS = "Tensor users, Tensor items, Tensor? item_bias"
@@ -25,6 +29,12 @@ def define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., 
     LIBRARY.define(name + schema)
     LIBRARY.impl(name, exempt, "CompositeExplicitAutograd")
     torch.library.register_fake(f"bdkernels::{name}", fake, lib=LIBRARY)
+
+
+def stages(backend: str, *models: Factors) -> Steps:
+    """The stages of the chosen backend for these models, whose tables may be mapped."""
+    found = steps(models[0].users.device, backend)
+    return streamed(found) if stored.any_mapped(*models) else found
 
 
 def seen_rows(indptr: Tensor | None, indices: Tensor | None, n_rows: int, device: torch.device) -> Seen | None:

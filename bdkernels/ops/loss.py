@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from .. import checks
+from .. import checks, stored
 from ..backends import steps
 from ..optim import RULES, Rule
 from ..step import StepInputs
@@ -101,6 +101,7 @@ def _bd_step_fake(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, T
 def _bd_step(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     s = StepInputs(*arguments)
     checks.step(s)
+    stored.trainable(*s.tables)
     checks.step_values(s)
     return steps(s.user_table.device, backend, s.user_table.dtype).bd_step(s)
 
@@ -133,6 +134,7 @@ def _bd_step_update_fake(*arguments: Any, backend: str = "") -> tuple[Tensor, Te
 
 def _bd_step_update(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor]:
     (s, rule), state = _checked(*arguments), arguments[3]
+    stored.trainable(*s.tables)
     checks.own_memory(*s.tables)
     checks.step_values(s)
     out = steps(s.user_table.device, backend, s.user_table.dtype).bd_step_update(

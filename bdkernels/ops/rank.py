@@ -6,7 +6,7 @@ from torch import Tensor
 from .. import checks
 from ..backends import steps
 from ..factors import Factors
-from .define import FACTORS, OPTIONS, SEEN, define, seen_rows
+from .define import FACTORS, OPTIONS, SEEN, define, seen_rows, stages
 
 
 def _ids_or_bounds(tie_ids: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def _count_above(
     checks.no_nan("thresholds", thresholds)
     checks.seen_values(seen, checks.MAX_ITEMS)
     f = Factors(users, items, item_bias)
-    return steps(users.device, backend).count_above(f, thresholds, _ids_or_bounds(tie_ids), seen, item_offset)
+    return stages(backend, f).count_above(f, thresholds, _ids_or_bounds(tie_ids), seen, item_offset)
 
 
 define(
@@ -132,8 +132,8 @@ def _rank(
     f, seen = Factors(users, items, item_bias), seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
     checks.ids_values("ids", ids, items.shape[0])
     checks.seen_values(seen, items.shape[0])
-    stages = steps(users.device, backend)
-    return 1 + stages.count_above(f, stages.score(f, ids), ids, seen, 0)
+    run = stages(backend, f)
+    return 1 + run.count_above(f, run.score(f, ids), ids, seen, 0)
 
 
 define("rank", f"({FACTORS}, Tensor ids, {SEEN}, {OPTIONS}) -> Tensor", _rank, _rank_fake)

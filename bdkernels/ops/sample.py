@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from .. import checks, sampler
-from ..backends import steps
 from ..factors import Factors
-from .define import FACTORS, OPTIONS, SEEN, define, seen_rows
+from .define import FACTORS, OPTIONS, SEEN, define, seen_rows, stages
 
 
 def _sample_fake(
@@ -82,8 +81,9 @@ def _sample(
     seen = seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
     checks.seen_values(seen, items.shape[0])
     checks.ids_values("user_ids", user_ids, 2**32)
-    stages = steps(users.device, backend)
-    return sampler.sample(stages, teacher, student, k, seen, weights, seed, step, user_ids, catalog)
+    return sampler.sample(
+        stages(backend, teacher, student), teacher, student, k, seen, weights, seed, step, user_ids, catalog
+    )
 
 
 define(

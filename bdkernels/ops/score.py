@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..backends import steps
 from ..factors import Factors
-from .define import FACTORS, OPTIONS, define
+from .define import FACTORS, OPTIONS, define, stages
 
 
 def _score_fake(users: Tensor, items: Tensor, item_bias: Tensor | None, ids: Tensor, *, backend: str = "") -> Tensor:
@@ -18,7 +17,8 @@ def _score_fake(users: Tensor, items: Tensor, item_bias: Tensor | None, ids: Ten
 def _score(users: Tensor, items: Tensor, item_bias: Tensor | None, ids: Tensor, *, backend: str = "") -> Tensor:
     _score_fake(users, items, item_bias, ids)
     checks.ids_values("ids", ids, items.shape[0])
-    scores = steps(users.device, backend).score(Factors(users, items, item_bias), ids)
+    f = Factors(users, items, item_bias)
+    scores = stages(backend, f).score(f, ids)
     checks.no_nan_listed(scores, ids)
     return scores
 

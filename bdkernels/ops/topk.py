@@ -4,9 +4,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..backends import steps
 from ..factors import Factors
-from .define import FACTORS, OPTIONS, SEEN, define, seen_rows
+from .define import FACTORS, OPTIONS, SEEN, define, seen_rows, stages
 
 
 def _topk_fake(
@@ -39,7 +38,8 @@ def _topk(
     _topk_fake(users, items, item_bias, k, seen_indptr, seen_indices)
     seen = seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
     checks.seen_values(seen, items.shape[0])
-    return steps(users.device, backend).topk(Factors(users, items, item_bias), k, seen)
+    f = Factors(users, items, item_bias)
+    return stages(backend, f).topk(f, k, seen)
 
 
 define("topk", f"({FACTORS}, int k, {SEEN}, {OPTIONS}) -> (Tensor, Tensor)", _topk, _topk_fake)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bdkernels import open_table
 from bidistill.data.files import replacing
 from bidistill.errors import UserError
 from bidistill.models import Recommender, build_model
@@ -65,12 +69,26 @@ def save_model(path: str | Path, model: Recommender, **notes: Any) -> None:
         save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary, metadata)
 
 
-def load_model(path: str | Path) -> Recommender:
-    """The model that `save_model` wrote, on the CPU. Raises UserError for a missing, damaged or foreign file."""
-    metadata, tensors = _read_model(path)
-    model = build_model(json.loads(metadata["model"]))
+def load_model(path: str | Path, *, mapped: bool = False) -> Recommender:
+    """The model that `save_model` wrote, on the CPU. Raises UserError for a missing, damaged or foreign file.
+
+    Args:
+        mapped: leave the tables in the file, whatever their size, for `bdkernels.open_table` to read; to evaluate and recommend
+            with, not to train. Each call of an operator reads the item table, so let it serve many users.
+    """
+    with _model_file(path) as file:
+        config, names = json.loads(file.metadata()["model"]), list(file.keys())
+        tensors = {} if mapped else {name: file.get_tensor(name) for name in names}
+    with torch.device("meta") if mapped else nullcontext():  # no memory for tables that stay in the file
+        model = build_model(config)
+    if mapped:
+        model.requires_grad_(False)
+        try:
+            tensors = {name: open_table(path, name) for name in names}
+        except ValueError as error:
+            raise UserError(f"cannot map the tables of the model ({error}); load it without mapping them") from error
     try:
-        model.load_state_dict(tensors)
+        model.load_state_dict(tensors, assign=mapped)
     except RuntimeError as error:
         raise UserError(f"{path} does not hold the tensors of its model; train or copy the model again") from error
     return model
@@ -78,21 +96,22 @@ def load_model(path: str | Path) -> Recommender:
 
 def model_notes(path: str | Path) -> dict[str, Any]:
     """The notes that `save_model` was given. Raises UserError like `load_model`."""
-    notes: dict[str, Any] = json.loads(_read_model(path)[0]["notes"])
+    with _model_file(path) as file:
+        notes: dict[str, Any] = json.loads(file.metadata()["notes"])
     return notes
 
 
-def _read_model(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+@contextmanager
+def _model_file(path: str | Path) -> Iterator[Any]:
+    """The open file of a model, whose tensors are read when they are asked for."""
     remedy = "give a model file that bidistill wrote, such as teacher.safetensors in the folder of a finished run"
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            if (file.metadata() or {}).get("format") != MODEL_FORMAT:
+                raise UserError(f"{path} is not a model of bidistill; {remedy}")
+            yield file
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the model {path}: {error}; {remedy}") from error
-    if metadata.get("format") != MODEL_FORMAT:
-        raise UserError(f"{path} is not a model of bidistill; {remedy}")
-    return metadata, tensors
 
 
 def _read_json(path: Path, remedy: str) -> dict[str, Any]:

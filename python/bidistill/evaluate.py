@@ -14,6 +14,9 @@ from bidistill.data import Split
 from bidistill.errors import UserError
 from bidistill.models import Recommender
 
+MAPPED_USERS = 8192  # in one call where every call reads the item table from disk
+PAIRS = 1 << 18  # users x listed items of such a call, at most: a few MB
+
 
 def held_out(split: Split, part: str, most: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Users and items, int64 [n], of the part "val" or "test".
@@ -48,7 +51,7 @@ def ranks(
     """Exact rank of each held-out item among all items that its user is not known to have.
 
     Args:
-        batch: users ranked at a time.
+        batch: users ranked at a time; fewer than asked, though not than 256, where they have very many held-out items.
         seen: `known(split, part)` where the caller has it already.
         most: only so many users, see `held_out`; 0: all.
 
@@ -160,8 +163,12 @@ def _batches(users: np.ndarray, items: np.ndarray, batch: int) -> Iterator[tuple
     place[by_size] = np.arange(len(by_size))
     order = np.argsort(place[group], kind="stable")  # interactions, user by user
     starts = np.concatenate([[0], np.cumsum(sizes[by_size])])
-    for first in range(0, len(unique), batch):
-        ids = by_size[first : first + batch]
+    first = 0
+    while first < len(unique):
+        n = min(batch, len(unique) - first)
+        while n > 256 and n * sizes[by_size[first + n - 1]] > PAIRS:
+            n = max(256, n // 2)
+        ids = by_size[first : first + n]
         begin, end = starts[first], starts[first + len(ids)]
         positions = order[begin:end]
         rows = np.repeat(np.arange(len(ids)), sizes[ids])
@@ -169,3 +176,4 @@ def _batches(users: np.ndarray, items: np.ndarray, batch: int) -> Iterator[tuple
         padded = np.repeat(items[order[starts[first : first + len(ids)]]][:, None], sizes[ids].max(), axis=1)
         padded[rows, columns] = items[positions]
         yield unique[ids], padded, rows, columns, positions
+        first += n

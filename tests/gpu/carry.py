@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from bdkernels import backends, checks
-from bdkernels.ops import loss, rank, sample, score, topk
+from bdkernels.ops import define, loss, rank
 from bdkernels.reference import Steps
 
 
@@ -24,8 +24,8 @@ def carry(device: torch.device) -> None:
 
     backends._refuses = lambda name, at, dtype: refuses(name, at if name == "cpu" else device, dtype)
     backends.steps = carried
-    for stage in (loss, rank, sample, score, topk):
-        stage.steps = carried
+    for module in (define, loss, rank):  # all that import it
+        module.steps = carried
 
 
 def _all(steps: Steps, device: torch.device) -> dict[str, Any]:

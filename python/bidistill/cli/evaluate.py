@@ -6,9 +6,9 @@ import argparse
 import json
 from typing import Any
 
-from bidistill.cli.parser import add_command
+from bidistill.cli.parser import add_command, add_mapped
 from bidistill.errors import UserError
-from bidistill.evaluate import compare, metrics
+from bidistill.evaluate import MAPPED_USERS, compare, metrics
 from bidistill.report import open_run, table
 
 MODELS = ("teacher", "student")
@@ -29,6 +29,7 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument("--ks", nargs="+", metavar="K", help="list lengths (default: those of the run)")
     parser.add_argument("--users", type=int, metavar="N", help="rank for N users only; 0: all (default: as in the run)")
+    add_mapped(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -39,9 +40,10 @@ def run(arguments: argparse.Namespace) -> None:
     ks = finished.config.eval.ks if arguments.ks is None else _numbers(arguments.ks)
     if max(ks) > n_items:
         raise UserError(f"--ks must lie between 1 and the catalog's {n_items} items, found {max(ks)}")
-    teacher, student = (finished.model(name) for name in MODELS)
+    teacher, student = (finished.model(name, mapped=arguments.mapped) for name in MODELS)
+    batch = max(finished.config.eval.batch, MAPPED_USERS if arguments.mapped else 0)
     most = finished.config.eval.users if arguments.users is None else arguments.users
-    pair = compare(teacher, student, finished.split, part, batch=finished.config.eval.batch, most=most)
+    pair = compare(teacher, student, finished.split, part, batch=batch, most=most)
     found = dict(
         zip(MODELS, (metrics(pair.users, r, ks) for r in (pair.teacher_ranks, pair.student_ranks)), strict=True)
     )

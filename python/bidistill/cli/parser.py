@@ -57,6 +57,13 @@ def add_command(
     return parser
 
 
+def add_mapped(parser: Parser) -> None:
+    """The flag of commands that read models."""
+    parser.add_argument(
+        "--mapped", action="store_true", help="read the models' tables from disk, slice by slice, not into memory"
+    )
+
+
 def add_options(parser: Parser, names: Container[str] | None = None) -> None:
     """A flag for every option of a Config (or for these "section.option"s), in a group for each section."""
     groups: dict[str, Any] = {}

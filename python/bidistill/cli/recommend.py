@@ -15,10 +15,11 @@ import pyarrow.parquet as pq
 import torch
 
 from bdkernels import Seen, topk
-from bidistill.cli.parser import add_command
+from bidistill.cli.parser import add_command, add_mapped
 from bidistill.data import Split
 from bidistill.data.files import replacing
 from bidistill.errors import UserError
+from bidistill.evaluate import MAPPED_USERS, PAIRS
 from bidistill.models import Recommender
 from bidistill.report import open_run
 
@@ -42,6 +43,7 @@ def add(subparsers: Any) -> None:
         "--model", choices=("teacher", "student"), default="student", help="which model ranks (default: student)"
     )
     parser.add_argument("-k", default=10, type=int, metavar="N", help="items for each user (default: 10)")
+    add_mapped(parser)
     parser.add_argument("--out", metavar="FILE", help="write a .csv or .parquet file instead of printing CSV")
 
 
@@ -54,9 +56,9 @@ def run(arguments: argparse.Namespace) -> None:
     if not 1 <= arguments.k <= finished.split.n_items:
         raise UserError(f"-k must lie between 1 and the catalog's {finished.split.n_items} items, found {arguments.k}")
     users = torch.arange(finished.split.n_users) if ids is None else _numbers(ids, finished.split.user_ids)
-    tables = best_items(
-        finished.model(arguments.model), finished.split, users, arguments.k, batch=finished.config.eval.batch
-    )
+    model = finished.model(arguments.model, mapped=arguments.mapped)
+    batch = max(finished.config.eval.batch, min(MAPPED_USERS, PAIRS // arguments.k) if arguments.mapped else 0)
+    tables = best_items(model, finished.split, users, arguments.k, batch=batch)
     if arguments.out is None:
         _write_csv(sys.stdout, tables)
         return

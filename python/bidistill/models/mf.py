@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bdkernels import Factors
+from bdkernels.stored import take
 
 INITIAL_STD = 0.01  # scores start near 0, where neither BCE nor BPR is saturated
 
@@ -26,12 +27,8 @@ class MF(nn.Module):
         super().__init__()
         self.n_users, self.n_items, self.dim, self.sparse = n_users, n_items, dim, sparse
         generator = torch.Generator().manual_seed(seed)
-        self.user_factors = nn.Embedding.from_pretrained(
-            torch.randn(n_users, dim, generator=generator) * INITIAL_STD, freeze=False, sparse=sparse
-        )
-        self.item_factors = nn.Embedding.from_pretrained(
-            torch.randn(n_items, dim, generator=generator) * INITIAL_STD, freeze=False, sparse=sparse
-        )
+        self.user_factors = nn.Embedding.from_pretrained(_initial(n_users, dim, generator), freeze=False, sparse=sparse)
+        self.item_factors = nn.Embedding.from_pretrained(_initial(n_items, dim, generator), freeze=False, sparse=sparse)
         self.item_bias = nn.Embedding.from_pretrained(torch.zeros(n_items, 1), freeze=False, sparse=sparse)
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
@@ -42,7 +39,7 @@ class MF(nn.Module):
     def factors(self, users: Tensor) -> Factors:
         """Rows of these users ([B] int64) and the item table, detached."""
         user_table, item_table, item_bias = self.tables()
-        return Factors(user_table.index_select(0, users), item_table, item_bias)
+        return Factors(take(user_table, users), item_table, item_bias)
 
     def tables(self) -> tuple[Tensor, Tensor, Tensor]:
         """The parameters themselves, detached: [n_users, dim], [n_items, dim], [n_items]."""
@@ -63,3 +60,9 @@ class MF(nn.Module):
             "dim": self.dim,
             "sparse": self.sparse,
         }
+
+
+def _initial(n: int, dim: int, generator: torch.Generator) -> Tensor:
+    """[n, dim] normal values; on the meta device, where a model is made whose tables are elsewhere, none."""
+    table = torch.empty(n, dim)
+    return table if table.is_meta else table.normal_(generator=generator).mul_(INITIAL_STD)

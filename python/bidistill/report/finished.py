@@ -42,10 +42,10 @@ class FinishedRun:
         """What results are reported on: "test", or "val" where nothing was held out for a test."""
         return "test" if len(self.split.test_users) else "val"
 
-    def model(self, name: str, *, warmup: bool = False) -> Recommender:
-        """The "teacher" or "student" in its best state, at the end or as its warm-up left it."""
+    def model(self, name: str, *, warmup: bool = False, mapped: bool = False) -> Recommender:
+        """The "teacher" or "student" in its best state, at the end or as its warm-up left it; `mapped` as for `load_model`."""
         path = (self.path / "warmup" if warmup else self.path) / f"{name}.safetensors"
-        model = load_model(path)
+        model = load_model(path, mapped=mapped)
         if model_notes(path)["split"] != self.split.fingerprint():
             raise UserError(f"{path} was trained on another split than {self.path / 'split.npz'}: train the run again")
         model.train(False)
