@@ -1,4 +1,4 @@
-"""What every process of test_distributed.py runs: `python shards.py WHAT RANK WORLD FOLDER`, told in FOLDER/RANK.json."""
+"""What every process of test_distributed.py runs: `python shards.py RANK WORLD FOLDER`, told in FOLDER/RANK.json."""
 
 import json
 import os
@@ -338,53 +338,69 @@ def processes_that_differ(w: World) -> None:
     w.shards.topk(f, 4)
 
 
-def run(rank: int, world: int, errors: dict[str, str]) -> None:
-    """Every check in every world: the first processes, as groups of their own, and all."""
+def run(rank: int, world: int, found: dict[str, str]) -> None:
+    """Every check in every world: the first processes, as groups of their own, and all. Ends with the first that fails: whoever
+    is still in it can only wait."""
     groups = [dist.new_group(range(size)) for size in range(1, world)] + [None]
     for name, items in WORLDS.items():
         w = World(groups[len(items) - 1], items) if rank < len(items) else None
         for function in CHECKS if w else ():
             torch.manual_seed(0)
-            try:
-                function(w)
-            except BaseException:
-                errors[f"{function.__name__}: {name}"] = traceback.format_exc()
+            attempt(f"{function.__name__}: {name}", found, lambda f=function, w=w: f(w))
         dist.barrier()
 
 
-def lose(rank: int, world: int, errors: dict[str, str], way: str) -> None:
-    """Process 1 is killed in the middle of a call, or takes no part in it; the others must say so, soon."""
-    shards = Shards(30)
-    f = bd.Factors(torch.randn(4, 3), torch.randn(30, 3))
-    shards.topk(f, 5)
-    if rank == 1:
-        if way == "kill":
+def attempt(name: str, found: dict[str, str], check) -> None:
+    """Whether it failed, and how, is written down; "" if not."""
+    try:
+        check()
+        found[name] = ""
+    except BaseException:
+        found[name] = traceback.format_exc()
+        finish(found)
+
+
+def finish(found: dict[str, str]) -> None:
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    os._exit(0)  # a group that lost a process cannot be taken down
+
+
+def lose(rank: int, found: dict[str, str]) -> None:
+    """Process 3 takes no part in a call, and process 1 is killed in the middle of one; 0 and 2 must say so, soon."""
+    losses = {"absent": (3, 2), "killed": (1, 20)}  # who, and the time-out
+    groups = {way: dist.new_group([0, lost, 2], timedelta(seconds=s)) for way, (lost, s) in losses.items()}
+    for way, (lost, _) in losses.items():
+        if rank not in (0, lost, 2):
+            continue
+        shards = Shards(30, group=groups[way])
+        f = bd.Factors(torch.randn(4, 3), torch.randn(30, 3))
+        shards.topk(f, 5)
+        if rank != lost:
+            attempt(way, found, lambda shards=shards, f=f, lost=lost: said(shards, f, lost))
+        elif way == "absent":
+            time.sleep(8)  # there, for longer than the time-out and the roll call
+        else:
             steps = bd.backends.cpu.STEPS
             bd.backends.cpu.STEPS = steps._replace(topk=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        else:
-            time.sleep(8)  # longer than the time-out and the roll call
-            return
-    began = time.monotonic()
-    try:
-        with raises(ShardError, "topk: failed on rank", "rank 1 did not answer"):
             shards.topk(f, 5)
-        with raises(ShardError, "topk: failed on rank"):
-            shards.rank(f, torch.zeros(4, 1, dtype=torch.int64))
-        assert time.monotonic() - began < 8
-    except BaseException:
-        errors[way] = traceback.format_exc()
+
+
+def said(shards: Shards, f: bd.Factors, lost: int) -> None:
+    began = time.monotonic()
+    with raises(ShardError, "topk: failed on rank", f"rank {lost} did not answer"):
+        shards.topk(f, 5)
+    with raises(ShardError, "topk: failed on rank"):
+        shards.rank(f, torch.zeros(4, 1, dtype=torch.int64))
+    assert time.monotonic() - began < 10  # the time-out and the roll call are 5 s
 
 
 if __name__ == "__main__":
-    what, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
-    store = f"file://{folder / 'store'}"
-    wait = timedelta(seconds=20 if what == "checks" else 3)
+    store, wait = f"file://{folder / 'store'}", timedelta(seconds=20)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=wait)
-    errors: dict[str, str] = {}
-    if what == "checks":
-        run(rank, world, errors)
-    else:
-        lose(rank, world, errors, what)
-    (folder / f"{rank}.json").write_text(json.dumps(errors))
-    os._exit(0)  # a group that lost a process cannot be taken down
+    found: dict[str, str] = {}
+    run(rank, world, found)
+    (folder / f"{rank}.json").write_text(json.dumps(found))
+    lose(rank, found)
+    finish(found)
