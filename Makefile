@@ -4,13 +4,14 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check install -q -c .ci/constraints.txt
 # TORCHES: interpreters with other releases of torch, the oldest and the newest supported, for `make gpu-proof`.
+# FOLDER: where `make million` keeps its data and runs; else they are removed.
 # RESULTS: where the result files go. DATA: an .npz with arrays train, val, test of (user, item) rows; else some are made up.
 RESULTS ?= benchmarks/results
 BENCH   := $(PY) -m pytest benchmarks/suite.py -q -s --timeout 3600 --results $(RESULTS) $(if $(DATA),--data $(DATA))
 SOURCES := $(shell find csrc tests/sanitize tests/gpu -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize gpu-proof gpu-check fuzz lint format bench bench-full quality subset bench-report clean
+.PHONY: help demo test sanitize gpu-proof gpu-check fuzz lint format bench bench-full quality subset scale million bench-report clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -56,6 +57,12 @@ quality: $(VENV)/.built  ## Distilled against matched control on three seeds (mi
 
 subset: $(VENV)/.built  ## Ranks from a subset against exact ones: cost, error, quality (minutes); writes benchmarks/results/
 	$(PY) -m benchmarks.subset $(DATA)
+
+scale: $(VENV)/.built  ## Steps by the catalog, refill by the cores, traffic by the processes (minutes); writes benchmarks/results/
+	$(PY) -m benchmarks.scale --results $(RESULTS)/scale.json
+
+million: $(VENV)/.built  ## Generate, plan, train at three sizes up to 1e6 users x 1e6 items (an hour, 10 GB of disk); writes benchmarks/results/
+	$(PY) -m benchmarks.million --results $(RESULTS)/million.json $(if $(FOLDER),--folder $(FOLDER))
 
 bench-report: $(VENV)/.built  ## Write the README's tables and plots from benchmarks/results/
 	$(PY) -m benchmarks.report

@@ -77,11 +77,16 @@ def one_size(name: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any
         line.replace(str(folder), "...") for line in (folder / f"{name}.log").read_text().splitlines() if line.strip()
     ]
     data.unlink()
+    plan |= {"seconds": round(plan["total_s"], 1), "peak_gb": round(plan["peak_bytes"] / 1e9, 2)}
     return {
-        "size": name, "users": users, "items": items, "interactions": interactions, "generate": made,
-        "plan": {"seconds": round(plan["total_s"], 1), "peak_gb": round(plan["peak_bytes"] / 1e9, 2), "jobs": plan["times"]},
-        "train": trained | {"disk_gb": round(disk / 1e9, 2)}, "epochs": epochs, "log": log,
-    }  # fmt: skip
+        **{"size": name, "users": users, "items": items, "interactions": interactions},
+        "train_rows": plan["sizes"]["train"],
+        "generate": made,
+        "plan": {key: plan[key] for key in ("seconds", "peak_gb", "times", "memory")},
+        "train": trained | {"disk_gb": round(disk / 1e9, 2)},
+        "epochs": epochs,
+        "log": log,
+    }
 
 
 def main() -> None:

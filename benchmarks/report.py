@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.bounds import sentences
 from benchmarks.plots import plot
+from benchmarks.report_scale import million_table, scale_table
 from benchmarks.targets import TARGETS, Rows, verdict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,6 +191,9 @@ def main(argv: list[str] | None = None) -> None:
         lines += quality_table(found["quality"])
     if "subset" in found:
         lines += subset_table(found["subset"])
+    for name, table in (("million", million_table), ("scale", scale_table)):
+        if name in found:
+            lines += table(found[name], where(found[name]["machine"]))
     before, rest = args.readme.read_text().split(START)
     args.readme.write_text(before + START + "\n".join(lines) + END + rest.split(END)[1])
 

@@ -1,0 +1,85 @@
+"""The README's tables of what `make million` and `make scale` measured."""
+
+from typing import Any
+
+PHASES = {"warmup_teacher": "teacher alone", "warmup_student": "student alone", "joint": "both together"}
+
+
+def million_table(result: dict[str, Any], where: str) -> list[str]:
+    """What was planned beside what it took, at each size, and the epochs of the largest."""
+    s = result["settings"]
+    lines = [
+        f"**A million users x a million items** (`make million`; {where}). Teacher {s['teacher.dim']}, student",
+        f"{s['student.dim']}, one epoch of each alone and one of both, batch {s['train.batch_size']:,}; exact draws over the",
+        f"full catalog, each user's pool refilled once in {s['distill.refresh']} epochs, as the steps go; evaluation on",
+        f"{s['eval.users']:,} users. Planned: by `bidistill plan` before the run. Each command a process of its own:\n",
+        "| users x items, interactions | data made in | planned | took | planned / took | planned peak | peak | disk |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["sizes"]:
+        plan, train = row["plan"], row["train"]
+        cells = [
+            f"{row['users']:,} x {row['items']:,}, {row['interactions']:,}",
+            f"{row['generate']['seconds']:.0f} s, {row['generate']['peak_gb']:.1f} GB",
+            f"{plan['seconds']:,.0f} s",
+            f"{train['seconds']:,.0f} s",
+            f"{plan['seconds'] / train['seconds']:.2f}",
+            f"{plan['peak_gb']:.1f} GB",
+            f"{train['peak_gb']:.1f} GB",
+            f"{train['disk_gb']:.1f} GB",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    largest = result["sizes"][-1]
+    lines += [
+        f"\nThe epochs of {largest['users']:,} x {largest['items']:,}:\n",
+        "| | steps | interactions a second | refill | evaluation |",
+        "|---|---|---|---|---|",
+    ]
+    for row in largest["epochs"]:
+        if int(row["epoch"]):
+            steps = float(row["steps_seconds"])
+            refill = f"{float(row['refill_seconds']):,.0f} s" if "refill_seconds" in row else ""
+            cells = [f"{steps:,.0f} s", f"{largest['train_rows'] / steps:,.0f}", refill]
+            lines.append(f"| {PHASES[row['phase']]} | {' | '.join(cells)} | {float(row['evaluate_seconds']):.0f} s |")
+    return [*lines, ""]
+
+
+def scale_table(result: dict[str, Any], where: str) -> list[str]:
+    """Steps by the catalog, refill by the cores, traffic by the processes."""
+    items = list(dict.fromkeys(row["items"] for row in result["step"]))
+    lines = [
+        f"**What does not grow with the catalog** (`make scale`; {where}). A training step of one model, batch 1,024, d = 64,",
+        "4 negatives and 8 distilled items a row, median ms (quartiles) by the number of items:\n",
+        f"| step | {' | '.join(f'{n:,}' for n in items)} | {items[-1]:.0e} : {items[0]:.0e} |",
+        "|---|---|" + "---|" * len(items),
+    ]
+    names = {
+        "bdkernels": "`bd_step_update`, `LazyAdam`",
+        "bdkernels_unfused": "`bd_step_loss`, torch's SparseAdam",
+        "eager": "eager autograd, SparseAdam",
+    }
+    for kind in dict.fromkeys(row["contender"] for row in result["step"]):
+        rows = [row for row in result["step"] if row["contender"] == kind]
+        cells = [f"{r['median_s'] * 1e3:.2f} ({r['q25_s'] * 1e3:.2f}-{r['q75_s'] * 1e3:.2f})" for r in rows]
+        lines.append(f"| {names[kind]} | {' | '.join(cells)} | {rows[-1]['median_s'] / rows[0]['median_s']:.2f} |")
+    first = result["refill"][0]
+    speeds = [f"{r['scores_a_second'] / 1e6:,.0f} million with {r['threads']} thread(s)" for r in result["refill"]]
+    lines.append(
+        f"\nDraws for {first['users']} users over {first['items']:,} items, dims {'/'.join(map(str, first['dims']))}: scores a"
+        f" second {' and '.join(speeds)}.\n"
+    )
+    if not result["shards"]:
+        return lines
+    first = result["shards"][0]
+    lines += [
+        f"Items on several processes: kB that a process sends in one call, the most of any; {first['users_each']} users each,",
+        f"dims {'/'.join(map(str, first['dims']))}, {first['listed']} listed items, {first['draws']} draws. Results equal those",
+        "of one process, bit for bit:\n",
+        "| processes | items | `rank` | `sample` | the same as on one |",
+        "|---|---|---|---|---|",
+    ]
+    for r in result["shards"]:
+        same = "yes" if r["same_as_one"] else "NO"
+        sent = f"{r['rank_bytes'] / 1e3:,.0f} | {r['sample_bytes'] / 1e3:,.0f}"
+        lines.append(f"| {r['processes']} | {r['items']:,} | {sent} | {same} |")
+    return [*lines, ""]
