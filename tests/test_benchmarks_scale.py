@@ -13,6 +13,7 @@ pytest.importorskip("pytest_benchmark", reason="the benchmarks need pytest-bench
 pytest.importorskip("matplotlib", reason="the report's plots need matplotlib")
 
 from benchmarks import million, report, scale
+from benchmarks.report_scale import PHASES
 
 
 @pytest.fixture(autouse=True)
