@@ -30,13 +30,13 @@ def rendered(folder: Path) -> str:
 
 
 def test_million(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(million, "SIZES", {"small": (200, 100, 4000), "million": (300, 200, 6000)})
+    monkeypatch.setattr(million, "SIZES", {"million": (300, 200, 6000)})
     monkeypatch.setattr(
         sys, "argv", ["million", "--results", str(tmp_path / "million.json"), "--folder", str(tmp_path / "work")]
     )
     million.main()
     found = json.loads((tmp_path / "million.json").read_text())
-    assert [row["size"] for row in found["sizes"]] == ["small", "million"]
+    assert [row["size"] for row in found["sizes"]] == ["million"]
     for row in found["sizes"]:
         assert row["train"]["seconds"] > 0 and row["train"]["peak_gb"] > 0.1 and row["plan"]["seconds"] > 0
         assert [each["phase"] for each in row["epochs"] if int(each["epoch"])] == list(PHASES)
@@ -53,14 +53,14 @@ def test_a_command_that_fails_is_shown(tmp_path):
 
 def test_scale(tmp_path, monkeypatch):
     out = tmp_path / "scale.json"
-    settings = {"items": "1000 2000", "refill-items": "3000", "shard-items": "500 2000", "worlds": "1 2", "rounds": "2"}
+    settings = {"items": "1000 2000", "refill-items": "3000", "shard-items": "500 2000", "worlds": "2", "rounds": "2"}
     arguments = [word for name, words in settings.items() for word in (f"--{name}", *words.split())]
     monkeypatch.setattr(sys, "argv", ["scale", *arguments, "--results", str(out)])
     scale.main()
     found = json.loads(out.read_text())
     assert len(found["step"]) == 6 and len(found["refill"]) >= 1
-    assert [(row["processes"], row["items"]) for row in found["shards"]] == [(1, 500), (1, 2000), (2, 500), (2, 2000)]
+    assert [(row["processes"], row["items"]) for row in found["shards"]] == [(2, 500), (2, 2000)]
     assert all(row["same_as_one"] for row in found["shards"])
-    assert found["shards"][2]["rank_bytes"] == found["shards"][3]["rank_bytes"] > 0
+    assert found["shards"][0]["rank_bytes"] == found["shards"][1]["rank_bytes"] > 0
     text = rendered(tmp_path)
     assert "| `bd_step_update`, `LazyAdam` |" in text and "| 2 | 2,000 |" in text
