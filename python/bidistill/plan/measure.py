@@ -18,6 +18,8 @@ from bdkernels.measure import seconds
 from bidistill.checkpoint import save_checkpoint
 from bidistill.config import Config
 from bidistill.data import Interactions, read, split, write_interactions
+from bidistill.learner import new_model
+from bidistill.plan.memory import tables
 from bidistill.plan.sizes import Sizes, made_up
 from bidistill.trainer import PHASES, Place, Trainer
 
@@ -48,7 +50,8 @@ class Costs:
         draw: of one user's draws, both directions, by the number of items that ranks are counted over.
         rank: of one held-out item of one user, by the number of items, for "teacher" and "student".
         read: of a row of CSV: reading, numbering, splitting.
-        start: of a training interaction when a Trainer is made.
+        start: of a training interaction when a Trainer is made, besides its tables.
+        tables: of a byte of the tables then.
         save: of a byte of a checkpoint.
         took: of the whole measurement.
     """
@@ -58,6 +61,7 @@ class Costs:
     rank: dict[str, Line]
     read: float
     start: float
+    tables: float
     save: float
     took: float
 
@@ -74,11 +78,15 @@ def measure(config: Config, sizes: Sizes) -> Costs:
     parts = made_up(little)
     folder = Path(config.run.out or "run").parent
     trainer = Trainer(_quiet(config), parts)
-    start = (time.perf_counter() - began) / little.train
+    start = time.perf_counter() - began
+    size = tables(config.teacher, little) + tables(config.student, little)
+    of_tables = seconds(lambda: [new_model(config[name], little.users, little.items, 0) for name in trainer.learners])
     step = {phase: step_seconds(trainer, phase) for phase in PHASES}
     draw = draw_line(trainer) if trainer.objective.distiller is not None else Line(0.0, 0.0)
     ranks = {name: rank_line(trainer, name) for name in trainer.learners}
-    return Costs(step, draw, ranks, read_seconds(), start, save_seconds(folder), time.perf_counter() - began)
+    start = max(0.0, start - of_tables) / little.train
+    read, save = read_seconds(), save_seconds(folder)
+    return Costs(step, draw, ranks, read, start, of_tables / size, save, time.perf_counter() - began)
 
 
 def draw_share(config: Config, sizes: Sizes) -> float:

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 
 from bidistill.config import Config
 from bidistill.plan.measure import Costs
-from bidistill.plan.memory import Part, checkpoint, disk_there, memory, memory_there
+from bidistill.plan.memory import Part, checkpoint, disk_there, memory, memory_there, tables
 from bidistill.plan.sizes import Sizes
 from bidistill.trainer import LEARN_IN, PHASES
 
+START = 8.0  # seconds, not measured
 TITLES = {"warmup_teacher": "warm-up, teacher", "warmup_student": "warm-up, student", "joint": "joint phase"}
 
 
@@ -90,8 +91,12 @@ def _times(config: Config, sizes: Sizes, costs: Costs, checkpoint_bytes: int) ->
     train, distill = config.train, config.distill
     steps = math.ceil(sizes.train / train.batch_size)
     ranked = {name: sizes.evaluated * costs.rank[name].at(sizes.items) for name in costs.rank}
-    jobs = [Job("reading and splitting", costs.read * sizes.interactions, 1)]
-    jobs.append(Job("making the trainer", costs.start * sizes.train, 1))
+    table_bytes = tables(config.teacher, sizes) + tables(config.student, sizes)
+    jobs = [
+        Job("starting Python, and the report", START, 1),
+        Job("reading and splitting", costs.read * sizes.interactions, 1),
+        Job("making the trainer", costs.start * sizes.train + costs.tables * table_bytes, 1),
+    ]
     for phase in PHASES:
         epochs = train.epochs if phase == "joint" else train.warmup_epochs
         names, title = LEARN_IN[phase], TITLES[phase]
