@@ -12,6 +12,7 @@ from bidistill.plan import plan as planning
 from bidistill.plan.measure import Line
 from bidistill.plan.memory import checkpoint, learner, memory, pool
 from bidistill.plan.sizes import made_up
+from bidistill.plan.world import WHOLE, Network, draw_bytes, step_bytes, world_plan
 
 COSTS = Costs(
     step={"warmup_teacher": 0.01, "warmup_student": 0.005, "joint": 0.02},
@@ -103,6 +104,39 @@ def test_times_add_up(monkeypatch):
     assert "the most goes to Python and torch" in problems[0]
 
 
+def test_on_several_processes():
+    """Tables and work divided, what all hold not; traffic per step and draw by hand, and none of it grows with the catalog."""
+    settings = config(
+        teacher__dim=64,
+        student__dim=8,
+        train__batch_size=1024,
+        train__negatives=4,
+        distill__pool=10,
+        train__warmup_epochs=1,
+    )
+    sizes = Sizes.of(100_000, 10**6, 10**7, settings)
+    one = make_plan(settings, sizes, COSTS)
+    four = world_plan(settings, sizes, COSTS, 4, Network(gbs=1.0, latency=1e-3))
+    memory_of = [{part.name: part.bytes for part in plan.memory} for plan in (one, four)]
+    for name, size in memory_of[0].items():
+        assert memory_of[1][name] == (size if name in WHOLE else -(-size // 4))
+    jobs = [{job.name: job for job in plan.times} for plan in (one, four)]
+    for name in ("joint phase: step", "joint phase: refill of all pools", "joint phase: evaluation"):
+        assert jobs[1][name].seconds == pytest.approx(jobs[0][name].seconds / 4)
+    rows, listed, factors = (
+        1024 / 4,
+        1 + 4 + 2,
+        64 + 8 + 2,
+    )  # each listed item: its id, a row of factors, their gradients
+    sent = rows * listed * (8 + 4 * factors + 4 * factors) * 3 / 4
+    assert step_bytes(settings, sizes, 4) == pytest.approx(sent)
+    assert jobs[1]["joint phase: step, its traffic"].seconds == pytest.approx(sent / 1e9 + 8e-3)
+    assert draw_bytes(settings, 4) == 3 * (4 * 72 + 28 * 120)
+    larger = sizes._replace(items=10**9)
+    assert step_bytes(settings, larger, 4) == pytest.approx(sent)
+    assert four.seconds < one.seconds
+
+
 def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["plan", "--users", "300", "--items", "2e3", "--interactions", "6000", "--teacher-dim", "4"]
@@ -115,6 +149,10 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert found["peak_bytes"] == sum(found["memory"].values()) > 0
     assert found["total_s"] == pytest.approx(sum(job["total_s"] for job in found["times"])) and found["total_s"] > 0
     assert not list(tmp_path.iterdir())
+    assert main([*arguments, "--world", "3"]) == 0
+    assert "of each of 3 processes, derived" in capsys.readouterr().out
+    assert main([*arguments, "--world", "0"]) == 2
+    assert "--world must be at least 1" in capsys.readouterr().err
     assert main(["plan", "--users", "300"]) == 2
     assert "--users, --items and --interactions go together" in capsys.readouterr().err
     assert main(["plan"]) == 2

@@ -10,17 +10,20 @@ import torch
 
 from bidistill.cli.parser import add_command, add_options, overrides
 from bidistill.config import PRESETS, Config
+from bidistill.errors import UserError
 from bidistill.load import load_split
 from bidistill.plan import Plan, Sizes, make_plan, measure
 from bidistill.plan.memory import memory_there
 from bidistill.plan.plan import gb
+from bidistill.plan.world import Network, world_plan
 
 ABOUT = """Tell what `bidistill train` with the same settings will take: memory part by part, time part by part, and what does not
 fit. Measures this machine for about ten seconds. Sizes are numbers that you give, or those of the data that the settings name.
 Times are those of a run whose phases go to their last epoch, on a machine that does nothing else."""
 EXAMPLES = """  bidistill plan --users 1000000 --items 1000000 --interactions 20000000 --teacher-dim 64 --student-dim 8
   bidistill plan runs/ml/config.toml                     the data that the settings name
-  bidistill plan big.toml --users 1e7 --items 1e6 --interactions 3e8 --json"""
+  bidistill plan big.toml --users 1e7 --items 1e6 --interactions 3e8 --json
+  bidistill plan --world 64 --users 1e8 --items 1e9 --interactions 1e10 --gbs 12.5    on paper"""
 
 
 def add(subparsers: Any) -> None:
@@ -31,6 +34,16 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--preset", choices=list(PRESETS), help="where settings start from (default: default)")
     for name in ("users", "items", "interactions"):
         parser.add_argument(f"--{name}", type=_count, metavar="N", help=f"number of {name}, such as 1000000 or 1e6")
+    parser.add_argument(
+        "--world",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that share the work: derived, not measured (default: 1)",
+    )
+    parser.add_argument(
+        "--gbs", type=float, metavar="X", help="with --world: GB/s that a process can send (default: 1.25)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON: bytes and seconds")
     add_options(parser)
 
@@ -48,11 +61,21 @@ def run(arguments: argparse.Namespace) -> None:
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     costs = measure(config, sizes)
+    network = Network() if arguments.gbs is None else Network(arguments.gbs)
+    if arguments.world < 1 or not network.gbs > 0:
+        raise UserError(f"--world must be at least 1 and --gbs above 0, found {arguments.world} and {network.gbs:g}")
     plan = make_plan(config, sizes, costs)
+    if arguments.world > 1:
+        plan = world_plan(config, sizes, costs, arguments.world, network)
     if arguments.json:
         print(json.dumps(plan.values() | {"threads": torch.get_num_threads(), "measured_s": costs.took}, indent=2))
     else:
         show(plan, config, costs.took)
+        if arguments.world > 1:
+            print(
+                f"\nof each of {arguments.world} processes, derived: each computes as this machine does, sends"
+                f" {network.gbs:g} GB/s, and waits {network.latency * 1e6:.0f} us for an exchange"
+            )
 
 
 def show(plan: Plan, config: Config, took: float) -> None:

@@ -13,6 +13,7 @@ from bidistill.plan.sizes import Sizes
 
 STATES = {"adam": 2, "sparse_adam": 2, "adagrad": 1, "sgd": 0}  # of the optimizers, each as large as the tables
 DENSE = ("adam", "adagrad", "sgd")  # those whose gradient is as large as the tables, where no fused step stands in
+WIDEST = "the widest moment: an epoch's order, or the seen items of the test"
 PROGRAM = 400 << 20  # Python, torch and pyarrow, and what their allocators keep
 
 
@@ -62,7 +63,7 @@ def memory(config: Config, sizes: Sizes) -> list[Part]:
         Part("teacher: tables, best state, optimizer", learner(config.teacher, sizes, fused)),
         Part("student: tables, best state, optimizer", learner(config.student, sizes, fused)),
         Part("pool of draws", pool(config, sizes)),
-        Part("the widest moment: an epoch's order, or the seen items of the test", max(seen, order)),
+        Part(WIDEST, max(seen, order)),
     ]
 
 

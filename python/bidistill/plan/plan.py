@@ -71,10 +71,13 @@ class Plan:
 
 def make_plan(config: Config, sizes: Sizes, costs: Costs) -> Plan:
     """The plan of a run: `bidistill train` with these settings, on data of these sizes, on the machine of these costs."""
-    parts, size = memory(config, sizes), checkpoint(config, sizes)
-    disk = (
-        2 * size + 24 * sizes.interactions
-    )  # the old checkpoint goes when the new one is there; the split, the models
+    return made_plan(config, sizes, memory(config, sizes), jobs_of(config, sizes, costs))
+
+
+def made_plan(config: Config, sizes: Sizes, parts: list[Part], jobs: list[Job]) -> Plan:
+    """A plan of this memory and these jobs, with what does not fit on this machine."""
+    # The old checkpoint goes when the new one is there; the split, the models.
+    disk = 2 * checkpoint(config, sizes) + 24 * sizes.interactions
     problems = []
     have = memory_there()
     need = sum(part.bytes for part in parts)
@@ -84,10 +87,12 @@ def make_plan(config: Config, sizes: Sizes, costs: Costs) -> Plan:
     free = disk_there(Path(config.run.out or "."))
     if disk > free:
         problems.append(f"disk: {gb(disk)} are needed and {gb(free)} are free where the run folder will be")
-    return Plan(sizes, parts, _times(config, sizes, costs, size), disk, problems)
+    return Plan(sizes, parts, jobs, disk, problems)
 
 
-def _times(config: Config, sizes: Sizes, costs: Costs, checkpoint_bytes: int) -> list[Job]:
+def jobs_of(config: Config, sizes: Sizes, costs: Costs) -> list[Job]:
+    """What a run does, in its order."""
+    checkpoint_bytes = checkpoint(config, sizes)
     train, distill = config.train, config.distill
     steps = math.ceil(sizes.train / train.batch_size)
     ranked = {name: sizes.evaluated * costs.rank[name].at(sizes.items) for name in costs.rank}
