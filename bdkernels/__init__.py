@@ -26,7 +26,7 @@ from .functional import (
 from .optim import SGD, Adagrad, LazyAdam, RowOptimizer
 from .seen import Seen
 from .stored import open_table
-from .subset import rank_error, rank_errors
+from .subset import Strata, rank_error, rank_errors
 from .weights import Exp, Linear, RankOnly, Tanh, Uniform, Weight
 
 try:
@@ -48,6 +48,7 @@ __all__ = [
     "Samples",
     "Seen",
     "StepLoss",
+    "Strata",
     "Tanh",
     "TopK",
     "Uniform",

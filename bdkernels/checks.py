@@ -134,6 +134,12 @@ def ids_values(name: str, ids: Tensor, limit: int) -> None:
         _holds((lo >= 0) & (hi < limit), name, f"ids in [0, {limit})", lambda: f"{int(lo)} to {int(hi)}")
 
 
+def rising_ids(name: str, ids: Tensor, limit: int) -> None:
+    _is(len(ids) > 0, name, "at least one id", 0)
+    ids_values(name, ids, limit)
+    _holds((ids.diff() > 0).all(), name, "strictly increasing ids", lambda: "unsorted or repeated ids")
+
+
 def no_nan(name: str, t: Tensor) -> None:
     _holds(t.isnan().any().logical_not(), name, "no NaN", lambda: "NaN")
 

@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import __version__, checks, precision, reference, sampler
+from . import __version__, checks, precision, reference, sampler, subset
 from .exchange import Exchange, ShardError
 from .factors import Factors
-from .functional import Samples, TopK, _codes, _detach, _name, _pair, _samples, _tensor
+from .functional import Samples, TopK, _catalog, _codes, _detach, _name, _pair, _samples, _tensor
 from .lockstep import ShardedItems
 from .ops.define import stages
 from .reference import Steps
@@ -152,7 +152,7 @@ class Shards:
         seed: int = 0,
         step: int = 0,
         user_ids: Tensor | None = None,
-        catalog: int | None = None,
+        catalog: int | Tensor | None = None,
         backend: str | None = None,
     ) -> Samples:
         """Items by the discrepancy of their ranks over all shards, the same draws as on one process; see `bdkernels.sample`.
@@ -176,18 +176,24 @@ class Shards:
             if user_ids is not None:
                 checks.tensor("user_ids", _tensor("user_ids", user_ids), (n_rows,), (torch.int64,), device)
                 checks.ids_values("user_ids", user_ids, 2**32)
-            codes = _codes(k, seed, step, catalog, (to_student, to_teacher), self.n_items)
-            checks.sample(k, step, catalog or 0, codes)
-            numbers = {"k": k, "seed": seed, "step": step, "catalog": catalog}
+            codes = _codes(k, seed, step, (to_student, to_teacher), self.n_items)
+            m, given = _catalog(catalog)
+            checks.sample(k, step, m, codes)
+            if given is not None:
+                checks.tensor("catalog", given, ("m",), (torch.int64,), device)
+                checks.rising_ids("catalog", given, self.n_items)
+            numbers = {"k": k, "seed": seed, "step": step, "catalog": m if given is None else given.tolist()}
             return numbers | {"to_student": codes[0], "to_teacher": codes[1]}
 
         steps, own, rows, _ = self._agree("sample", models, seen, backend, check)
-        codes = _codes(k, seed, step, catalog, (to_student, to_teacher), self.n_items)
+        codes = _codes(k, seed, step, (to_student, to_teacher), self.n_items)
+        m, given = _catalog(catalog)
+        counted = subset.of(self.n_items, m, seed, step) if given is None else given
         items = ShardedItems(self._exchange, steps, self._catalog)
         t, s = own["teacher"], own["student"]
         if user_ids is None:
             user_ids = torch.arange(len(t.users), device=t.users.device)
-        drawn = sampler.sample(steps, t, s, k, rows, codes, seed, step, user_ids, catalog or 0, items)
+        drawn = sampler.sample(steps, t, s, k, rows, codes, seed, step, user_ids, counted, items)
         return _samples(drawn, codes)
 
     def _open(

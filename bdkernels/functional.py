@@ -167,7 +167,7 @@ def sample(
     seed: int = 0,
     step: int = 0,
     user_ids: Tensor | None = None,
-    catalog: int | None = None,
+    catalog: int | Tensor | None = None,
     backend: str | None = None,
 ) -> Samples:
     """Items by the discrepancy of their ranks under the two models: exact draws of Kweon, Kang, Yu (WWW 2021), section 4.
@@ -189,7 +189,8 @@ def sample(
         catalog: None counts ranks over all items. m counts them over m random items, others for each (seed, step) and the same
             for all users, so that the cost does not grow with N: draws then follow estimated ranks. The share of the catalog
             that an estimate is off by passes `rank_error(m, delta)` with a probability of at most delta. Proposals come from
-            all items, but for users whose weights are so peaked that hardly any is accepted: those draw from the m.
+            all items, but for users whose weights are so peaked that hardly any is accepted: those draw from the m. Or the
+            m items themselves, ids [m] int64, rising; those that `Strata` draws estimate ranks better.
         backend: see `score`.
 
     Item tables of `open_table` are read from disk once for each round of proposals of a group of users. A group has 2^18 /
@@ -198,12 +199,13 @@ def sample(
     With `catalog` the tables are not read through: just the rows of the m items and of the proposals are.
     """
     models = *_detach(teacher, "teacher"), *_detach(student, "student")
-    weights = _codes(k, seed, step, catalog, (to_student, to_teacher), len(teacher.items))
+    m, counted = _catalog(catalog)
+    weights = _codes(k, seed, step, (to_student, to_teacher), len(teacher.items))
     if user_ids is None:
         user_ids = torch.arange(len(teacher.users), device=teacher.users.device)
     drawn = torch.ops.bdkernels.sample(
         *models, *_pair(seen), _tensor("user_ids", user_ids), k, seed, step, *weights[0], *weights[1],
-        catalog or 0, backend=_name(backend),
+        m, counted, backend=_name(backend),
     )  # fmt: skip
     return _samples(drawn, weights)
 
@@ -332,13 +334,21 @@ def bd_step_update(
     return StepLoss(cf_loss + lambda_ * distill_loss, cf_loss, distill_loss)
 
 
+def _catalog(catalog: int | Tensor | None) -> tuple[int, Tensor | None]:
+    """How many random items ranks are counted over, 0 for all or those that are given; and the given ones."""
+    if catalog is None or isinstance(catalog, Tensor):
+        return 0, catalog
+    checks.int64("catalog", catalog)
+    checks.integer("catalog", catalog, 1)
+    return catalog, None
+
+
 def _codes(
-    k: int, seed: int, step: int, catalog: int | None, weights: tuple[Weight | None, Weight | None], n_items: int
+    k: int, seed: int, step: int, weights: tuple[Weight | None, Weight | None], n_items: int
 ) -> tuple[WeightCode, WeightCode]:
     """The weights of `sample` as its operator takes them, once the Python types of its numbers are right."""
-    for name, value in (("k", k), ("seed", seed), ("step", step), ("catalog", 1 if catalog is None else catalog)):
+    for name, value in (("k", k), ("seed", seed), ("step", step)):
         checks.int64(name, value)
-    checks.integer("catalog", 1 if catalog is None else catalog, 1)
     for name, w in zip(("to_student", "to_teacher"), weights, strict=True):
         checks.instance(name, w, Weight, type(None))
     to_student, to_teacher = (

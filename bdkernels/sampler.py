@@ -156,29 +156,28 @@ def sample(
     seed: int,
     step: int,
     user_ids: Tensor,
-    catalog: int = 0,
+    counted: Tensor | None = None,
     items: Items | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Draw k items a user and direction; returns their ids [B, k] to the student and to the teacher, -1 where none.
 
     `weights` are those to the student and to the teacher; a direction whose kind is "" is off and has no columns. Ranks are
-    counted over `catalog` items; over all where that is 0, or as many as there are. `items` says where they are: in the tables.
+    counted over the items `counted` [m], rising; over all unless given. `items` says where they are: in the tables.
     """
     draw = steps.draw if items is None else None
     items = items or Items(steps, teacher.n_items)
     candidates = reference.candidate_counts(items.n_items, len(user_ids), seen, user_ids.device)
     everyone = Batch(teacher, student, seen, user_ids, candidates)
     limits = PROBE, MIN_HITS, CAP
-    if 0 < catalog < items.n_items:
-        everyone = items.subset(everyone, subset.draw(items.n_items, catalog, seed, step).to(user_ids.device))
-        draw = None
+    if counted is not None:
+        draw, everyone = None, items.subset(everyone, counted.to(user_ids.device))
     draw = draw or partial(_draw, items)
     try:
         ids = draw(everyone, k, weights, seed, step, limits)
     except NaNScore as error:  # it names an item by its number there
-        if everyone.subset is None:
+        if counted is None:
             raise
-        raise ValueError(f"{error} of the {catalog} items that ranks are counted over") from error
+        raise ValueError(f"{error} of the {len(counted)} items that ranks are counted over") from error
     to_student, to_teacher = (drawn if kind else drawn[:, :0] for drawn, (kind, _, _) in zip(ids, weights, strict=True))
     return to_student, to_teacher
 

@@ -31,27 +31,32 @@ def rank_error(m: int, delta: float = 0.05) -> float:
 
 
 def rank_errors(
-    factors: Factors, ids: Tensor, m: int, seen: Seen | None = None, *, seed: int = 0, step: int = 0
+    factors: Factors, ids: Tensor, catalog: int | Tensor, seen: Seen | None = None, *, seed: int = 0, step: int = 0
 ) -> Tensor:
     """How far ranks that `sample(catalog=m)` estimates are off: what `rank_error` bounds, measured.
 
     Args:
         factors: users [B, d], items [N, d], item_bias [N] or None.
         ids: [B, C] int64 in [0, N), the items whose ranks are compared; unseen ones, as `sample` proposes.
-        m: items that ranks are counted over, from 1 to N.
+        catalog: items that ranks are counted over: how many random ones, from 1 to N, or their ids [m] int64, rising.
         seen: rows of the B users; None for nothing seen.
-        seed, step: of the subset, as in `sample`.
+        seed, step: of random items, as in `sample`.
 
     Returns:
         [B, C] float64: |estimated rank - exact rank| as a share of the user's unseen items.
 
     Raises:
-        ValueError: m is out of range, or an argument is wrong as for `rank`.
+        ValueError: an argument is wrong, as for `sample` and `rank`.
     """
-    checks.integer("m", m, 1, factors.n_items)
+    if isinstance(catalog, Tensor):
+        counted = catalog
+        checks.tensor("catalog", counted, ("m",), (torch.int64,), ids.device)
+        checks.rising_ids("catalog", counted, factors.n_items)
+    else:
+        checks.integer("catalog", catalog, 1, factors.n_items)
+        counted = draw(factors.n_items, catalog, seed, step).to(ids.device)
     pair = (None, None) if seen is None else seen
     exact = torch.ops.bdkernels.rank(*factors, ids, *pair)
-    counted = draw(factors.n_items, m, seed, step).to(ids.device)
     some = None if seen is None else within(seen, counted)
     counts = torch.ops.bdkernels.count_above(
         *among(factors, counted),
@@ -61,7 +66,7 @@ def rank_errors(
     )
     all_, few = (
         reference.candidate_counts(n, len(ids), rows, ids.device)[:, None]
-        for n, rows in ((factors.n_items, seen), (m, some))
+        for n, rows in ((factors.n_items, seen), (len(counted), some))
     )
     return (scaled(counts, all_, few) - exact).abs() / all_.clamp(min=1).double()
 
@@ -99,6 +104,39 @@ def draw(n_items: int, m: int, seed: int, step: int) -> Tensor:
     left = torch.ones(n_items, dtype=torch.bool)
     left[chosen] = False
     return left.nonzero().squeeze(1)
+
+
+def of(n_items: int, m: int, seed: int, step: int) -> Tensor | None:
+    """`draw`, or None where it would be all items: m is 0, or as many as there are."""
+    return draw(n_items, m, seed, step) if 0 < m < n_items else None
+
+
+class Strata:
+    """Items by popularity, to draw some of each kind: one from every m-th part of the items in that order.
+
+    Which items come before another depends much on popularity, so a subset that has them in proportion estimates ranks better
+    than one drawn from all alike: on trained models about as well as one of two to four times its size. Draws of the parts
+    are independent, so Hoeffding's bound holds as it does for `draw` (theorem 2, which asks for no equal distributions).
+
+    Args:
+        popularity: [N] numbers of any dtype, such as interactions of each item.
+    """
+
+    def __init__(self, popularity: Tensor) -> None:
+        checks.tensor("popularity", popularity, ("N",), (popularity.dtype,), popularity.device)
+        self.order = popularity.cpu().argsort(stable=True)
+
+    def draw(self, m: int, seed: int = 0, step: int = 0) -> Tensor:
+        """[m] int64: distinct items, rising, for `sample(catalog=...)`; m from 1 to N. On the CPU, the same on every device.
+
+        Where m does not divide N, parts differ by one item, and so do by 1 / (N / m) the chances of their items.
+        """
+        n = len(self.order)
+        checks.integer("m", m, 1, n)
+        index, user = torch.arange(m), torch.zeros((), dtype=torch.int64)
+        _, _, hi, _ = reference.philox(seed, index, reference.SUBSET, user, step)
+        edges = torch.arange(m + 1) * n // m
+        return self.order[edges[:-1] + (hi * edges.diff() >> 32)].sort().values
 
 
 def within(seen: Seen, ids: Tensor) -> Seen:

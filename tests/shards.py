@@ -166,7 +166,15 @@ def sample_on_the_reference(w: World) -> None:
 
 @check
 def sample_with_ranks_from_a_subset(w: World) -> None:
-    for name, catalog in (("released", 1), ("released", 40), ("peaked", 40), ("released", 150), ("released", 2**40)):
+    ids = bd.subset.draw(N, 60, 8, 1)
+    for name, catalog in (
+        ("released", 1),
+        ("released", 40),
+        ("peaked", 40),
+        ("released", 150),
+        ("released", 2**40),
+        ("released", ids),
+    ):
         draw(w, w.factors("normal"), w.factors("no bias", d=3), 32, w.seen(), WEIGHTS[name], catalog=catalog)
 
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .. import checks, sampler
+from .. import checks, sampler, subset
 from ..factors import Factors
 from .define import FACTORS, OPTIONS, SEEN, define, seen_rows, stages
 
@@ -28,6 +28,7 @@ def _sample_fake(
     to_teacher_parameter: float,
     to_teacher_flipped: bool,
     catalog: int = 0,
+    counted: Tensor | None = None,
     *,
     backend: str = "",
 ) -> tuple[Tensor, Tensor]:
@@ -44,6 +45,8 @@ def _sample_fake(
         (to_teacher, to_teacher_parameter, to_teacher_flipped),
     )
     checks.sample(k, step, catalog, codes)
+    if counted is not None:
+        checks.tensor("catalog", counted, ("m",), (torch.int64,), device)
     return user_ids.new_empty(n_rows, k if to_student else 0), user_ids.new_empty(n_rows, k if to_teacher else 0)
 
 
@@ -67,6 +70,7 @@ def _sample(
     to_teacher_parameter: float,
     to_teacher_flipped: bool,
     catalog: int = 0,
+    counted: Tensor | None = None,
     *,
     backend: str = "",
 ) -> tuple[Tensor, Tensor]:
@@ -76,13 +80,17 @@ def _sample(
         (to_teacher, to_teacher_parameter, to_teacher_flipped),
     )
     _sample_fake(
-        *teacher, *student, seen_indptr, seen_indices, user_ids, k, seed, step, *weights[0], *weights[1], catalog
-    )
+        *teacher, *student, seen_indptr, seen_indices, user_ids, k, seed, step, *weights[0], *weights[1],
+        catalog, counted,
+    )  # fmt: skip
+    if counted is not None:
+        checks.rising_ids("catalog", counted, items.shape[0])
     seen = seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
     checks.seen_values(seen, items.shape[0])
     checks.ids_values("user_ids", user_ids, 2**32)
+    counted = subset.of(items.shape[0], catalog, seed, step) if counted is None else counted
     return sampler.sample(
-        stages(backend, teacher, student), teacher, student, k, seen, weights, seed, step, user_ids, catalog
+        stages(backend, teacher, student), teacher, student, k, seen, weights, seed, step, user_ids, counted
     )
 
 
@@ -91,7 +99,7 @@ define(
     f"({FACTORS}, Tensor student_users, Tensor student_items, Tensor? student_item_bias, {SEEN}, "
     "Tensor user_ids, int k, int seed, SymInt step, str to_student, float to_student_parameter, bool to_student_flipped, "
     f"str to_teacher, float to_teacher_parameter, bool to_teacher_flipped, "
-    f"int catalog=0, {OPTIONS}) -> (Tensor, Tensor)",
+    f"int catalog=0, Tensor? counted=None, {OPTIONS}) -> (Tensor, Tensor)",
     _sample,
     _sample_fake,
 )
