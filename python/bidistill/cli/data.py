@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bidistill.cli.parser import add_command, add_options, overrides
+from bidistill.cli.parser import add_command, add_options, count, overrides
 from bidistill.config import Config
 from bidistill.data import Interactions, Split, read, write_interactions
 from bidistill.data.split import PARTS
@@ -79,7 +79,7 @@ def add(subparsers: Any) -> None:
         "  bidistill data generate --users 1000000 --items 1000000 --interactions 20000000 --out million.parquet",
     )
     for name, words in (("users", "users"), ("items", "items"), ("interactions", "distinct (user, item) pairs")):
-        making.add_argument(f"--{name}", type=int, required=True, metavar="N", help=f"number of {words}")
+        making.add_argument(f"--{name}", type=count, required=True, metavar="N", help=f"number of {words}")
     making.add_argument("--out", required=True, metavar="FILE", help="file to write: .csv .tsv .parquet or .npz")
     making.add_argument("--dim", type=int, default=16, metavar="N", help="length of the latent vectors (default: 16)")
     making.add_argument("--zipf", type=float, default=1.0, metavar="X", help="0: no long tail (default: 1)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Container, Sequence
 from typing import Any, NoReturn
 
@@ -81,6 +82,17 @@ def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     """{"section.option": value} of the flags that were given. Raises UserError for a wrong value."""
     given = [(each, getattr(arguments, each.name, None)) for each in options()]
     return {each.name: each.parse(text) for each, text in given if text is not None}
+
+
+def count(text: str) -> int:
+    """The type of a flag that takes a whole number, also as 1e6."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text) if re.fullmatch(r"[0-9.]+e[0-9]+", text) else 0.5
+    if not number.is_integer():
+        raise argparse.ArgumentTypeError(f"{text} is no whole number")
+    return int(number)
 
 
 def _plain(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bidistill.cli.parser import add_command, add_options, overrides
+from bidistill.cli.parser import add_command, add_options, count, overrides
 from bidistill.config import PRESETS, Config
 from bidistill.errors import UserError
 from bidistill.load import load_split
@@ -33,7 +33,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("config", nargs="?", metavar="CONFIG.toml", help="settings; what it leaves out: the preset's")
     parser.add_argument("--preset", choices=list(PRESETS), help="where settings start from (default: default)")
     for name in ("users", "items", "interactions"):
-        parser.add_argument(f"--{name}", type=_count, metavar="N", help=f"number of {name}, such as 1000000 or 1e6")
+        parser.add_argument(f"--{name}", type=count, metavar="N", help=f"number of {name}, such as 1000000 or 1e6")
     parser.add_argument(
         "--world",
         type=int,
@@ -96,13 +96,6 @@ def show(plan: Plan, config: Config, took: float) -> None:
     print(f"  {'run, if no phase ends early':<62}{_time(plan.seconds):>14}")
     for problem in plan.problems:
         print(f"\ndoes not fit: {problem}")
-
-
-def _count(text: str) -> int:
-    number = float(text)
-    if not number.is_integer():
-        raise argparse.ArgumentTypeError(f"{text} is no whole number")
-    return int(number)
 
 
 def _time(seconds: float) -> str:
