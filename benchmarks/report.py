@@ -157,15 +157,16 @@ def subset_table(result: dict[str, Any]) -> list[str]:
         "the draws' distributions against the exact ones, of one subset and averaged over 32; then the change of test metrics",
         f"against exact draws, {seeds} seeds, paired, mean and standard deviation, beside that of the control, which does not",
         "distil at all:\n",
-        "| ranks from | mean error | 95 % are below | bound (delta 5 %) | TV to student | averaged | TV to teacher | averaged |",
+        "| ranks from items | mean error | 95 % are below | bound (delta 5 %) | TV to student | averaged | TV to teacher | averaged |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in result["error"]:
         tv = (r[f"tv_{name}{of}"] for name in ("to_student", "to_teacher") for of in ("", "_averaged"))
         shares = (f"{r[name]:.2%}" for name in ("rank_error_mean", "rank_error_p95", "bound"))
-        lines.append(f"| {r['catalog']:,} | {' | '.join(shares)} | {' | '.join(f'{v:.3f}' for v in tv)} |")
+        kind = "of every popularity" if r["strata"] else "any"
+        lines.append(f"| {r['catalog']:,}, {kind} | {' | '.join(shares)} | {' | '.join(f'{v:.3f}' for v in tv)} |")
     others = [name for name in dict.fromkeys(r["catalog"] for r in result["quality"]) if name != "0"]
-    named = [name if name == "control" else f"ranks from {name}" for name in others]
+    named = [name if name == "control" else f"{name} of every popularity" for name in others]
     lines += [f"\n| model | metric (test) | exact | {' | '.join(named)} |", "|---|---|---|" + "---|" * len(others)]
     rows = {(r["model"], r["metric"], r["catalog"]): r for r in result["quality"]}
     for model, metric in dict.fromkeys((r["model"], r["metric"]) for r in result["quality"]):

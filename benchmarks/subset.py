@@ -2,9 +2,10 @@
 
 Cost: time of exact draws and of draws by ranks from 10,000 items, over growing catalogs, interleaved. Error: on models after
 their warm-up, how far estimated ranks are off beside Hoeffding's bound, and the total variation between the distributions of the
-draws, for one subset and for the average over subsets, which is what many refreshes draw from. Quality: test metrics of joint
-training with either, from the same warm-up, paired by seed, and of the control. Without a file: MovieLens-100K with the settings
-of the demo. Writes benchmarks/results/subset.json.
+draws, for one subset and for the average over subsets, which is what many refreshes draw from; with any items, and with some of
+every popularity (`Strata`), as the trainer takes them. Quality: test metrics of joint training with either ranks, from the same
+warm-up, paired by seed, and of the control. Without a file: MovieLens-100K with the settings of the demo. Writes
+benchmarks/results/subset.json.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from bidistill import Config, Split, Trainer
 from bidistill.cli.demo import SETTINGS
@@ -72,15 +74,15 @@ def counts(batch: sampler.Batch) -> tuple[Tensor, ...]:
     )
 
 
-def error(batch: sampler.Batch, m: int) -> dict[str, Any]:
-    """Of ranks and draws, on users of trained models."""
+def error(batch: sampler.Batch, m: int, strata: bd.Strata | None) -> dict[str, Any]:
+    """Of ranks and draws, on users of trained models; by items drawn from strata, or from all alike."""
     exact = counts(batch)
     p = {name: log_w.softmax(1).nan_to_num_(0.0) for name, log_w in log_weights(batch, exact).items()}
     mean = {name: torch.zeros_like(q) for name, q in p.items()}
     one: dict[str, list[float]] = {name: [] for name in p}
     off = []
     for step in range(SUBSETS):
-        ids = bd.subset.draw(batch.teacher.n_items, m, 1, step)
+        ids = bd.subset.draw(batch.teacher.n_items, m, 1, step) if strata is None else strata.draw(m, 1, step)
         some = batch.among(ids, ids)
         found = counts(some)
         off += [(some.ranks(c) - 1 - e).abs() / batch.candidates[:, None] for c, e in zip(found, exact, strict=True)]
@@ -91,6 +93,7 @@ def error(batch: sampler.Batch, m: int) -> dict[str, Any]:
     errors, bound = torch.stack(off).flatten(), bd.rank_error(m, DELTA)
     row = {
         "catalog": m,
+        "strata": strata is not None,
         "rank_error_mean": float(errors.mean()),
         "rank_error_p95": float(errors.kthvalue(int(0.95 * len(errors))).values),
         "bound": bound,
@@ -119,7 +122,8 @@ def one_seed(split: Split, config: Config, catalogs: list[int], errors: bool) ->
         table = []
         for m in catalogs:
             trainer = Trainer(config.with_overrides({"distill.catalog": m}), split, warm_start=f"{folder}/run")
-            table += [error(users_of(trainer), m)] if errors else []
+            strata = bd.Strata(torch.from_numpy(np.bincount(split.train_items, minlength=split.n_items)))
+            table += [error(users_of(trainer), m, kind) for kind in (None, strata)] if errors else []
             found[str(m)] = trainer.fit().metrics
         control = Trainer(config.with_overrides({"distill.method": "none"}), split, warm_start=f"{folder}/run")
         found["control"] = control.fit().metrics

@@ -6,9 +6,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from bdkernels.distributed import Shards
 
 import bdkernels as bd
+from bdkernels.distributed import Shards
 
 USERS, LISTED, DRAWS, DIMS = 64, 64, 32, (64, 16)  # users of each process
 
