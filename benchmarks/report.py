@@ -157,7 +157,7 @@ def subset_table(result: dict[str, Any]) -> list[str]:
         "the draws' distributions against the exact ones, of one subset and averaged over 32; then the change of test metrics",
         f"against exact draws, {seeds} seeds, paired, mean and standard deviation, beside that of the control, which does not",
         "distil at all:\n",
-        "| ranks from items | mean error | 95 % are below | bound (delta 5 %) | TV to student | averaged | TV to teacher | averaged |",
+        "| items | mean error | 95 % are below | bound (delta 5 %) | TV to student | averaged | TV to teacher | averaged |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in result["error"]:
