@@ -7,7 +7,7 @@ from bidistill.data import Split
 from bidistill.errors import UserError
 from bidistill.run_folder import versions
 from bidistill.sharded.update import check_shardable
-from bidistill.world import World, alone
+from bidistill.world import World, within
 
 
 def settled(world: World, config: Config, split: Split, fingerprint: str) -> Config:
@@ -35,7 +35,7 @@ def _measured(world: World, config: Config, split: Split) -> Config:
     from bidistill.plan import settle  # which measures a Trainer
 
     catalog = 0
-    with world.together("distill.catalog auto"), alone():
+    with world.together("distill.catalog auto"), within(World()):
         if world.first:
             measured, why = settle(config, split)
             catalog = int(measured.distill.catalog)

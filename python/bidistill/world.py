@@ -20,7 +20,7 @@ from bdkernels.exchange import Exchange
 from bidistill.config import RunConfig
 from bidistill.errors import UserError
 
-_ALONE = ContextVar("alone", default=False)
+_GIVEN: ContextVar[World | None] = ContextVar("world", default=None)
 
 
 class World:
@@ -46,8 +46,8 @@ class World:
         Raises:
             UserError: the processes do not meet within `run.timeout` seconds, or run.device cannot be used.
         """
-        if _ALONE.get() or not dist.is_available():
-            return cls()
+        if (given := _GIVEN.get()) is not None or not dist.is_available():
+            return given or cls()
         if not dist.is_initialized():
             if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
                 return cls()
@@ -126,13 +126,13 @@ class World:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
-    """What is trained inside is trained by this process alone, as for a measurement."""
-    token = _ALONE.set(True)
+def within(world: World) -> Iterator[None]:
+    """What is trained inside is trained by these processes: `World()` is this one alone, as for a measurement."""
+    token = _GIVEN.set(world)
     try:
         yield
     finally:
-        _ALONE.reset(token)
+        _GIVEN.reset(token)
 
 
 def launch() -> str:
