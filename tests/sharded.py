@@ -1,6 +1,6 @@
 """What every process of test_sharded_training.py runs, told in FOLDER/RANK.json: `python sharded.py WHAT RANK WORLD FOLDER`.
 
-Under torchrun, `sharded.py kill FOLDER ARGUMENTS`, a command line of bidistill of which one process is killed, the first time.
+Under torchrun, `sharded.py command ARGUMENTS`: a command line of bidistill, of which one process is killed the first time.
 """
 
 import json
@@ -61,7 +61,7 @@ VARIANTS = {
     "estimated ranks": {"distill.catalog": 20, "distill.lambda_teacher": 0.0, "eval.users": 11},
     "negatives from samples": {"distill.negatives_from_samples": True},
     "no distillation": {"distill.method": "none", "student.optimizer": "sparse_adam"},
-    "tiny": {"train.batch_size": 2, "train.negatives": 1, "eval.ks": (2, 5), "eval.batch": 2},
+    "tiny": {"train.batch_size": 4, "train.negatives": 1, "eval.ks": (2, 5), "eval.batch": 2},
 }
 RUNS = [  # which of them are trained on how many processes
     (1, "usual"),
@@ -82,7 +82,7 @@ def data(variant: str = "usual") -> Split:
         users, items = np.arange(13), np.stack([np.random.default_rng(user).permutation(5) for user in range(13)])
         parts = {"train": (users.repeat(2), items[:, :2].flatten()), "val": (users, items[:, 2]), "test": (users, items[:, 3])}
         return Split.of(parts, users, np.arange(5))
-    interactions, _, _ = generate(53, 71, 700, dim=3, seed=1)
+    interactions, _, _ = generate(53, 71, 450, dim=3, seed=1)
     return split(interactions, "leave_one", seed=1)
 
 
@@ -228,7 +228,7 @@ def traffic(c: Check) -> None:
 def what_differs_is_named(c: Check) -> None:
     """On every process, before anything is written."""
     odd, out = c.rank == 1, str(c.folder / "never")
-    interactions, _, _ = generate(53, 71, 700, dim=3, seed=2)
+    interactions, _, _ = generate(53, 71, 450, dim=3, seed=2)
     other = split(interactions, "leave_one", seed=1)
     with raises(UserError, "start: split: expected the same on every process", "on rank 0", "on rank 1"):
         Trainer(settings("usual", run__out=out), other if odd else data())
@@ -250,8 +250,8 @@ def checkpoints_go_to_any_number_of_processes(c: Check) -> None:
     """Stopped in the middle of an epoch by one process: all stop at the same step, and go on."""
     out = c.folder / "stopped"
     config = settings("bpr, spread", run__out=str(out))
-    whole = Trainer(settings("bpr, spread", run__out=str(c.folder / "undisturbed")), data()).fit()
-    stop = [Steps(30, lambda: os.kill(os.getpid(), signal.SIGINT))] if c.rank == 1 else []
+    whole = Trainer(settings("bpr, spread"), data()).fit()
+    stop = [Steps(15, lambda: os.kill(os.getpid(), signal.SIGINT))] if c.rank == 1 else []
     stopped = Trainer(config, data(), callbacks=stop)
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
@@ -293,6 +293,12 @@ def checkpoints_of_others(c: Check) -> None:
 
 
 @check([2])
+def undisturbed(c: Check) -> None:
+    """What test_a_killed_process_under_torchrun has to come to."""
+    Trainer(settings("usual", run__out=str(c.folder / "calm"), run__checkpoint_steps=3), data()).fit()
+
+
+@check([2])
 def a_damaged_shard_is_found(c: Check) -> None:
     folder = c.folder / "stopped two"
     stopped = Trainer(settings("usual", run__out=str(folder), train__warmup_epochs=0, train__epochs=1), data())
@@ -329,7 +335,7 @@ def run(rank: int, world: int, folder: Path, errors: dict[str, str]) -> None:
 
 def lose(rank: int, world: int, folder: Path, errors: dict[str, str]) -> None:
     """One process is killed in the middle of a step: the others say which, and none waits for ever."""
-    kill = [Steps(20, lambda: os.kill(os.getpid(), signal.SIGKILL))] if rank == 1 else []
+    kill = [Steps(3, lambda: os.kill(os.getpid(), signal.SIGKILL))] if rank == 1 else []
     try:
         with raises(ShardError, "failed on rank", "rank 1 did not answer"):
             Trainer(settings("usual"), data(), callbacks=kill).fit()
@@ -337,7 +343,7 @@ def lose(rank: int, world: int, folder: Path, errors: dict[str, str]) -> None:
         errors["lose"] = traceback.format_exc()
 
 
-def command(folder: Path, arguments: list[str]) -> int:
+def command(arguments: list[str]) -> int:
     """The command line, of which one process is killed in the joint phase unless it was restarted."""
 
     class Kill(Callback):
@@ -345,7 +351,7 @@ def command(folder: Path, arguments: list[str]) -> int:
             if (of.place.phase, of.place.epoch, of.place.step) == ("joint", 1, 5):
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    if os.environ["RANK"] == "1" and not restarted() and folder.name == "kill":
+    if os.environ["RANK"] == "1" and not restarted():
         fit = Trainer.fit
 
         def killed(self):
@@ -359,7 +365,7 @@ def command(folder: Path, arguments: list[str]) -> int:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "command":
-        sys.exit(command(Path(sys.argv[2]), sys.argv[3:]))
+        sys.exit(command(sys.argv[2:]))
     what, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     store = f"file://{folder / 'store'}"
     wait = timedelta(seconds=60 if what == "run" else 10)
