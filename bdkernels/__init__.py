@@ -24,6 +24,7 @@ from .functional import (
     topk,
 )
 from .optim import SGD, Adagrad, LazyAdam, RowOptimizer
+from .rows import apply_rows
 from .seen import Seen
 from .stored import open_table
 from .subset import Strata, rank_error, rank_errors
@@ -53,6 +54,7 @@ __all__ = [
     "TopK",
     "Uniform",
     "Weight",
+    "apply_rows",
     "bd_step_loss",
     "bd_step_update",
     "count_above",

@@ -196,6 +196,25 @@ class Shards:
         drawn = sampler.sample(steps, t, s, k, rows, codes, seed, step, user_ids, counted, items)
         return _samples(drawn, codes)
 
+    def rank_errors(
+        self, factors: Factors, ids: Tensor, m: int, seen: Seen | None = None, *, seed: int = 0, step: int = 0
+    ) -> Tensor:
+        """[B, C] float64: how far the ranks that `sample(catalog=m)` estimates are off; see `bdkernels.subset.rank_errors`."""
+        exact, limits = self.rank(factors, ids, seen), self.score(factors, ids)
+        checks.integer("m", m, 1, self.n_items)
+        counted = subset.draw(self.n_items, m, seed, step)
+        here = counted[(counted >= self.slice.start) & (counted < self.slice.stop)] - self.item_offset
+        counted, here = counted.to(ids.device), here.to(ids.device)
+        few = Shards(len(here), group=self._exchange.group)
+        some = None if seen is None else subset.within(seen, counted)
+        ties = torch.searchsorted(counted, ids.contiguous())
+        counts = few.count_above(subset.among(factors, here), limits, ties, some)
+        unseen, unseen_counted = (
+            reference.candidate_counts(n, len(ids), rows, ids.device)[:, None]
+            for n, rows in ((self.n_items, seen), (m, some))
+        )
+        return (subset.scaled(counts, unseen, unseen_counted) - exact).abs() / unseen.clamp(min=1).double()
+
     def _open(
         self, what: str, models: Models, seen: Seen | None, backend: str | None, check: Callable[[], Settings]
     ) -> Visit:

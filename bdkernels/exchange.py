@@ -29,6 +29,7 @@ class Exchange:
     Attributes:
         rank: this process's place in the group; `ranks` has the global ranks, which messages name.
         world: number of processes.
+        group: what torch.distributed calls it.
         traffic: bytes that this process has handed to collectives.
     """
 
@@ -42,12 +43,12 @@ class Exchange:
             raise ValueError(
                 f"group: expected one that this process belongs to, got one without rank {dist.get_rank()}"
             )
-        self._group: Any = dist.group.WORLD if group is None else group
-        self.ranks = dist.get_process_group_ranks(self._group)
-        backends = dict(pair.split(":") for pair in str(dist.get_backend_config(self._group)).split(","))
+        self.group: Any = dist.group.WORLD if group is None else group
+        self.ranks = dist.get_process_group_ranks(self.group)
+        backends = dict(pair.split(":") for pair in str(dist.get_backend_config(self.group)).split(","))
         # gloo takes tensors of a GPU in some collectives only: they go by way of the CPU.
         self._devices = {kind for kind, backend in backends.items() if kind == "cpu" or backend != "gloo"}
-        self._control = self._group if "cpu" in backends else self._gloo_group(group is None)
+        self._control = self.group if "cpu" in backends else self._gloo_group(group in (None, dist.group.WORLD))
         self.traffic, self._calls, self._doing, self._broken = 0, 0, "Shards", ""
         self._name = f"bdkernels.shards.{self.agree('Shards', time.time_ns())[0]}"
 
@@ -56,7 +57,7 @@ class Exchange:
             raise ValueError(
                 "group: expected a backend for CPUs too, such as cpu:gloo,cuda:nccl, got one for GPUs alone"
             )
-        timeout = self._group._get_backend(torch.device("cuda")).options._timeout
+        timeout = self.group._get_backend(torch.device("cuda")).options._timeout
         return dist.new_group(timeout=timeout, backend="gloo")
 
     def agree(self, what: str, value: int = 0, error: BaseException | None = None, **settings: object) -> list[int]:
@@ -66,15 +67,10 @@ class Exchange:
             `error` itself, here; and on the others a ValueError that names the rank and says what it was (a ShardError where
             it was no ValueError or TypeError), or which setting differs.
         """
-        self._doing = what
-        self._calls += 1
         told = "\n".join(f"{name}={setting}" for name, setting in {"operation": what, **settings}.items())
         digest = int.from_bytes(hashlib.blake2b(told.encode(), digest_size=7).digest(), "little")
         failed = 0 if error is None else 1 if isinstance(error, (ValueError, TypeError)) else 2
-        calls, failures, digests, values = zip(*self._everyone([self._calls, failed, digest, value]), strict=True)
-        if len(set(calls)) > 1:
-            others = [rank for rank, n in zip(self.ranks, calls, strict=True) if n != self._calls]
-            raise self._break(f"{what}: {_names(others)} in another call than rank {self.ranks[self.rank]}")
+        failures, digests, values = zip(*self.tell(what, [[failed, digest, value]] * self.world), strict=True)
         if any(failures):
             texts = self._texts(f"{type(error).__name__}: {error}" if error is not None else "")
             if error is not None:
@@ -85,6 +81,26 @@ class Exchange:
         if len(set(digests)) > 1:
             raise ValueError(f"{what}: {self._difference(self._texts(told))}")
         return list(values)
+
+    def tell(self, what: str, numbers: Sequence[Sequence[int]]) -> list[list[int]]:
+        """What every process has for this one, given what this one has for each: as many int64 from all to all.
+
+        Raises:
+            ShardError: also where a process is in another call.
+        """
+        self._doing = what
+        self._calls += 1
+        ones, mine = [1] * self.world, torch.tensor([[self._calls, *row] for row in numbers])
+        told = self._swap(mine, ones, ones, self._control).tolist()
+        others = [rank for rank, row in zip(self.ranks, told, strict=True) if row[0] != self._calls]
+        if others:
+            raise self._break(f"{what}: {_names(others)} in another call than rank {self.ranks[self.rank]}")
+        return [row[1:] for row in told]
+
+    def texts(self, what: str, text: str) -> list[str]:
+        """Every process's text."""
+        self.tell(what, [[]] * self.world)
+        return self._texts(text)
 
     def _difference(self, texts: list[str]) -> str:
         """What two processes were given differently, the first name of those that differ."""
@@ -110,7 +126,7 @@ class Exchange:
     def route(self, t: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
         """[sum of receive, ...]: the next send[p] rows of t go to process p, and receive[p] rows come from it, in that order."""
         native = t.device.type in self._devices
-        group = self._group if native else self._control
+        group = self.group if native else self._control
         return self._swap(t if native else t.cpu(), send, receive, group).to(t.device)
 
     def _everyone(self, mine: list[int]) -> list[list[int]]:
@@ -119,7 +135,7 @@ class Exchange:
         return self._swap(numbers, ones, ones, self._control).tolist()
 
     def _texts(self, text: str) -> list[str]:
-        """Every process's text: for errors alone."""
+        """Every process's text; what is wrong with it is known."""
         mine = torch.tensor(list(text.encode()), dtype=torch.uint8)
         lengths = [n for (n,) in self._everyone([len(mine)])]
         parts = self._swap(mine.repeat(self.world), [len(mine)] * self.world, lengths, self._control).split(lengths)
@@ -138,11 +154,16 @@ class Exchange:
         try:
             dist.all_to_all_single(out, rows, list(receive), list(send), group=group)
         except RuntimeError as error:
-            lost = self._roll_call()
-            said = f"; {lost} did not answer" if lost else ""
-            reason = str(error).splitlines()[0]
-            raise self._break(f"{self._doing}: failed on rank {self.ranks[self.rank]}{said} ({reason})") from error
+            raise self.lost(self._doing, error) from error
         return out.flatten().view(t.dtype).view(shape)
+
+    def lost(self, what: str, error: RuntimeError) -> ShardError:
+        """What to raise where a collective has failed, this object's or another of the group; names who did not answer."""
+        self._doing = what
+        lost = self._roll_call()
+        said = f"; {lost} did not answer" if lost else ""
+        reason = str(error).splitlines()[0]
+        return self._break(f"{what}: failed on rank {self.ranks[self.rank]}{said} ({reason})")
 
     def _break(self, why: str) -> ShardError:
         """From here on no process knows what the others wait for: this object answers nothing more."""

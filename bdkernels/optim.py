@@ -62,7 +62,7 @@ class RowOptimizer:
         self.lr, self.weight_decay, self.step = lr, weight_decay, 0
         self.state = [
             torch.full_like(table, initial, requires_grad=False, memory_format=torch.contiguous_format)
-            for table in self._tables().values()
+            for table in self.tables().values()
             for _ in self.names
         ]
 
@@ -86,12 +86,13 @@ class RowOptimizer:
             tensor.copy_(state_dict[name])
         self.step = int(state_dict["step"])
 
-    def _tables(self) -> dict[str, Tensor]:
+    def tables(self) -> dict[str, Tensor]:
+        """The tables by name, without a bias where there is none."""
         tables = {"user_table": self.user_table, "item_table": self.item_table, "item_bias": self.item_bias}
         return {name: table for name, table in tables.items() if table is not None}
 
     def _named(self) -> dict[str, Tensor]:
-        names = [f"{table}.{name}" for table in self._tables() for name in self.names]
+        names = [f"{table}.{name}" for table in self.tables() for name in self.names]
         return dict(zip(names, self.state, strict=True))
 
 

@@ -32,7 +32,7 @@ def test_transposed_tensors_are_saved_as_they_look(tmp_path):
     assert torch.equal(load_checkpoint(tmp_path)[0]["t"], TENSORS["a"].T)
 
 
-@pytest.mark.parametrize("crash_at", ["save_file", "_sha256", "replacing"])
+@pytest.mark.parametrize("crash_at", ["save_file", "digest_of", "replacing"])
 def test_a_crash_while_saving_leaves_the_old_one(tmp_path, monkeypatch, crash_at):
     save_checkpoint(tmp_path, TENSORS, {"epoch": 1})
 

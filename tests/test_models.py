@@ -3,7 +3,7 @@
 import pytest
 import torch
 from bidistill import UserError, build_model
-from bidistill.models import MF, Recommender
+from bidistill.models import MF, Recommender, mf
 
 import bdkernels
 
@@ -50,6 +50,21 @@ def test_seed_decides_the_initial_values():
     first, again, other = (MF(4, 5, 3, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.user_factors.weight, again.user_factors.weight)
     assert not torch.equal(first.item_factors.weight, other.item_factors.weight)
+
+
+@pytest.mark.parametrize("parts", [[range(23)], [range(8), range(8, 16), range(16, 23)], [range(5, 6), range(9, 9)]])
+def test_a_part_of_the_tables_has_the_rows_of_the_whole(parts, monkeypatch):
+    """Whatever the parts, also where they end within a block of rows that share a generator."""
+    monkeypatch.setattr(mf, "BLOCK", 5)
+    whole = MF(23, 23, 3, seed=4)
+    assert whole.user_factors.weight.unique().numel() == whole.item_factors.weight.unique().numel() == 69
+    for rows in parts:
+        part = MF(23, 23, 3, seed=4, users=rows, items=rows)
+        assert part.config() == whole.config()
+        for ours, theirs in zip(part.parameters(), whole.parameters(), strict=True):
+            assert torch.equal(ours, theirs[rows.start : rows.stop])
+    other = MF(23, 23, 3, seed=4, users=range(5, 10), items=range(0))
+    assert other.user_factors.weight.shape == (5, 3) and other.item_bias.weight.shape == (0, 1)
 
 
 def test_build_model_takes_what_config_gives():

@@ -149,6 +149,9 @@ class RunConfig:
     threads: int = option(0, "CPU threads; 0: torch's default", least=0)
     checkpoint_every: int = option(1, "epochs between checkpoints; Ctrl-C saves one too", least=1)
     checkpoint_steps: int = option(0, "n: save one after every n steps of an epoch too; 0: do not", least=0)
+    timeout: int = option(
+        600, "seconds after which processes that train together give up on one that does not answer", least=1
+    )
     progress: bool = option(True, "show progress bars and a line for each evaluation")
     tensorboard: bool = option(False, "also log for TensorBoard, if it is installed")
 

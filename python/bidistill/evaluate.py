@@ -13,6 +13,7 @@ from bdkernels import Seen, rank
 from bidistill.data import Split
 from bidistill.errors import UserError
 from bidistill.models import Recommender
+from bidistill.part import Part
 
 MAPPED_USERS = 8192  # in one call where every call reads the item table from disk
 PAIRS = 1 << 18  # users x listed items of such a call, at most: a few MB
@@ -35,18 +36,30 @@ def held_out(split: Split, part: str, most: int = 0) -> tuple[np.ndarray, np.nda
     return users[chosen[users]], items[chosen[users]]
 
 
-def known(split: Split, part: str, device: torch.device | str = "cpu") -> Seen:
-    """What users are known to have before the part: train for "val", train and val for "test"."""
-    users, items = [split.train_users], [split.train_items]
+def known(split: Split, part: str, device: torch.device | str = "cpu", *, of: range | None = None) -> Seen:
+    """What users are known to have before the part: train for "val", train and val for "test".
+
+    of: the users whose rows to give; all unless given.
+    """
+    users, items = split.train_users, split.train_items
     if part == "test":
-        users.append(split.val_users)
-        items.append(split.val_items)
-    pairs = [torch.from_numpy(np.concatenate(ids)).to(device) for ids in (users, items)]
-    return Seen.from_pairs(pairs[0], pairs[1], split.n_users)
+        users, items = np.concatenate([users, split.val_users]), np.concatenate([items, split.val_items])
+    if of is not None:
+        own = (users >= of.start) & (users < of.stop)
+        users, items = users[own] - of.start, items[own]
+    pairs = [torch.from_numpy(ids).to(device) for ids in (users, items)]
+    return Seen.from_pairs(pairs[0], pairs[1], split.n_users if of is None else len(of))
 
 
 def ranks(
-    model: Recommender, split: Split, part: str, *, batch: int = 256, seen: Seen | None = None, most: int = 0
+    model: Recommender,
+    split: Split,
+    part: str,
+    *,
+    batch: int = 256,
+    seen: Seen | None = None,
+    most: int = 0,
+    of: Part | None = None,
 ) -> np.ndarray:
     """Exact rank of each held-out item among all items that its user is not known to have.
 
@@ -54,15 +67,22 @@ def ranks(
         batch: users ranked at a time; fewer than asked, though not than 256, where they have very many held-out items.
         seen: `known(split, part)` where the caller has it already.
         most: only so many users, see `held_out`; 0: all.
+        of: what the model and `seen` are of, where they lie on several processes, which all call this together.
 
     Returns:
         int64 [n], 1 = best, in the order of the interactions that `held_out` gives.
     """
     users, items = held_out(split, part, most)
     device = next(iter(model.parameters())).device
+    if of is not None and of.shards is not None:
+        from bidistill.sharded.ranks import ranks_of_all
+
+        return ranks_of_all(
+            model, of, users, items, batch, known(split, part, device, of=of.users) if seen is None else seen
+        )
     seen = known(split, part, device) if seen is None else seen
     out = np.empty(len(users), dtype=np.int64)
-    for user_ids, item_ids, rows, columns, positions in _batches(users, items, batch):
+    for user_ids, item_ids, rows, columns, positions in batches(users, items, batch):
         some = torch.from_numpy(user_ids).to(device)
         found = rank(model.factors(some), torch.from_numpy(item_ids).to(device), seen.rows(some))
         out[positions] = found.cpu().numpy()[rows, columns]
@@ -78,12 +98,13 @@ def evaluate(
     *,
     seen: Seen | None = None,
     most: int = 0,
+    of: Part | None = None,
 ) -> dict[str, float]:
     """Metrics averaged over the users who have held-out items in the part, or over `most` of them, see `held_out`.
 
     hr@k: whether any held-out item is in the top k. recall@k: the share of them that is. precision@k: hits / k.
     ndcg@k: gain 1 for each hit, discount log2(1 + rank), over the best that the user's number of held-out items allows.
-    mrr: 1 / rank of the first hit, at any depth. "users" is how many were averaged.
+    mrr: 1 / rank of the first hit, at any depth. "users" is how many were averaged. For `seen` and `of` see `ranks`.
 
     Raises:
         UserError: the part is empty, or a k is larger than the catalog.
@@ -93,7 +114,7 @@ def evaluate(
         raise UserError(f"the split holds out no {part} interactions: nothing to evaluate on; choose another split")
     if max(ks) > split.n_items or min(ks) < 1:
         raise UserError(f"ks must lie between 1 and the catalog's {split.n_items} items, found {list(ks)}")
-    return metrics(users, ranks(model, split, part, batch=batch, seen=seen, most=most), ks)
+    return metrics(users, ranks(model, split, part, batch=batch, seen=seen, most=most, of=of), ks)
 
 
 def metrics(users: np.ndarray, ranks: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
@@ -152,7 +173,7 @@ def compare(
     return Comparison(users, items, *pair)
 
 
-def _batches(users: np.ndarray, items: np.ndarray, batch: int) -> Iterator[tuple[Any, ...]]:
+def batches(users: np.ndarray, items: np.ndarray, batch: int) -> Iterator[tuple[Any, ...]]:
     """Group interactions by user: user ids [B], item ids [B, C], and row, column and position of each interaction.
 
     Users with equally many held-out items go together, so that little is padding (a repeat of the row's first item).

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for the end of a step."""
+"""Ctrl-C, and torchrun's wish to stop, that wait for the end of a step."""
 
 from __future__ import annotations
 
@@ -9,24 +9,29 @@ from typing import Any
 
 
 class Interrupt:
-    """Inside, the first Ctrl-C sets `asked` and a second one interrupts at once. No effect off the main thread."""
+    """Inside, the first Ctrl-C sets `asked` and a second one interrupts at once. No effect off the main thread.
 
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: Any = None
+    launched: of a process that torchrun started: SIGTERM, by which it stops its processes, is like Ctrl-C, and another one
+        interrupts nothing, since the others wait for this process in the checkpoint.
+    """
+
+    def __init__(self, *, launched: bool = False) -> None:
+        self.asked, self.launched = False, launched
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._ask)
+            for each in (signal.SIGINT, signal.SIGTERM) if self.launched else (signal.SIGINT,):
+                self._before[each] = signal.signal(each, self._ask)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        if self.asked and not self.launched:
             raise KeyboardInterrupt
         self.asked = True

@@ -12,6 +12,7 @@ from bidistill.config import ModelConfig
 from bidistill.errors import UserError
 from bidistill.growth import Growth
 from bidistill.models import Recommender, build_model
+from bidistill.part import Part
 from bidistill.update import Batch, Terms, make_update
 
 
@@ -23,19 +24,22 @@ class Learner:
         config: learning rate, weight decay and optimizer.
         terms: what the model minimises.
         fuse: let steps be fused where model and optimizer allow it; False where a negative may be missing.
+        sharded: the model is this process's shard of one, and so is what `state` gives.
 
     Attributes:
         best_score, best_epoch: of the phase so far; -inf and 0 before the first evaluation.
         stale: evaluations since the best one.
     """
 
-    def __init__(self, model: Recommender, config: ModelConfig, terms: Terms, *, fuse: bool) -> None:
-        self.model, self.config, self.terms, self.fuse = model, config, terms, fuse
+    def __init__(
+        self, model: Recommender, config: ModelConfig, terms: Terms, *, fuse: bool, sharded: bool = False
+    ) -> None:
+        self.model, self.config, self.terms, self.fuse, self.sharded = model, config, terms, fuse, sharded
         self.restart()
 
     def restart(self) -> None:
         """Begin a phase: keep the parameters, forget the optimizer's state and the best state."""
-        self.update = make_update(self.model, self.config, self.terms, fuse=self.fuse)
+        self.update = make_update(self.model, self.config, self.terms, fuse=self.fuse, sharded=self.sharded)
         self.best: dict[str, Tensor] = {}
         self.best_score, self.best_epoch, self.stale = -math.inf, 0, 0
 
@@ -93,11 +97,12 @@ class Learner:
         self.load_state(grown, numbers | {"best_score": None, "best_epoch": 0, "stale": 0})
 
 
-def new_model(config: ModelConfig, n_users: int, n_items: int, seed: int) -> Recommender:
-    """A fresh model as the options describe it."""
+def new_model(config: ModelConfig, part: Part, seed: int) -> Recommender:
+    """A fresh model as the options describe it, as far as it is this process's part."""
     sparse = config.optimizer == "sparse_adam"
-    sizes = {"kind": config.model, "n_users": n_users, "n_items": n_items, "dim": config.dim, "sparse": sparse}
-    return build_model(sizes, seed=seed)
+    sizes = {"n_users": part.n_users, "n_items": part.n_items, "dim": config.dim}
+    rows = {} if part.shards is None else {"users": part.users, "items": part.items}
+    return build_model({"kind": config.model, **sizes, "sparse": sparse}, seed=seed, **rows)
 
 
 def find_device(name: str) -> torch.device:

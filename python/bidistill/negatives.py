@@ -7,6 +7,7 @@ from torch import Tensor
 
 from bdkernels import Draws, Seen
 from bdkernels.seen import Unseen
+from bidistill.part import Share
 
 
 class NegativeSampler:
@@ -24,14 +25,20 @@ class NegativeSampler:
         self.unseen = Unseen(seen, n_items)
         self.always = bool((self.unseen.counts > 0).all())
 
-    def draw(self, users: Tensor, n: int, generator: torch.Generator | None = None) -> Draws:
+    def draw(
+        self, users: Tensor, n: int, generator: torch.Generator | None = None, share: Share | None = None
+    ) -> Draws:
         """Draw n items for each of users [B] int64, with replacement.
+
+        share: whose users these are, if they are not a whole batch: they draw what they draw in the whole batch.
 
         Returns:
             ids [B, n] int64, and mask [B, n] bool. A user who has seen every item gets id -1 and mask False.
         """
         unseen = self.unseen.counts[users][:, None]  # [B, 1]
-        uniform = torch.rand(users.shape[0], n, generator=generator, dtype=torch.float64).to(users.device)
+        share = share or Share(users, None, users)
+        uniform = torch.rand(len(share.everyone), n, generator=generator, dtype=torch.float64)
+        uniform = share.keep(uniform).to(users.device)
         nth = torch.minimum((uniform * unseen).long(), unseen - 1).clamp(min=0)
         ids = self.unseen.nth(users, nth)
         return Draws(ids, ids >= 0)

@@ -30,8 +30,11 @@ from bidistill.interrupt import Interrupt
 from bidistill.learner import Learner, below, find_device, new_model
 from bidistill.models import Recommender
 from bidistill.objective import Objective
+from bidistill.part import Part
 from bidistill.run_folder import Metrics, RunFolder
 from bidistill.seeds import seed_of
+from bidistill.start import settled
+from bidistill.world import World, launch, restarted
 
 LEARN_IN = {"warmup_teacher": ("teacher",), "warmup_student": ("student",), "joint": ("teacher", "student")}
 PHASES = tuple(LEARN_IN)
@@ -76,7 +79,15 @@ class Trainer:
         overwrite: replace the run that the folder `config.run.out` may hold.
 
     Raises:
-        UserError: settings that do not fit the data, or a warm-up of other models or data.
+        UserError: settings that do not fit the data, or a warm-up of other models or data; of several processes, one that
+            was given something else.
+
+    Where torchrun started several processes, each makes a Trainer of the same settings and data and calls `fit`: the tables lie
+    on all of them (see `bidistill.part`), the batches are those of one process, and the first one prints and writes.
+
+    Attributes:
+        world: the processes; `part`: what of the users and items is this one's.
+        place, history, learners: how far the run is, its rows, and the models in training.
     """
 
     def __init__(
@@ -88,39 +99,33 @@ class Trainer:
         warm_start: str | Path | None = None,
         overwrite: bool = False,
     ) -> None:
-        config.check_catalog(split.n_items)
-        if not len(split.val_users):
-            raise UserError("the split holds out no val interactions, which pick the best epoch: choose another split")
-        if config.distill.catalog == "auto":
-            from bidistill.plan import settle  # which measures a Trainer
-
-            config, why = settle(config, split)
-            if config.run.progress:
-                print(why)
-        self.config, self.split, self.overwrite = config, split, overwrite
+        self.world = World.find(config.run)
         self.fingerprint = split.fingerprint()
-        self.device = find_device(config.run.device)
+        config = settled(self.world, config, split, self.fingerprint)
+        self.config, self.split, self.overwrite = config, split, overwrite
+        self.device = self.world.device(find_device(config.run.device))
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        self.folder = RunFolder(config.run.out) if config.run.out else None
+        self.folder = RunFolder(config.run.out, self.world) if config.run.out else None
+        self.part = Part(self.world, split.n_users, split.n_items)
         self.users = torch.from_numpy(split.train_users).to(self.device)
         self.items = torch.from_numpy(split.train_items).to(self.device)
-        self.seen = known(split, "val", self.device)
+        self.seen = known(split, "val", self.device, of=self.part.users)
         models = {name: self._model(name) for name in ("teacher", "student")}
-        self.objective = Objective(config, models, self.seen)
+        self.objective = Objective(config, models, self.seen, self.part)
+        how = {"fuse": not self.objective.may_lack_negatives, "sharded": self.world.size > 1}
         self.learners = {
-            name: Learner(model, config[name], self.objective.terms(name), fuse=not self.objective.may_lack_negatives)
-            for name, model in models.items()
+            name: Learner(model, config[name], self.objective.terms(name), **how) for name, model in models.items()
         }
         self.place = Place()
         self.history: list[Row] = []
         self.warmup: Metrics = {}
         self.sums: dict[str, float | Tensor] = {}  # of the losses in the steps of the running epoch
         self.seconds: dict[str, float] = {}  # of the parts of the running epoch, as far as this process did them
-        self.callbacks = [*standard_callbacks(config.run), *callbacks]
+        self.callbacks = [*(standard_callbacks(config.run) if self.world.first else []), *callbacks]
         if warm_start is not None:
             for name, learner in self.learners.items():
-                RunFolder(warm_start).load_warmup(name, learner.model, self.fingerprint)
+                RunFolder(warm_start, self.world).load_warmup(name, learner.model, self.fingerprint)
             self.place = Place("joint")
 
     @classmethod
@@ -147,12 +152,15 @@ class Trainer:
                 lacks users or items of the run's).
         """
         home = RunFolder(folder)
-        config, split, tensors, state = home.open(config, split, grow)
+        config, split, state = home.open(config, split, grow)
         trainer = cls(config, split, callbacks=callbacks)
+        if grow and trainer.world.size > 1:
+            raise UserError("a run grows on one process only: resume it with --grow and without torchrun")
+        home.world = trainer.world
         if trainer.fingerprint == state["split"]:
-            trainer._load(tensors, state)
+            trainer._load(home.tensors(state), state)
         else:
-            trainer._load_grown(tensors, state, Growth.between(home.split(), split))
+            trainer._load_grown(home.tensors(state), state, Growth.between(home.split(), split))
         if grow:
             split.save(home.path / "split.npz")  # after the checkpoint: until then the folder tells the old numbers
         return trainer
@@ -164,18 +172,21 @@ class Trainer:
             UserError: the folder holds another run or cannot be written (before training), or the training diverged.
             KeyboardInterrupt: Ctrl-C.
         """
-        if self.folder is not None and self.place.started:
-            self.folder.write_config(self.config)
-        elif self.folder is not None:
-            self.folder.create(self.config, self.split, self.overwrite)
+        if self.folder is not None:
+            self._open(self.folder)
         if self.place == Place("joint"):  # a warm start
             for name in self.learners:
                 self._end_warmup(name)
-        with Interrupt() as interrupt, torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+        with (
+            Interrupt(launched=bool(launch())) as interrupt,
+            torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
+        ):
             try:
                 for phase in PHASES[PHASES.index(self.place.phase) :]:
                     self._run_phase(phase, interrupt)
                 metrics = {name: self._metrics(learner.model) for name, learner in self.learners.items()}
+            except UserError:
+                raise
             except ValueError:
                 self._check_finite()  # the operators refuse scores that are not numbers; say why they are not
                 raise
@@ -185,6 +196,17 @@ class Trainer:
         if self.folder is not None:
             self.folder.finish(models, self.fingerprint, metrics, self.warmup)
         return Result(models["teacher"], models["student"], self.history, metrics, self.warmup)
+
+    def _open(self, folder: RunFolder) -> None:
+        """Begin the run in its folder, or go on there."""
+        mine = restarted() and not self.place.started and folder.begun_here()
+        if mine and folder.has_checkpoint():
+            _, _, state = folder.open(self.config, self.split)
+            self._load(folder.tensors(state), state)
+        if self.place.started:
+            folder.write_config(self.config)
+        else:
+            folder.create(self.config, self.split, self.overwrite or mine)
 
     def _run_phase(self, phase: str, interrupt: Interrupt) -> None:
         """Start or continue a phase until its last epoch, or until no model gets better; restore the best states."""
@@ -221,13 +243,15 @@ class Trainer:
             if refilling is not None:
                 with self._timed("refill"):
                     refilling.refill(place.epoch * steps + step, steps)
+            self.world.asked = interrupt.asked
             with self._timed("steps"):
                 self.step(users, positives, place.epoch * steps + step)
             place.step = step + 1
             self._tell("on_step")
-            if interrupt.asked or (every and place.step % every == 0 and place.step < steps):
+            stop = interrupt.asked if self.world.size == 1 else self.world.stopping
+            if stop or (every and place.step % every == 0 and place.step < steps):
                 self.save()
-            if interrupt.asked:
+            if stop:
                 raise KeyboardInterrupt
 
     def step(self, users: Tensor, positives: Tensor, step: int) -> None:
@@ -251,8 +275,9 @@ class Trainer:
         self._check_finite()
         place, config = self.place, self.config
         row: Row = {}
-        for name, total in self.sums.items():
-            row[name] = float(total) / len(self.users)
+        totals = self.world.sums("losses", [float(total) for total in self.sums.values()])
+        for name, total in zip(self.sums, totals, strict=True):
+            row[name] = total / len(self.users)
         self.sums = {}
         for name in LEARN_IN[place.phase] if evaluated else ():
             learner = self.learners[name]
@@ -290,7 +315,8 @@ class Trainer:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
 
     def _check_finite(self) -> None:
-        bad = [name for name, learner in self.learners.items() if not learner.finite()]
+        finite = {name: self.world.agree("finite", int(each.finite())) for name, each in self.learners.items()}
+        bad = [name for name, everyones in finite.items() if not all(everyones)]
         if bad:
             place = f"after {self.place.epoch} epochs of {self.place.phase}"
             raise UserError(f"{' and '.join(bad)} diverged {place}: lower {' or '.join(f'{name}.lr' for name in bad)}")
@@ -302,7 +328,7 @@ class Trainer:
     def _evaluate(self, model: Recommender, part: str) -> dict[str, float]:
         config, seen = self.config.eval, self.seen if part == "val" else None
         model.train(False)
-        found = evaluate(model, self.split, part, config.ks, config.batch, seen=seen, most=config.users)
+        found = evaluate(model, self.split, part, config.ks, config.batch, seen=seen, most=config.users, of=self.part)
         model.train(True)
         return found
 
@@ -321,7 +347,8 @@ class Trainer:
             return
         tensors: dict[str, Tensor] = {}
         state: dict[str, Any] = {"place": asdict(self.place), "history": self.history, "warmup": self.warmup}
-        state["sums"] = {name: float(total) for name, total in self.sums.items()}
+        sums = self.world.floats("save", [float(total) for total in self.sums.values()])
+        state["sums"] = dict(zip(self.sums, zip(*sums, strict=True), strict=True))  # of each process
         for name, learner in self.learners.items():
             own, state[name] = learner.state()
             tensors |= {f"{name}.{key}": value for key, value in own.items()}
@@ -350,11 +377,14 @@ class Trainer:
         if self.objective.distiller is not None and "pool" in tensors:
             self.objective.distiller.pool = tensors["pool"].to(self.device)
         self.place = Place(**state["place"])
-        self.history, self.warmup, self.sums = state["history"], state["warmup"], state["sums"]
+        self.history, self.warmup = state["history"], state["warmup"]
+        for name, sums in state["sums"].items():
+            same = len(sums) == self.world.size  # else the first has the sum
+            self.sums[name] = sums[self.world.rank] if same else sum(sums) * self.world.first
 
     def _model(self, name: str) -> Recommender:
         seed = seed_of(self.config.run.seed, name)
-        model: Recommender = new_model(self.config[name], self.split.n_users, self.split.n_items, seed).to(self.device)
+        model: Recommender = new_model(self.config[name], self.part, seed).to(self.device)
         return model
 
     def _generator(self, *key: Any) -> torch.Generator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from bidistill.config import ModelConfig
 from bidistill.losses import LOSSES
 from bidistill.models import Recommender, TableModel
 from bidistill.models.base import Tables
+
+if TYPE_CHECKING:
+    from bidistill.sharded.rows import ModelRows
 
 OPTIMIZERS: dict[str, Any] = {
     "adam": torch.optim.Adam,
@@ -46,6 +49,8 @@ class Batch(NamedTuple):
         negatives: [B, M] item ids; -1 where the mask is False.
         distill: [B, k] item ids likewise; k = 0 where nothing is distilled.
         guide_scores: [B, k] float32, the other model's scores of the distilled items.
+        rows: of the items, where they lie on several processes. Then the batch is this process's part of a step: items are
+            numbers of these rows, users are numbered from this process's first.
     """
 
     users: Tensor
@@ -53,6 +58,15 @@ class Batch(NamedTuple):
     negatives: Draws
     distill: Draws
     guide_scores: Tensor
+    rows: ModelRows | None = None
+
+    def listed(self, fused: bool) -> Tensor:
+        """[B, 1 + M + k] items that a step touches. What is missing is replaced by the positive in a fused step, whose negatives
+        are all there, else by the first item.
+        """
+        positives, distilled = self.positives[:, None], self.distill
+        live = distilled.ids.where(distilled.mask, positives) if fused else distilled.ids.clamp(min=0)
+        return torch.cat([positives, self.negatives.ids.clamp(min=0), live], 1)
 
 
 class Update(Protocol):
@@ -85,10 +99,10 @@ class EagerUpdate:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         cf, lambda_, tau_learner, tau_guide = self.terms
-        ids = [batch.positives[:, None], batch.negatives.ids, batch.distill.ids]  # one call scores everything
-        scores = self.model.score(batch.users, torch.cat(ids, dim=1).clamp(min=0)).split(
-            [part.shape[1] for part in ids], dim=1
-        )
+        widths = 1, batch.negatives.ids.shape[1], batch.distill.ids.shape[1]
+        scores = self.model.score(batch.users, batch.listed(fused=False)).split(
+            widths, dim=1
+        )  # one call scores everything
         loss = LOSSES[cf](scores[0][:, 0], scores[1], batch.negatives.mask)
         losses = {"cf": loss.detach()}
         if scores[2].shape[1]:
@@ -145,9 +159,17 @@ class FusedUpdate:
         return {"user_table": "users", "item_table": "items", "item_bias": "items"}
 
 
-def make_update(model: Recommender, config: ModelConfig, terms: Terms, *, fuse: bool) -> Update:
-    """A fresh update: fused if the caller allows it (no negative is ever missing), and model and optimizer do."""
+def make_update(model: Recommender, config: ModelConfig, terms: Terms, *, fuse: bool, sharded: bool = False) -> Update:
+    """A fresh update: fused if the caller allows it (no negative is ever missing), and model and optimizer do.
+
+    sharded: the model is this process's shard of one.
+    """
     tables = model.tables() if isinstance(model, TableModel) else None
+    if sharded:
+        from bidistill.sharded.update import ShardedUpdate
+
+        assert tables is not None
+        return ShardedUpdate(tables, config, terms, fuse=fuse)
     known = config.optimizer in FUSED and not config.weight_decay
     if fuse and known and tables is not None and tables[0].dtype == torch.float32:
         return FusedUpdate(tables, config, terms)

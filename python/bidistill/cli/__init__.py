@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from bdkernels import BackendError
+from bdkernels.distributed import ShardError
 from bidistill.cli import data, demo, evaluate, plan, recommend, report, train
 from bidistill.cli.parser import Parser
 from bidistill.errors import UserError
@@ -37,7 +38,10 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 2 for a user's mistake, 130 for Ctrl-C, 141 for a closed pipe."""
+    """Run the command line and return its exit status: 0, 2 for a user's mistake, 130 for Ctrl-C, 141 for a closed pipe.
+
+    Where another process of the run is lost, this one ends with status 1, so that torchrun can start all of them again.
+    """
     try:
         arguments = build_parser().parse_args(argv)
         arguments.run(arguments)
@@ -45,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (UserError, BackendError) as error:
         print(f"bidistill: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except ShardError as error:
+        print(f"bidistill: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        os._exit(1)  # a group that lost a process cannot be taken down
     except KeyboardInterrupt as interrupt:
         print(f"bidistill: {str(interrupt) or 'stopped; nothing was saved'}", file=sys.stderr)
         return 130

@@ -14,17 +14,24 @@ from bidistill.errors import UserError
 from bidistill.load import load_split
 from bidistill.report import metrics_by_run, open_run, table, write_report
 from bidistill.trainer import Trainer
+from bidistill.world import World
 
 ABOUT = """Train a teacher and a student: first each alone (warm-up), then together, each learning from the other the
 items on which their rankings differ (joint phase). Ends with a table of results and RUN/report.html.
 
 Settings come from a preset, then a TOML file, then flags; the last word wins. The run folder keeps all of them in
-config.toml, and training from that file repeats the run exactly. Ctrl-C saves a checkpoint."""
+config.toml, and training from that file repeats the run exactly. Ctrl-C saves a checkpoint.
+
+Under torchrun the same command trains on several processes: each holds a part of the users and of the items, and the results
+are those of one process, but for rounding. All see the same files. With --max-restarts the run goes on from its last checkpoint
+when a process is lost."""
 EXAMPLES = """  bidistill train --data-path ratings.csv --control
   bidistill train --data-path ml-100k.inter --data-min-rating 4 --run-out runs/ml --distill-lambda-student 1
   bidistill train --resume runs/ml                           go on after Ctrl-C or a crash
   bidistill train --resume runs/ml --grow --data-path new.csv  ... with users and items that have come since
-  bidistill train runs/ml/config.toml --run-out runs/again   the same again, bit for bit"""
+  bidistill train runs/ml/config.toml --run-out runs/again   the same again, bit for bit
+  torchrun --nproc-per-node 4 --max-restarts 3 -m bidistill train --data-path ratings.csv \\
+      --teacher-optimizer sparse_adam --student-optimizer sparse_adam"""
 
 USAGE = """[CONFIG.toml] [--preset NAME] [--control] [--overwrite] [--SECTION-OPTION VALUE ...]
        bidistill train --resume RUN [--grow] [--control] [--SECTION-OPTION VALUE ...]"""
@@ -68,13 +75,16 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def load(config: Config) -> Split:
-    """The data, with a line on stdout about their size."""
-    parts = load_split(config.data)
-    sizes = parts.describe()
-    print(
-        f"{config.data.path or config.data.train_path}: {parts.n_users:,} users, {parts.n_items:,} items, "
-        f"{sizes['train']:,} interactions to train, {sizes['val']:,} to validate, {sizes['test']:,} to test"
-    )
+    """The data, which every process reads, with a line on stdout about their size."""
+    world = World.find(config.run)
+    with world.together("read the data"):
+        parts = load_split(config.data)
+    if world.first:
+        sizes = parts.describe()
+        print(
+            f"{config.data.path or config.data.train_path}: {parts.n_users:,} users, {parts.n_items:,} items, "
+            f"{sizes['train']:,} interactions to train, {sizes['val']:,} to validate, {sizes['test']:,} to test"
+        )
     return parts
 
 
@@ -100,11 +110,15 @@ def train(trainer: Trainer, *, control: bool, resumed: bool = False) -> None:
     try:
         trainer.fit()
         if control and trainer.config.distill.method != "none":
-            print("control: as many epochs more from the same warm-up, without distillation")
+            if trainer.world.first:
+                print("control: as many epochs more from the same warm-up, without distillation")
             control_of(trainer.config, trainer.split, folder, resumed).fit()
     except KeyboardInterrupt:
+        if not trainer.world.first:
+            raise SystemExit(130) from None
         raise KeyboardInterrupt(_way_on(folder, control)) from None
-    show(folder)
+    if trainer.world.first:
+        show(folder)
 
 
 def control_of(config: Config, split: Split, folder: Path, resumed: bool) -> Trainer:

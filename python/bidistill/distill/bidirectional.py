@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bdkernels import Draws, Exp, Linear, RankOnly, Seen, Tanh, Uniform, Weight, rank_errors, sample
+from bdkernels import Draws, Exp, Linear, RankOnly, Seen, Tanh, Uniform, Weight
 from bidistill.config import DistillConfig, WeightConfig
 from bidistill.models import Recommender
+from bidistill.part import Part, Share
 
 PROBES = 32  # users, and items of each, by which the error of estimated ranks is measured
 CHUNK = 1024  # users sampled in one call: enough that the kernels are at their best, few enough that no step waits long
@@ -22,12 +24,20 @@ class Bidirectional:
         config: weights, samples for each positive, refresh policy.
         seen: CSR rows of all users; seen items are never drawn. n_users rows.
         seed: of the draws.
+        part: what the models, `seen` and the pool are of; everything unless given. All processes call the methods together.
     """
 
     def __init__(
-        self, config: DistillConfig, teacher: Recommender, student: Recommender, seen: Seen, seed: int
+        self,
+        config: DistillConfig,
+        teacher: Recommender,
+        student: Recommender,
+        seen: Seen,
+        seed: int,
+        part: Part | None = None,
     ) -> None:
         self.config, self.teacher, self.student, self.seen, self.seed = config, teacher, student, seen, seed
+        self.part = part or Part.whole(teacher.n_users, teacher.n_items)
         self.weights = {
             "student": make_weight(config.to_student, config.side) if config.lambda_student else None,
             "teacher": make_weight(config.to_teacher, config.side) if config.lambda_teacher else None,
@@ -49,36 +59,41 @@ class Bidirectional:
         """
         if self.config.refresh == 0:
             return
-        n_users, device = self.teacher.n_users, self.seen.indptr.device
+        device = self.seen.indptr.device
         if self.pool is None:
-            directions = sum(weight is not None for weight in self.weights.values())
-            self.pool = torch.full((n_users, directions * self.config.pool), -1, dtype=torch.int32, device=device)
+            shape = len(self.part.users), sum(w is not None for w in self.weights.values()) * self.config.pool
+            self.pool = torch.full(shape, -1, dtype=torch.int32, device=device)
         cycle = self.config.refresh * steps
-        first, last = due(step % cycle, cycle if self.config.refill == "spread" else 1, n_users)
-        for users in torch.arange(first, last, device=device).split(CHUNK):
+        first, last = due(step % cycle, cycle if self.config.refill == "spread" else 1, self.part.n_users)
+        for turn in self.part.turns(first, last, CHUNK):
+            users = torch.arange(turn.start, turn.stop, device=device) - self.part.users.start
             drawn = self._sample(users, self.config.pool, step // cycle * self.config.refresh)
             self.pool[users] = drawn.int()
 
-    def draw(self, users: Tensor, step: int, generator: torch.Generator) -> dict[str, Draws]:
+    def draw(
+        self, users: Tensor, step: int, generator: torch.Generator, share: Share | None = None
+    ) -> dict[str, Draws]:
         """Items for users [B] int64 (repeats allowed), `samples` for each row and direction.
 
         Args:
             step: number of the training step; other steps draw other items.
             generator: picks places in the pool, where there is one.
+            share: whose users these are, if they are not a whole batch: they draw what they draw in the whole batch.
 
         Returns:
             {learner: [B, samples] draws} of the directions that are on; id -1 and mask False where there is nothing to learn.
         """
         k, device = self.config.samples, users.device
+        share = share or Share(users, None, users)
         if self.pool is None:
             # The same user gets the same draws in one step: draw enough for all its rows, and give each row its own.
-            unique, rows, counts = users.unique(return_inverse=True, return_counts=True)
-            most = int(counts.max()) * k
+            unique, rows = users.unique(return_inverse=True)
+            most = int(share.everyone.unique(return_counts=True)[1].max()) * k
             source = self._sample(unique, most, step)
             places = k * occurrence(rows)[:, None] + torch.arange(k, device=device)
         else:
             most, source, rows = self.config.pool, self.pool, users
-            places = torch.randint(most, (len(users), k), generator=generator).to(device)
+            places = share.keep(torch.randint(most, (len(share.everyone), k), generator=generator)).to(device)
         places += rows[:, None] * source.shape[1]
         learners = [name for name, weight in self.weights.items() if weight is not None]
         found = [source.take(places + at * most).long() for at in range(len(learners))]
@@ -94,19 +109,22 @@ class Bidirectional:
         if not self.catalog:
             return None
         generator = torch.Generator().manual_seed(step)
-        users = torch.randint(self.teacher.n_users, (PROBES,), generator=generator).to(self.seen.indptr.device)
+        share = self.part.share(torch.randint(self.teacher.n_users, (PROBES,), generator=generator))
+        users = share.users.to(self.seen.indptr.device)
         seen = self.seen.rows(users)
-        nth = torch.randint(self.teacher.n_items, (PROBES, PROBES), generator=generator).to(users.device)
+        nth = share.keep(torch.randint(self.teacher.n_items, (PROBES, PROBES), generator=generator)).to(users.device)
         ids = seen.nth_unseen(nth % (self.teacher.n_items - seen.counts()).clamp(min=1)[:, None], self.teacher.n_items)
         errors = (
-            rank_errors(model.factors(users), ids.clamp(min=0), self.catalog, seen, seed=self.seed, step=step)
+            self.part.rank_errors(model.factors(users), ids.clamp(min=0), self.catalog, seen, seed=self.seed, step=step)
             for model in (self.teacher, self.student)
         )
-        return float(torch.stack(list(errors))[:, (ids >= 0).all(1)].mean())
+        found = torch.stack(list(errors))[:, (ids >= 0).all(1)]
+        total, n = self.part.world.sums("rank error", [float(found.sum()), float(found.numel())])
+        return total / n if n else math.nan
 
     def _sample(self, users: Tensor, k: int, step: int) -> Tensor:
         """[B, directions * k] ids, -1 where none: to the student first."""
-        samples = sample(
+        samples = self.part.sample(
             self.teacher.factors(users),
             self.student.factors(users),
             k,
@@ -115,7 +133,7 @@ class Bidirectional:
             to_teacher=self.weights["teacher"],
             seed=self.seed,
             step=step,
-            user_ids=users,
+            users=users,
             catalog=self.catalog or None,
         )
         return torch.cat([draws.ids for draws in (samples.to_student, samples.to_teacher) if draws is not None], dim=1)

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from bdkernels import Factors
 from bdkernels.stored import take
+from bidistill.seeds import seed_of
 
 INITIAL_STD = 0.01  # scores start near 0, where neither BCE nor BPR is saturated
+BLOCK = 1 << 16  # rows that share a generator, so that any part of a table can be made without the rest
 
 
 class MF(nn.Module):
@@ -21,15 +23,29 @@ class MF(nn.Module):
         dim: length of a user's or an item's vector.
         seed: of the initial values.
         sparse: give sparse gradients, whose cost does not grow with the tables; for SparseAdam, Adagrad or SGD.
+        users, items: the rows that are here, where the tables lie on several processes; all unless given. A user or an item is
+            then called by its place among them; n_users, n_items and `config` remain those of the whole.
     """
 
-    def __init__(self, n_users: int, n_items: int, dim: int, *, seed: int = 0, sparse: bool = False) -> None:
+    def __init__(
+        self,
+        n_users: int,
+        n_items: int,
+        dim: int,
+        *,
+        seed: int = 0,
+        sparse: bool = False,
+        users: range | None = None,
+        items: range | None = None,
+    ) -> None:
         super().__init__()
         self.n_users, self.n_items, self.dim, self.sparse = n_users, n_items, dim, sparse
-        generator = torch.Generator().manual_seed(seed)
-        self.user_factors = nn.Embedding.from_pretrained(_initial(n_users, dim, generator), freeze=False, sparse=sparse)
-        self.item_factors = nn.Embedding.from_pretrained(_initial(n_items, dim, generator), freeze=False, sparse=sparse)
-        self.item_bias = nn.Embedding.from_pretrained(torch.zeros(n_items, 1), freeze=False, sparse=sparse)
+        users, items = (range(n) if rows is None else rows for n, rows in ((n_users, users), (n_items, items)))
+        user_rows = initial_rows(n_users, users, dim, seed_of(seed, "users"))
+        item_rows = initial_rows(n_items, items, dim, seed_of(seed, "items"))
+        self.user_factors = nn.Embedding.from_pretrained(user_rows, freeze=False, sparse=sparse)
+        self.item_factors = nn.Embedding.from_pretrained(item_rows, freeze=False, sparse=sparse)
+        self.item_bias = nn.Embedding.from_pretrained(torch.zeros(len(items), 1), freeze=False, sparse=sparse)
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores [B, C] float32 of items [B, C] int64 for users [B] int64."""
@@ -62,7 +78,17 @@ class MF(nn.Module):
         }
 
 
-def _initial(n: int, dim: int, generator: torch.Generator) -> Tensor:
-    """[n, dim] normal values; on the meta device, where a model is made whose tables are elsewhere, none."""
-    table = torch.empty(n, dim)
-    return table if table.is_meta else table.normal_(generator=generator).mul_(INITIAL_STD)
+def initial_rows(n: int, rows: range, dim: int, seed: int) -> Tensor:
+    """[len(rows), dim] rows of a table [n, dim] of normal values, the same whichever others are made.
+
+    On the meta device, where a model is made whose tables are elsewhere, they have no values.
+    """
+    table = torch.empty(len(rows), dim)
+    if table.is_meta:
+        return table
+    for start in range(rows.start // BLOCK * BLOCK, rows.stop, BLOCK):
+        first, last = max(start, rows.start), min(start + BLOCK, rows.stop)
+        block = torch.empty(min(BLOCK, n - start), dim)
+        block.normal_(0.0, INITIAL_STD, generator=torch.Generator().manual_seed(seed_of(seed, start // BLOCK)))
+        table[first - rows.start : last - rows.start] = block[first - start : last - start]
+    return table

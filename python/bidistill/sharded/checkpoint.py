@@ -1,0 +1,86 @@
+"""The tensors of a checkpoint in shards: torch.distributed.checkpoint on DTensors, in its safetensors format, so never pickle.
+
+Each process writes its rows into a file of its own, in a folder that all of them see. Any number of processes can read them.
+"""
+
+from __future__ import annotations
+
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors import safe_open
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DeviceMesh, DTensor, Shard
+
+from bidistill.checkpoint import digest_of
+from bidistill.errors import UserError
+from bidistill.world import World
+
+
+def save_shards(folder: Path, tensors: dict[str, Tensor], world: World) -> dict[str, Any]:
+    """Write this process's rows of every tensor, as all processes do together.
+
+    Returns:
+        what `load_shards` needs to know: the new folder's name in `folder`, and the sha256 of each file in it.
+    """
+    token = world.agree("save", uuid.uuid4().int >> 80)[0]
+    path = folder / f"shards-{token:012x}"
+    lengths = torch.tensor([[len(value) for value in tensors.values()]])
+    totals = world.exchange.gather(lengths, [1] * world.size).sum(0).tolist()
+    values = {
+        name: _shard(value.detach().cpu().contiguous(), total, world)
+        for (name, value), total in zip(tensors.items(), totals, strict=True)
+    }
+    writer = dcp.HuggingFaceStorageWriter(str(path), save_distributed=True)
+    try:
+        dcp.save(values, storage_writer=writer, process_group=world.exchange.group)
+    except CheckpointException as error:
+        rank, (reason, _) = next(iter(error.failures.items()))
+        said = str(reason).splitlines()[0]
+        raise UserError(
+            f"cannot write {path} on rank {rank}: {said}; free some space or choose another folder"
+        ) from error
+    except RuntimeError as error:
+        raise world.exchange.lost("save", error) from error
+    own = [f"{file.name} {digest_of(file)}" for file in path.glob(f"shard-{world.rank + 1:05d}-*.safetensors")]
+    files = dict(line.split() for text in world.texts("save", "\n".join(own)) for line in text.splitlines())
+    return {"shards": path.name, "sha256": files, "processes": world.size}
+
+
+def load_shards(path: Path, world: World) -> dict[str, Tensor]:
+    """This process's rows of every tensor that `save_shards` wrote, whoever wrote them: all rows in a world of one."""
+    sizes: dict[str, Any] = dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
+    values: dict[str, Any] = {}
+    for name, about in sorted(sizes.items()):
+        rows = world.range(about.size[0])
+        values[name] = torch.empty((len(rows), *about.size[1:]), dtype=about.properties.dtype)
+        if world.size > 1:
+            values[name] = _shard(values[name], about.size[0], world)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each process reads its rows without the others
+        dcp.load(values, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=True)
+    return {name: value.to_local() if isinstance(value, DTensor) else value for name, value in values.items()}
+
+
+def load_rows(path: Path, world: World) -> dict[str, Tensor]:
+    """This process's rows of every tensor in a safetensors file of whole ones."""
+    with safe_open(path, framework="pt") as file:
+        found = {}
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            piece = file.get_slice(name)
+            rows = world.range(piece.get_shape()[0]) if piece.get_shape() else None
+            found[name] = file.get_tensor(name) if rows is None else piece[rows.start : rows.stop]
+        return found
+
+
+def _shard(local: Tensor, n: int, world: World) -> DTensor:
+    """The rows of this process as its shard of a tensor of n rows."""
+    mesh = DeviceMesh.from_group(world.exchange.group, "cpu")
+    shape = torch.Size((n, *local.shape[1:]))
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)

@@ -1,0 +1,376 @@
+"""What every process of test_sharded_training.py runs, told in FOLDER/RANK.json: `python sharded.py WHAT RANK WORLD FOLDER`.
+
+Under torchrun, `sharded.py command ARGUMENTS`: a command line of bidistill, of which one process is killed the first time.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from bidistill import Config, Split, Trainer, UserError, cli, generate, split, trainer
+from bidistill.callbacks import Callback
+from bidistill.checkpoint import load_model
+from bidistill.distill import bidirectional
+from bidistill.run_folder import RunFolder
+from bidistill.trainer import Place
+from bidistill.world import World, restarted, within
+
+from bdkernels.distributed import ShardError
+from bdkernels.exchange import Exchange
+
+bidirectional.CHUNK = 7  # users drawn for in a call: several turns, and not as many on each process
+
+BASE = {
+    "teacher.dim": 6,
+    "student.dim": 3,
+    "teacher.lr": 0.02,
+    "student.lr": 0.02,
+    "teacher.optimizer": "sparse_adam",
+    "student.optimizer": "adagrad",
+    "train.batch_size": 64,
+    "train.warmup_epochs": 1,
+    "train.epochs": 2,
+    "train.negatives": 3,
+    "eval.ks": (3, 5),
+    "eval.batch": 9,
+    "train.monitor": "ndcg@5",
+    "run.progress": False,
+    "distill.pool": 6,
+    "distill.samples": 2,
+}
+VARIANTS = {
+    "usual": {},
+    "bpr, spread": {"train.loss": "bpr", "distill.refill": "spread", "distill.refresh": 2},
+    "sgd, drawn at every step": {
+        "teacher.optimizer": "sgd",
+        "student.optimizer": "sgd",
+        "distill.refresh": 0,
+        "train.epochs": 1,
+    },
+    "estimated ranks": {"distill.catalog": 20, "distill.lambda_teacher": 0.0, "eval.users": 11},
+    "negatives from samples": {"distill.negatives_from_samples": True},
+    "no distillation": {"distill.method": "none", "student.optimizer": "sparse_adam"},
+    "tiny": {"train.batch_size": 4, "train.negatives": 1, "eval.ks": (2, 5), "eval.batch": 2},
+}
+RUNS = [  # which of them are trained on how many processes
+    (1, "usual"),
+    (2, "bpr, spread"),
+    (3, "usual"),
+    (3, "sgd, drawn at every step"),
+    (4, "usual"),
+    (4, "estimated ranks"),
+    (4, "negatives from samples"),
+    (4, "no distillation"),
+    (4, "tiny"),
+]
+
+
+def data(variant: str = "usual") -> Split:
+    """Users and items that 2, 3 and 4 do not divide; "tiny": 5 items, of which the fourth process has none."""
+    if variant == "tiny":
+        users, items = np.arange(13), np.stack([np.random.default_rng(user).permutation(5) for user in range(13)])
+        parts = {"train": (users.repeat(2), items[:, :2].flatten()), "val": (users, items[:, 2]), "test": (users, items[:, 3])}
+        return Split.of(parts, users, np.arange(5))
+    interactions, _, _ = generate(53, 71, 450, dim=3, seed=1)
+    return split(interactions, "leave_one", seed=1)
+
+
+def settings(variant: str, **more) -> Config:
+    return Config().with_overrides(BASE | VARIANTS[variant] | {k.replace("__", "."): v for k, v in more.items()})
+
+
+class Steps(Callback):
+    """Calls a function when so many steps are done."""
+
+    def __init__(self, steps, call):
+        self.left, self.call = steps, call
+
+    def on_step(self, trainer):
+        self.left -= 1
+        if self.left == 0:
+            self.call()
+
+
+def same(variant: str, history, metrics, one) -> None:
+    """As on one process, but for rounding: sums are taken in another order, and SparseAdam divides a gradient by its own size, so
+    that the sign of a tiny one, which is rounding alone, moves a row by up to lr; after few steps of few rows 1e-3 holds. A rank
+    that two nearly equal scores decide moves a mean over 53 users (11, 13) by less than 0.02.
+    """
+    assert len(history) == len(one["history"])
+    for ours, theirs in zip(timeless(history), timeless(one["history"]), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            close = {"rel": 1e-4} if "loss" in name else {"abs": 0.02}
+            assert ours[name] == (value if isinstance(value, str) else pytest.approx(value, **close)), name
+    for name, parts in one["metrics"].items():
+        for part, values in parts.items():
+            assert metrics[name][part] == pytest.approx(values, abs=0.02)
+
+
+def near(ours, theirs, rows) -> None:
+    for p, q, own in zip(ours.parameters(), theirs.parameters(), rows, strict=True):
+        torch.testing.assert_close(p, q[own.start : own.stop], rtol=0, atol=1e-3)
+
+
+class Check:
+    """A world of the first `size` processes."""
+
+    def __init__(self, group, size: int, folder: Path) -> None:
+        self.group, self.size, self.folder = group, size, folder
+        self.rank = dist.get_rank(group)
+        self.exchange = Exchange(group)
+
+    def trainer(self, config: Config, parts: Split | None = None, **more) -> Trainer:
+        return Trainer(config, data() if parts is None else parts, **more)
+
+    def one(self, variant: str):
+        """What one process gave: numbers and models."""
+        folder = self.folder / "one" / variant
+        found = json.loads((folder / "result.json").read_text())
+        return found | {name: load_model(folder / f"{name}.safetensors") for name in ("teacher", "student")}
+
+    def run(self, variant: str) -> None:
+        one = self.one(variant)
+        many = Trainer(settings(variant), data(variant))
+        result = many.fit()
+        part = many.part
+        if self.size == 1:
+            assert result.metrics == one["metrics"]
+        same(variant, result.history, result.metrics, one)
+        for name in ("teacher", "student"):
+            near(getattr(result, name), one[name], (part.users, part.items, part.items))
+        assert variant != "tiny" or self.rank < 3 or not part.items
+
+
+CHECKS = []
+
+
+def check(sizes):
+    def add(function):
+        CHECKS.append((sizes, function))
+        return function
+
+    return add
+
+
+@contextmanager
+def raises(kind: type, *texts: str):
+    with pytest.raises(kind) as found:
+        yield
+    assert all(text in str(found.value) for text in texts), str(found.value)
+
+
+@check([2, 3, 4])
+def first_step(c: Check) -> None:
+    """Initial values, pool, negatives, places in the pool and the guides' scores: the bits of one process."""
+    for loss in ("bce", "bpr"):
+        config = settings("usual", train__loss=loss)
+        with within(World()):
+            one = Trainer(config, data())
+        many = Trainer(config, data())
+        batches = []
+        for each in (one, many):
+            each.place = Place("joint")
+            each.objective.distiller.refill(0, 9)
+            generator = torch.Generator().manual_seed(5)
+            batches.append(each.objective.batches(("teacher", "student"), each.users[:64], each.items[:64], 0, generator))
+        users = many.part.users
+        pools = [each.objective.distiller.pool for each in (one, many)]
+        assert torch.equal(pools[1], pools[0][users.start : users.stop]) and (pools[0] >= 0).all()
+        rows = many.part.share(one.users[:64]).rows
+        for name in batches[0]:
+            whole, own = (found[name] for found in batches)
+            ids = own.rows._fetched.ids
+            assert torch.equal(ids[own.positives], whole.positives[rows])
+            for ours, theirs in ((own.negatives, whole.negatives), (own.distill, whole.distill)):
+                assert torch.equal(ids[ours.ids], theirs.ids[rows])
+            assert torch.equal(own.guide_scores, whole.guide_scores[rows])
+            for p, q in zip(many.learners[name].model.parameters(), one.learners[name].model.parameters(), strict=True):
+                part = users if len(q) == one.part.n_users else many.part.items
+                assert torch.equal(p, q[part.start : part.stop])
+
+
+@check([4])
+def traffic(c: Check) -> None:
+    """Of a step of both models: what the formula says at most, and no more for 8 times the items."""
+    sent = []
+    for n in (2_000, 16_000):
+        rng = np.random.default_rng(0)
+        pairs = np.repeat(np.arange(40), 30), np.concatenate([rng.choice(n, 30, replace=False) for _ in range(40)])
+        held = np.arange(40), rng.integers(0, n, 40)
+        parts = Split.of({"train": pairs, "val": held, "test": held}, np.arange(40), np.arange(n))
+        trainer = Trainer(settings("usual", train__batch_size=256), parts)
+        trainer.place = Place("joint")
+        trainer.objective.distiller.refill(0, 5)
+        order = torch.randperm(1200, generator=torch.Generator().manual_seed(1))[:256]
+        before = c.exchange.traffic
+        trainer.step(trainer.users[order], trainer.items[order], 0)
+        sent.append(torch.tensor([c.exchange.traffic - before, 0]))
+    totals = [sum(c.exchange.gather(each[None], [1] * c.size)[:, 0].tolist()) for each in sent]
+    listed = 256 * (1 + 3 + 2 * 2)  # positives, negatives, two distilled items for each model: at most so many distinct ones
+    d = 6 + 1 + 3 + 1
+    most = listed * (8 + 2 * 4 * d) + 16 * c.size**2 * 8
+    assert totals[1] < most and totals[1] < 1.15 * totals[0], (totals, most)
+
+
+@check([3])
+def what_differs_is_named(c: Check) -> None:
+    """On every process, before anything is written."""
+    odd, out = c.rank == 1, str(c.folder / "never")
+    interactions, _, _ = generate(53, 71, 450, dim=3, seed=2)
+    other = split(interactions, "leave_one", seed=1)
+    with raises(UserError, "start: split: expected the same on every process", "on rank 0", "on rank 1"):
+        Trainer(settings("usual", run__out=out), other if odd else data())
+    with raises(UserError, "teacher.lr: expected the same", "0.02 on rank 0 and 0.5 on rank 1"):
+        Trainer(settings("usual", run__out=out, teacher__lr=0.5 if odd else 0.02), data())
+    with raises(UserError, "student.optimizer 'adam'", "choose one of adagrad, sgd, sparse_adam"):
+        Trainer(settings("usual", run__out=out, student__optimizer="adam"), data())
+    with raises(UserError, "teacher.weight_decay"):
+        Trainer(settings("usual", run__out=out, teacher__optimizer="sgd", teacher__weight_decay=0.1), data())
+    with raises(UserError, "cannot" if c.rank == 0 else "rank 0 failed with UserError: "):
+        Trainer(settings("usual", run__out="/dev/null/run"), data()).fit()
+    with raises(UserError, "diverged"):
+        Trainer(settings("usual", teacher__lr=1e30, train__warmup_epochs=0), data()).fit()
+    assert not Path(out).exists()
+
+
+@check([3])
+def checkpoints_go_to_any_number_of_processes(c: Check) -> None:
+    """Stopped in the middle of an epoch by one process: all stop at the same step, and go on."""
+    out = c.folder / "stopped"
+    config = settings("bpr, spread", run__out=str(out))
+    whole = Trainer(settings("bpr, spread"), data()).fit()
+    stop = [Steps(15, lambda: os.kill(os.getpid(), signal.SIGINT))] if c.rank == 1 else []
+    stopped = Trainer(config, data(), callbacks=stop)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit()
+    assert stopped.place.step and c.exchange.agree("place", stopped.place.step) == [stopped.place.step] * 3
+    if c.rank == 0:
+        for name in ("stopped three", "stopped for one"):
+            shutil.copytree(out, c.folder / name)
+    c.exchange.agree("copied")
+    with raises(UserError, "holds a run already" if c.rank == 0 else "rank 0 failed with UserError"):
+        Trainer(config, data()).fit()
+    with raises(UserError, "one process only"):
+        Trainer.resume(out, grow=True)
+    again = Trainer.resume(out)
+    result = again.fit()
+    for name in ("teacher", "student"):
+        pairs = zip(getattr(result, name).parameters(), getattr(whole, name).parameters(), strict=True)
+        assert all(torch.equal(p, q) for p, q in pairs)
+    assert result.metrics == whole.metrics and timeless(result.history) == timeless(whole.history)
+    assert not list((out / "checkpoint").glob("tensors-*")) and len(list((out / "checkpoint").glob("shards-*"))) == 1
+    if c.rank == 0:
+        assert list(out.glob("*.safetensors"))
+        for name in ("teacher", "student"):  # the files hold the whole tables
+            saved = load_model(out / f"{name}.safetensors")
+            assert saved.item_factors.weight.shape[0] == 71
+            near(getattr(result, name), saved, (again.part.users, again.part.items, again.part.items))
+
+
+@check([2])
+def checkpoints_of_others(c: Check) -> None:
+    """Of one process, and of three."""
+    for name in ("stopped one", "stopped three"):
+        folder = c.folder / name
+        resumed = Trainer.resume(folder)
+        result = resumed.fit()
+        same("bpr, spread", result.history, result.metrics, c.one("bpr, spread"))
+        rows = resumed.part.users, resumed.part.items, resumed.part.items
+        for model in ("teacher", "student"):
+            near(getattr(result, model), c.one("bpr, spread")[model], rows)
+
+
+@check([2])
+def undisturbed(c: Check) -> None:
+    """What test_a_killed_process_under_torchrun has to come to."""
+    Trainer(settings("usual", run__out=str(c.folder / "calm"), run__checkpoint_steps=3), data()).fit()
+
+
+@check([2])
+def a_damaged_shard_is_found(c: Check) -> None:
+    folder = c.folder / "stopped two"
+    stopped = Trainer(settings("usual", run__out=str(folder), train__warmup_epochs=0, train__epochs=1), data())
+    stopped.fit()
+    if c.rank == 0:
+        path = max((folder / "checkpoint").glob("shards-*/*"))
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+    c.exchange.agree("damaged")
+    with raises(UserError, "is damaged (its checksum is not the one in state.json)"):
+        Trainer.resume(folder)
+
+
+def timeless(history):
+    return [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in history]
+
+
+def run(rank: int, world: int, folder: Path, errors: dict[str, str]) -> None:
+    groups = {size: dist.new_group(range(size)) for size in range(1, world + 1)}
+    checks = [(size, f"{size}: {variant}", lambda c, v=variant: c.run(v)) for size, variant in RUNS]
+    checks += [(size, f"{size}: {f.__name__}", f) for sizes, f in CHECKS for size in sizes]
+    for size, name, function in checks:
+        if rank < size:
+            c = Check(groups[size], size, folder)
+            began = time.monotonic()
+            try:
+                with within(World(c.exchange)):
+                    function(c)
+            except BaseException:
+                errors[name] = traceback.format_exc()
+            if rank == 0 and "TIMES" in os.environ:
+                print(f"{name} {time.monotonic() - began:.1f}", file=sys.stderr)
+        dist.barrier()
+
+
+def lose(rank: int, world: int, folder: Path, errors: dict[str, str]) -> None:
+    """One process is killed in the middle of a step: the others say which, and none waits for ever."""
+    kill = [Steps(3, lambda: os.kill(os.getpid(), signal.SIGKILL))] if rank == 1 else []
+    try:
+        with raises(ShardError, "failed on rank", "rank 1 did not answer"):
+            Trainer(settings("usual"), data(), callbacks=kill).fit()
+    except BaseException:
+        errors["lose"] = traceback.format_exc()
+
+
+def command(arguments: list[str]) -> int:
+    """The command line, of which one process is killed in the joint phase unless it was restarted."""
+
+    class Kill(Callback):
+        def on_step(self, of):
+            if (of.place.phase, of.place.epoch, of.place.step) == ("joint", 1, 5):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    if os.environ["RANK"] == "1" and not restarted():
+        fit = Trainer.fit
+
+        def killed(self):
+            self.callbacks.append(Kill())
+            return fit(self)
+
+        trainer.Trainer.fit = killed
+    return cli.main(arguments)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1] == "command":
+        sys.exit(command(sys.argv[2:]))
+    what, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    store = f"file://{folder / 'store'}"
+    wait = timedelta(seconds=60 if what == "run" else 10)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=wait)
+    errors: dict[str, str] = {}
+    (run if what == "run" else lose)(rank, world, folder, errors)
+    (folder / f"{rank}.json").write_text(json.dumps(errors))
+    os._exit(0)  # a group that lost a process cannot be taken down

@@ -1,0 +1,108 @@
+"""Training over several processes, over gloo: the run of one process but for rounding, checkpoints, failures."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sharded
+import torch
+from bidistill import Trainer
+from bidistill.checkpoint import load_model, save_model
+
+
+from bidistill.distill import bidirectional
+
+HERE = Path(__file__).resolve().parent
+NAMES = [f"{size}: {variant}" for size, variant in sharded.RUNS]
+NAMES += [f"{size}: {function.__name__}" for sizes, function in sharded.CHECKS for size in sizes]
+
+
+def processes(what: str, world: int, folder: Path, seconds: float) -> dict[int, dict[str, str]]:
+    """What went wrong on each process that lived to say so."""
+    command = [sys.executable, str(HERE / "sharded.py"), what]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    started = [subprocess.Popen([*command, str(r), str(world), str(folder)], env=environment) for r in range(world)]
+    try:
+        for process in started:
+            process.wait(seconds)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    return {r: json.loads(path.read_text()) for r in range(world) if (path := folder / f"{r}.json").exists()}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What one process gives for each variant, and a run that it was stopped in."""
+    folder = tmp_path_factory.mktemp("sharded")
+    for variant in dict.fromkeys(variant for _, variant in sharded.RUNS):
+        result = Trainer(sharded.settings(variant), sharded.data(variant)).fit()
+        own = folder / "one" / variant
+        for name in ("teacher", "student"):
+            save_model(own / f"{name}.safetensors", getattr(result, name))
+        (own / "result.json").write_text(json.dumps({"history": result.history, "metrics": result.metrics}))
+    stop = sharded.Steps(15, lambda: os.kill(os.getpid(), signal.SIGINT))
+    config = sharded.settings("bpr, spread", run__out=str(folder / "stopped one"))
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(config, sharded.data(), callbacks=[stop]).fit()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(folder):
+    return processes("run", 4, folder, 150)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_world(found, name):
+    assert found.keys() == {0, 1, 2, 3}, "a process died"
+    texts = {rank: text for rank, all_ in found.items() if (text := all_.get(name))}
+    assert not texts, "\n".join(f"rank {rank}: {text}" for rank, text in texts.items())
+
+
+def test_a_checkpoint_of_three_processes_goes_on_in_one(found, folder):
+    assert not any(name.startswith("3: checkpoints") for all_ in found.values() for name in all_)
+    result = Trainer.resume(folder / "stopped for one").fit()
+    one = json.loads((folder / "one" / "bpr, spread" / "result.json").read_text())
+    sharded.same("bpr, spread", result.history, result.metrics, one)
+    for name in ("teacher", "student"):
+        whole = load_model(folder / "one" / "bpr, spread" / f"{name}.safetensors")
+        sharded.near(getattr(result, name), whole, [range(len(p)) for p in whole.parameters()])
+    left = {path.name.partition("-")[0] for path in (folder / "stopped for one" / "checkpoint").iterdir()}
+    assert left == {"state.json", "tensors"}
+
+
+def test_a_process_is_lost_in_a_step(tmp_path):
+    """The others name it, within the time-out."""
+    assert processes("lose", 3, tmp_path, 60) == {0: {}, 2: {}}
+
+
+def test_a_killed_process_under_torchrun(found, folder, tmp_path):
+    """`bidistill train` as for one process. Killed in the middle of an epoch, it ends as if nothing had happened."""
+    sharded.data().save(tmp_path / "split.npz")
+    kill, calm = tmp_path / "run", folder / "calm"
+    options = sharded.BASE | {"eval.ks": "3,5", "run.checkpoint_steps": 3, "run.progress": "false", "run.out": kill}
+    options |= {"data.train_path": tmp_path / "split.npz"}
+    flags = [f"--{name.replace('.', '-').replace('_', '-')}={value}" for name, value in options.items()]
+    launcher = "torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 2".split()
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, str(HERE / "sharded.py"), "command", "train", *flags],
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder:") == 1 and done.stdout.count("53 users, 71 items") == 2  # one process speaks
+    for name in ("teacher", "student"):
+        pairs = zip(*(load_model(run / f"{name}.safetensors").parameters() for run in (kill, calm)), strict=True)
+        assert all(torch.equal(p, q) for p, q in pairs)
+    metrics = [json.loads((run / "metrics.json").read_text()) for run in (kill, calm)]
+    assert metrics[0] == metrics[1]
+    rows = [list(csv.DictReader((run / "metrics.csv").open())) for run in (kill, calm)]
+    assert sharded.timeless(rows[0]) == sharded.timeless(rows[1])
+    assert (kill / "report.html").is_file() and not list(kill.glob("**/.*unfinished*"))
