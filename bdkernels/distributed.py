@@ -197,12 +197,18 @@ class Shards:
         return _samples(drawn, codes)
 
     def rank_errors(
-        self, factors: Factors, ids: Tensor, m: int, seen: Seen | None = None, *, seed: int = 0, step: int = 0
+        self,
+        factors: Factors,
+        ids: Tensor,
+        catalog: int | Tensor,
+        seen: Seen | None = None,
+        *,
+        seed: int = 0,
+        step: int = 0,
     ) -> Tensor:
-        """[B, C] float64: how far the ranks that `sample(catalog=m)` estimates are off; see `bdkernels.subset.rank_errors`."""
+        """[B, C] float64: how far the ranks that `sample(catalog=...)` estimates are off; see `bdkernels.rank_errors`."""
         exact, limits = self.rank(factors, ids, seen), self.score(factors, ids)
-        checks.integer("m", m, 1, self.n_items)
-        counted = subset.draw(self.n_items, m, seed, step)
+        counted = subset.counted(self.n_items, catalog, seed, step)
         here = counted[(counted >= self.slice.start) & (counted < self.slice.stop)] - self.item_offset
         counted, here = counted.to(ids.device), here.to(ids.device)
         few = Shards(len(here), group=self._exchange.group)
@@ -211,7 +217,7 @@ class Shards:
         counts = few.count_above(subset.among(factors, here), limits, ties, some)
         unseen, unseen_counted = (
             reference.candidate_counts(n, len(ids), rows, ids.device)[:, None]
-            for n, rows in ((self.n_items, seen), (m, some))
+            for n, rows in ((self.n_items, seen), (len(counted), some))
         )
         return (subset.scaled(counts, unseen, unseen_counted) - exact).abs() / unseen.clamp(min=1).double()
 

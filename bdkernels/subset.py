@@ -48,25 +48,19 @@ def rank_errors(
     Raises:
         ValueError: an argument is wrong, as for `sample` and `rank`.
     """
-    if isinstance(catalog, Tensor):
-        counted = catalog
-        checks.tensor("catalog", counted, ("m",), (torch.int64,), ids.device)
-        checks.rising_ids("catalog", counted, factors.n_items)
-    else:
-        checks.integer("catalog", catalog, 1, factors.n_items)
-        counted = draw(factors.n_items, catalog, seed, step).to(ids.device)
+    some_items = counted(factors.n_items, catalog, seed, step).to(ids.device)
     pair = (None, None) if seen is None else seen
     exact = torch.ops.bdkernels.rank(*factors, ids, *pair)
-    some = None if seen is None else within(seen, counted)
+    some = None if seen is None else within(seen, some_items)
     counts = torch.ops.bdkernels.count_above(
-        *among(factors, counted),
+        *among(factors, some_items),
         torch.ops.bdkernels.score(*factors, ids),
-        torch.searchsorted(counted, ids.contiguous()),
+        torch.searchsorted(some_items, ids.contiguous()),
         *((None, None) if some is None else some),
     )
     all_, few = (
         reference.candidate_counts(n, len(ids), rows, ids.device)[:, None]
-        for n, rows in ((factors.n_items, seen), (len(counted), some))
+        for n, rows in ((factors.n_items, seen), (len(some_items), some))
     )
     return (scaled(counts, all_, few) - exact).abs() / all_.clamp(min=1).double()
 
@@ -104,6 +98,16 @@ def draw(n_items: int, m: int, seed: int, step: int) -> Tensor:
     left = torch.ones(n_items, dtype=torch.bool)
     left[chosen] = False
     return left.nonzero().squeeze(1)
+
+
+def counted(n_items: int, catalog: int | Tensor, seed: int, step: int) -> Tensor:
+    """The items that `catalog` means: so many random ones, or those."""
+    if isinstance(catalog, Tensor):
+        checks.tensor("catalog", catalog, ("m",), (torch.int64,), catalog.device)
+        checks.rising_ids("catalog", catalog, n_items)
+        return catalog
+    checks.integer("catalog", catalog, 1, n_items)
+    return draw(n_items, catalog, seed, step)
 
 
 def of(n_items: int, m: int, seed: int, step: int) -> Tensor | None:

@@ -27,16 +27,24 @@ class Objective:
         models: the "teacher" and the "student".
         seen: CSR rows of every user's training items: no negative and no distilled item is among them.
         part: what the models and `seen` are of; everything unless given. All processes call `batches` together.
+        popularity: see `Bidirectional`.
     """
 
-    def __init__(self, config: Config, models: Mapping[str, Recommender], seen: Seen, part: Part | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        models: Mapping[str, Recommender],
+        seen: Seen,
+        part: Part | None = None,
+        popularity: Tensor | None = None,
+    ) -> None:
         self.config, self.models = config, models
         self.part = part or Part.whole(models["teacher"].n_users, models["teacher"].n_items)
         self.negatives = NegativeSampler(seen, models["teacher"].n_items)
         self.distiller: Bidirectional | None = None
         if config.distill.method == "bidirectional":
             pair = models["teacher"], models["student"]
-            self.distiller = Bidirectional(config.distill, *pair, seen, config.run.seed, self.part)
+            self.distiller = Bidirectional(config.distill, *pair, seen, config.run.seed, self.part, popularity)
         always = all(self.part.world.agree("negatives", int(self.negatives.always)))
         # Whether a negative may be masked out: of a user who has seen everything, or of one without a distilled item.
         self.may_lack_negatives = config.distill.negatives_from_samples or not always

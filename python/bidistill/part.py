@@ -73,10 +73,10 @@ class Part:
         """`bdkernels.rank` over all items, for users of this process."""
         return rank(factors, ids, seen) if self.shards is None else self.shards.rank(factors, ids, seen)
 
-    def rank_errors(self, factors: Factors, ids: Tensor, m: int, seen: Seen, *, seed: int, step: int) -> Tensor:
-        """`bdkernels.rank_errors` likewise."""
+    def rank_errors(self, factors: Factors, ids: Tensor, counted: Tensor, seen: Seen) -> Tensor:
+        """`bdkernels.rank_errors` likewise, of ranks counted over the items `counted`."""
         run = rank_errors if self.shards is None else self.shards.rank_errors
-        return run(factors, ids, m, seen, seed=seed, step=step)
+        return run(factors, ids, counted, seen)
 
     def sample(
         self, teacher: Factors, student: Factors, k: int, seen: Seen, *, users: Tensor, **settings: object

@@ -112,7 +112,8 @@ class Trainer:
         self.items = torch.from_numpy(split.train_items).to(self.device)
         self.seen = known(split, "val", self.device, of=self.part.users)
         models = {name: self._model(name) for name in ("teacher", "student")}
-        self.objective = Objective(config, models, self.seen, self.part)
+        popularity = torch.bincount(self.items, minlength=split.n_items)
+        self.objective = Objective(config, models, self.seen, self.part, popularity)
         how = {"fuse": not self.objective.may_lack_negatives, "sharded": self.world.size > 1}
         self.learners = {
             name: Learner(model, config[name], self.objective.terms(name), **how) for name, model in models.items()

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bdkernels import Draws, Exp, Linear, RankOnly, Seen, Tanh, Uniform, Weight
+from bdkernels import Draws, Exp, Linear, RankOnly, Seen, Strata, Tanh, Uniform, Weight
 from bidistill.config import DistillConfig, WeightConfig
 from bidistill.models import Recommender
 from bidistill.part import Part, Share
@@ -25,6 +25,7 @@ class Bidirectional:
         seen: CSR rows of all users; seen items are never drawn. n_users rows.
         seed: of the draws.
         part: what the models, `seen` and the pool are of; everything unless given. All processes call the methods together.
+        popularity: [n_items] training interactions of each item, of all users; those of `seen` unless given.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Bidirectional:
         seen: Seen,
         seed: int,
         part: Part | None = None,
+        popularity: Tensor | None = None,
     ) -> None:
         self.config, self.teacher, self.student, self.seen, self.seed = config, teacher, student, seen, seed
         self.part = part or Part.whole(teacher.n_users, teacher.n_items)
@@ -42,7 +44,12 @@ class Bidirectional:
             "student": make_weight(config.to_student, config.side) if config.lambda_student else None,
             "teacher": make_weight(config.to_teacher, config.side) if config.lambda_teacher else None,
         }
-        self.catalog = min(int(config.catalog), teacher.n_items)  # how many items ranks are counted over; 0: all
+        self.catalog = int(config.catalog)  # how many items ranks are counted over; 0: all
+        if self.catalog >= self.part.n_items:
+            self.catalog = 0
+        if self.catalog:
+            counts = torch.bincount(seen.indices, minlength=self.part.n_items) if popularity is None else popularity
+            self.strata = Strata(counts)
         self.pool: Tensor | None = None  # [n_users, directions * config.pool] int32, -1 where there is no draw (yet)
 
     def refill(self, step: int, steps: int) -> None:
@@ -114,13 +121,21 @@ class Bidirectional:
         seen = self.seen.rows(users)
         nth = share.keep(torch.randint(self.teacher.n_items, (PROBES, PROBES), generator=generator)).to(users.device)
         ids = seen.nth_unseen(nth % (self.teacher.n_items - seen.counts()).clamp(min=1)[:, None], self.teacher.n_items)
+        counted = self._counted(step)
+        assert counted is not None
         errors = (
-            self.part.rank_errors(model.factors(users), ids.clamp(min=0), self.catalog, seen, seed=self.seed, step=step)
+            self.part.rank_errors(model.factors(users), ids.clamp(min=0), counted, seen)
             for model in (self.teacher, self.student)
         )
         found = torch.stack(list(errors))[:, (ids >= 0).all(1)]
         total, n = self.part.world.sums("rank error", [float(found.sum()), float(found.numel())])
         return total / n if n else math.nan
+
+    def _counted(self, step: int) -> Tensor | None:
+        """The items that ranks are counted over: some of every popularity, others for each step or refill; None: all."""
+        if not self.catalog:
+            return None
+        return self.strata.draw(self.catalog, self.seed, step).to(self.seen.indptr.device)
 
     def _sample(self, users: Tensor, k: int, step: int) -> Tensor:
         """[B, directions * k] ids, -1 where none: to the student first."""
@@ -134,7 +149,7 @@ class Bidirectional:
             seed=self.seed,
             step=step,
             users=users,
-            catalog=self.catalog or None,
+            catalog=self._counted(step),
         )
         return torch.cat([draws.ids for draws in (samples.to_student, samples.to_teacher) if draws is not None], dim=1)
 

@@ -80,7 +80,7 @@ def measure(config: Config, sizes: Sizes) -> Costs:
     trainer = Trainer(_quiet(config), parts)
     start = time.perf_counter() - began
     size = tables(config.teacher, little) + tables(config.student, little)
-    of_tables = seconds(lambda: [new_model(config[name], little.users, little.items, 0) for name in trainer.learners])
+    of_tables = seconds(lambda: [new_model(config[name], trainer.part, 0) for name in trainer.learners])
     step = {phase: step_seconds(trainer, phase) for phase in PHASES}
     draw = draw_line(trainer) if trainer.objective.distiller is not None else Line(0.0, 0.0)
     ranks = {name: rank_line(trainer, name) for name in trainer.learners}
