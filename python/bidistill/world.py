@@ -177,12 +177,12 @@ def _fresh(store: dist.Store, rank: int, size: int, deadline: float) -> dist.Sto
         if rank == 0:
             store.set("call", ",".join(store.get(f"hello/{place}").decode() for place in range(size)))
         call = store.get("call").decode()
-        corner = hashlib.sha256(call.encode()).hexdigest()[:16]
         if call.split(",")[rank : rank + 1] == [mine]:
+            corner = hashlib.sha256(call.encode()).hexdigest()[:16]
             store.set(f"{corner}/heard/{rank}", "")
-        if rank == 0 and store.check([f"{corner}/heard/{place}" for place in range(size)]):
-            store.set(f"{corner}/go", "")
-        if store.check([f"{corner}/go"]):
-            return dist.PrefixStore(corner, store)
+            if rank == 0 and store.check([f"{corner}/heard/{place}" for place in range(size)]):
+                store.set(f"{corner}/go", "")
+            if store.check([f"{corner}/go"]):
+                return dist.PrefixStore(corner, store)
         time.sleep(0.02)
     raise RuntimeError(f"not all of {size} processes came in time")
