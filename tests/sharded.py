@@ -22,7 +22,6 @@ from bidistill import Config, Split, Trainer, UserError, cli, generate, split, t
 from bidistill.callbacks import Callback
 from bidistill.checkpoint import load_model
 from bidistill.distill import bidirectional
-from bidistill.run_folder import RunFolder
 from bidistill.trainer import Place
 from bidistill.world import World, restarted, within
 
@@ -80,7 +79,11 @@ def data(variant: str = "usual") -> Split:
     """Users and items that 2, 3 and 4 do not divide; "tiny": 5 items, of which the fourth process has none."""
     if variant == "tiny":
         users, items = np.arange(13), np.stack([np.random.default_rng(user).permutation(5) for user in range(13)])
-        parts = {"train": (users.repeat(2), items[:, :2].flatten()), "val": (users, items[:, 2]), "test": (users, items[:, 3])}
+        parts = {
+            "train": (users.repeat(2), items[:, :2].flatten()),
+            "val": (users, items[:, 2]),
+            "test": (users, items[:, 3]),
+        }
         return Split.of(parts, users, np.arange(5))
     interactions, _, _ = generate(53, 71, 450, dim=3, seed=1)
     return split(interactions, "leave_one", seed=1)
@@ -184,7 +187,9 @@ def first_step(c: Check) -> None:
             each.place = Place("joint")
             each.objective.distiller.refill(0, 9)
             generator = torch.Generator().manual_seed(5)
-            batches.append(each.objective.batches(("teacher", "student"), each.users[:64], each.items[:64], 0, generator))
+            batches.append(
+                each.objective.batches(("teacher", "student"), each.users[:64], each.items[:64], 0, generator)
+            )
         users = many.part.users
         pools = [each.objective.distiller.pool for each in (one, many)]
         assert torch.equal(pools[1], pools[0][users.start : users.stop]) and (pools[0] >= 0).all()
@@ -218,7 +223,9 @@ def traffic(c: Check) -> None:
         trainer.step(trainer.users[order], trainer.items[order], 0)
         sent.append(torch.tensor([c.exchange.traffic - before, 0]))
     totals = [sum(c.exchange.gather(each[None], [1] * c.size)[:, 0].tolist()) for each in sent]
-    listed = 256 * (1 + 3 + 2 * 2)  # positives, negatives, two distilled items for each model: at most so many distinct ones
+    listed = 256 * (
+        1 + 3 + 2 * 2
+    )  # positives, negatives, two distilled items for each model: at most so many distinct ones
     d = 6 + 1 + 3 + 1
     most = listed * (8 + 2 * 4 * d) + 16 * c.size**2 * 8
     assert totals[1] < most and totals[1] < 1.15 * totals[0], (totals, most)

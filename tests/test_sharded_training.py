@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +13,6 @@ import sharded
 import torch
 from bidistill import Trainer
 from bidistill.checkpoint import load_model, save_model
-
-
-from bidistill.distill import bidirectional
 
 HERE = Path(__file__).resolve().parent
 NAMES = [f"{size}: {variant}" for size, variant in sharded.RUNS]
@@ -91,7 +87,7 @@ def test_a_killed_process_under_torchrun(found, folder, tmp_path):
     options = sharded.BASE | {"eval.ks": "3,5", "run.checkpoint_steps": 3, "run.progress": "false", "run.out": kill}
     options |= {"data.train_path": tmp_path / "split.npz"}
     flags = [f"--{name.replace('.', '-').replace('_', '-')}={value}" for name, value in options.items()]
-    launcher = "torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 2".split()
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2"]
     done = subprocess.run(
         [sys.executable, "-m", *launcher, str(HERE / "sharded.py"), "command", "train", *flags],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,

@@ -11,7 +11,6 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from bdkernels.exchange import Exchange
 from bidistill.config import RunConfig
 from bidistill.errors import UserError
+from bidistill.join import join
 
 _GIVEN: ContextVar[World | None] = ContextVar("world", default=None)
 
@@ -51,7 +51,7 @@ class World:
         if not dist.is_initialized():
             if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
                 return cls()
-            _join(run)
+            join(run.device, run.timeout)
         return cls(Exchange(None)) if dist.get_world_size() > 1 else cls()
 
     @property
@@ -144,14 +144,3 @@ def launch() -> str:
 def restarted() -> bool:
     """Whether torchrun started this process in place of one that failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
-def _join(run: RunConfig) -> None:
-    cuda = torch.device(run.device).type == "cuda"
-    if cuda and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=run.timeout))
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the processes do not find each other ({reason}): start all of them with torchrun") from error

@@ -62,7 +62,9 @@ def load_shards(path: Path, world: World) -> dict[str, Tensor]:
         if world.size > 1:
             values[name] = _shard(values[name], about.size[0], world)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each process reads its rows without the others
+        warnings.filterwarnings(
+            "ignore", "torch.distributed is disabled"
+        )  # each process reads its rows without the others
         dcp.load(values, storage_reader=dcp.HuggingFaceStorageReader(str(path)), no_dist=True)
     return {name: value.to_local() if isinstance(value, DTensor) else value for name, value in values.items()}
 
