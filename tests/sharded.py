@@ -1,4 +1,4 @@
-"""What every process of test_sharded_training.py runs, told in FOLDER/RANK.json: `python sharded.py WHAT RANK WORLD FOLDER`.
+"""What every process of test_sharded_training.py runs, told in FOLDER/RANK.json: `python sharded.py RANK WORLD FOLDER`.
 
 Under torchrun, `sharded.py command ARGUMENTS`: a command line of bidistill, of which one process is killed the first time.
 """
@@ -64,10 +64,8 @@ VARIANTS = {
 }
 RUNS = [  # which of them are trained on how many processes
     (1, "usual"),
-    (2, "bpr, spread"),
-    (3, "usual"),
-    (3, "sgd, drawn at every step"),
-    (4, "usual"),
+    (2, "sgd, drawn at every step"),
+    (3, "bpr, spread"),
     (4, "estimated ranks"),
     (4, "negatives from samples"),
     (4, "no distillation"),
@@ -105,7 +103,7 @@ class Steps(Callback):
             self.call()
 
 
-def same(variant: str, history, metrics, one) -> None:
+def same(history, metrics, one) -> None:
     """As on one process, but for rounding: sums are taken in another order, and SparseAdam divides a gradient by its own size, so
     that the sign of a tiny one, which is rounding alone, moves a row by up to lr; after few steps of few rows 1e-3 holds. A rank
     that two nearly equal scores decide moves a mean over 53 users (11, 13) by less than 0.02.
@@ -133,9 +131,7 @@ class Check:
         self.group, self.size, self.folder = group, size, folder
         self.rank = dist.get_rank(group)
         self.exchange = Exchange(group)
-
-    def trainer(self, config: Config, parts: Split | None = None, **more) -> Trainer:
-        return Trainer(config, data() if parts is None else parts, **more)
+        self.results = {}
 
     def one(self, variant: str):
         """What one process gave: numbers and models."""
@@ -143,14 +139,15 @@ class Check:
         found = json.loads((folder / "result.json").read_text())
         return found | {name: load_model(folder / f"{name}.safetensors") for name in ("teacher", "student")}
 
-    def run(self, variant: str) -> None:
+    def run(self, variant: str, **more) -> None:
+        """Train, and compare with one process."""
         one = self.one(variant)
-        many = Trainer(settings(variant), data(variant))
-        result = many.fit()
+        many = Trainer(settings(variant, **more), data(variant))
+        result = self.results[variant] = many.fit()
         part = many.part
         if self.size == 1:
             assert result.metrics == one["metrics"]
-        same(variant, result.history, result.metrics, one)
+        same(result.history, result.metrics, one)
         for name in ("teacher", "student"):
             near(getattr(result, name), one[name], (part.users, part.items, part.items))
         assert variant != "tiny" or self.rank < 3 or not part.items
@@ -257,7 +254,7 @@ def checkpoints_go_to_any_number_of_processes(c: Check) -> None:
     """Stopped in the middle of an epoch by one process: all stop at the same step, and go on."""
     out = c.folder / "stopped"
     config = settings("bpr, spread", run__out=str(out))
-    whole = Trainer(settings("bpr, spread"), data()).fit()
+    whole = c.results["bpr, spread"]
     stop = [Steps(15, lambda: os.kill(os.getpid(), signal.SIGINT))] if c.rank == 1 else []
     stopped = Trainer(config, data(), callbacks=stop)
     with pytest.raises(KeyboardInterrupt):
@@ -288,21 +285,22 @@ def checkpoints_go_to_any_number_of_processes(c: Check) -> None:
 
 @check([2])
 def checkpoints_of_others(c: Check) -> None:
-    """Of one process, and of three."""
-    for name in ("stopped one", "stopped three"):
-        folder = c.folder / name
-        resumed = Trainer.resume(folder)
-        result = resumed.fit()
-        same("bpr, spread", result.history, result.metrics, c.one("bpr, spread"))
+    """Of one process, which had the state of torch.optim, and of three."""
+    for name, variant in (("an epoch of one", "negatives from samples"), ("stopped three", "bpr, spread")):
+        resumed = Trainer.resume(c.folder / name, config=settings(variant))
+        result, one = resumed.fit(), c.one(variant)
+        same(result.history, result.metrics, one)
         rows = resumed.part.users, resumed.part.items, resumed.part.items
         for model in ("teacher", "student"):
-            near(getattr(result, model), c.one("bpr, spread")[model], rows)
+            near(getattr(result, model), one[model], rows)
+    out = str(c.folder / "an epoch of two")
+    Trainer(settings("negatives from samples", run__out=out, train__epochs=1), data()).fit()
 
 
 @check([2])
 def undisturbed(c: Check) -> None:
     """What test_a_killed_process_under_torchrun has to come to."""
-    Trainer(settings("usual", run__out=str(c.folder / "calm"), run__checkpoint_steps=3), data()).fit()
+    c.run("usual", run__out=str(c.folder / "calm"), run__checkpoint_steps=3)
 
 
 @check([2])
@@ -324,11 +322,12 @@ def timeless(history):
 
 def run(rank: int, world: int, folder: Path, errors: dict[str, str]) -> None:
     groups = {size: dist.new_group(range(size)) for size in range(1, world + 1)}
+    worlds = {size: Check(group, size, folder) for size, group in groups.items() if rank < size}
     checks = [(size, f"{size}: {variant}", lambda c, v=variant: c.run(v)) for size, variant in RUNS]
     checks += [(size, f"{size}: {f.__name__}", f) for sizes, f in CHECKS for size in sizes]
     for size, name, function in checks:
         if rank < size:
-            c = Check(groups[size], size, folder)
+            c = worlds[size]
             began = time.monotonic()
             try:
                 with within(World(c.exchange)):
@@ -340,14 +339,15 @@ def run(rank: int, world: int, folder: Path, errors: dict[str, str]) -> None:
         dist.barrier()
 
 
-def lose(rank: int, world: int, folder: Path, errors: dict[str, str]) -> None:
-    """One process is killed in the middle of a step: the others say which, and none waits for ever."""
+def lose(rank: int) -> str:
+    """One process is killed in the middle of a step: the others say which, and none waits for ever. "" if so."""
     kill = [Steps(3, lambda: os.kill(os.getpid(), signal.SIGKILL))] if rank == 1 else []
     try:
         with raises(ShardError, "failed on rank", "rank 1 did not answer"):
             Trainer(settings("usual"), data(), callbacks=kill).fit()
     except BaseException:
-        errors["lose"] = traceback.format_exc()
+        return traceback.format_exc()
+    return ""
 
 
 def command(arguments: list[str]) -> int:
@@ -373,11 +373,11 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1] == "command":
         sys.exit(command(sys.argv[2:]))
-    what, rank, world, folder = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
-    store = f"file://{folder / 'store'}"
-    wait = timedelta(seconds=60 if what == "run" else 10)
+    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    store, wait = f"file://{folder / 'store'}", timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=wait)
     errors: dict[str, str] = {}
-    (run if what == "run" else lose)(rank, world, folder, errors)
+    run(rank, world, folder, errors)
     (folder / f"{rank}.json").write_text(json.dumps(errors))
+    (folder / f"{rank} lost.json").write_text(json.dumps(lose(rank)))
     os._exit(0)  # a group that lost a process cannot be taken down

@@ -19,6 +19,7 @@ import torch.distributed as dist
 import bdkernels as bd
 from bdkernels import lockstep, sampler
 from bdkernels.distributed import ShardError, Shards
+from bdkernels.exchange import Exchange
 
 N, USERS = 211, (5, 0, 3, 8)  # users of each process
 WORLDS = {  # items of each process
@@ -176,6 +177,25 @@ def sample_with_ranks_from_a_subset(w: World) -> None:
         ("released", ids),
     ):
         draw(w, w.factors("normal"), w.factors("no bias", d=3), 32, w.seen(), WEIGHTS[name], catalog=catalog)
+
+
+@check
+def rank_errors(w: World) -> None:
+    for kind, rows in (("normal", None), ("ties", w.seen()), ("no bias", w.seen())):
+        f, ids = w.factors(kind), torch.from_numpy(w.rng.integers(0, N, (w.n_users, 9)))
+        for m in (1, 40, N):
+            theirs = bd.rank_errors(f, ids, m, rows, seed=4, step=7)
+            same(w.shards.rank_errors(w.own(f), ids[w.users], m, w.rows(rows), seed=4, step=7), theirs[w.users])
+
+
+@check
+def numbers_for_each(w: World) -> None:
+    """What is told to one process is heard by that one."""
+    exchange = Exchange(w.group)
+    told = exchange.tell("numbers", [[10 * w.place + other, -other] for other in range(w.size)])
+    assert told == [[10 * other + w.place, -w.place] for other in range(w.size)]
+    words = [chr(0x3B1 + place) * place for place in range(w.size)]
+    assert exchange.texts("words", words[w.place]) == words
 
 
 @check

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,21 +18,6 @@ NAMES = [f"{size}: {variant}" for size, variant in sharded.RUNS]
 NAMES += [f"{size}: {function.__name__}" for sizes, function in sharded.CHECKS for size in sizes]
 
 
-def processes(what: str, world: int, folder: Path, seconds: float) -> dict[int, dict[str, str]]:
-    """What went wrong on each process that lived to say so."""
-    command = [sys.executable, str(HERE / "sharded.py"), what]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    started = [subprocess.Popen([*command, str(r), str(world), str(folder)], env=environment) for r in range(world)]
-    try:
-        for process in started:
-            process.wait(seconds)
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
-    return {r: json.loads(path.read_text()) for r in range(world) if (path := folder / f"{r}.json").exists()}
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """What one process gives for each variant, and a run that it was stopped in."""
@@ -44,16 +28,24 @@ def folder(tmp_path_factory):
         for name in ("teacher", "student"):
             save_model(own / f"{name}.safetensors", getattr(result, name))
         (own / "result.json").write_text(json.dumps({"history": result.history, "metrics": result.metrics}))
-    stop = sharded.Steps(15, lambda: os.kill(os.getpid(), signal.SIGINT))
-    config = sharded.settings("bpr, spread", run__out=str(folder / "stopped one"))
-    with pytest.raises(KeyboardInterrupt):
-        Trainer(config, sharded.data(), callbacks=[stop]).fit()
+    out = str(folder / "an epoch of one")
+    Trainer(sharded.settings("negatives from samples", run__out=out, train__epochs=1), sharded.data()).fit()
     return folder
 
 
 @pytest.fixture(scope="module")
-def found(folder):
-    return processes("run", 4, folder, 150)
+def found(folder) -> dict[int, dict[str, str]]:
+    """What went wrong on each process."""
+    command, environment = [sys.executable, str(HERE / "sharded.py")], os.environ | {"OMP_NUM_THREADS": "1"}
+    started = [subprocess.Popen([*command, str(r), "4", str(folder)], env=environment) for r in range(4)]
+    try:
+        for process in started:
+            process.wait(200)
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+    return {r: json.loads(path.read_text()) for r in range(4) if (path := folder / f"{r}.json").exists()}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -63,21 +55,24 @@ def test_world(found, name):
     assert not texts, "\n".join(f"rank {rank}: {text}" for rank, text in texts.items())
 
 
-def test_a_checkpoint_of_three_processes_goes_on_in_one(found, folder):
-    assert not any(name.startswith("3: checkpoints") for all_ in found.values() for name in all_)
-    result = Trainer.resume(folder / "stopped for one").fit()
-    one = json.loads((folder / "one" / "bpr, spread" / "result.json").read_text())
-    sharded.same("bpr, spread", result.history, result.metrics, one)
-    for name in ("teacher", "student"):
-        whole = load_model(folder / "one" / "bpr, spread" / f"{name}.safetensors")
-        sharded.near(getattr(result, name), whole, [range(len(p)) for p in whole.parameters()])
-    left = {path.name.partition("-")[0] for path in (folder / "stopped for one" / "checkpoint").iterdir()}
+@pytest.mark.parametrize(
+    ("name", "variant"), [("stopped for one", "bpr, spread"), ("an epoch of two", "negatives from samples")]
+)
+def test_a_checkpoint_of_several_processes_goes_on_in_one(found, folder, name, variant):
+    result = Trainer.resume(folder / name, config=sharded.settings(variant)).fit()
+    one = json.loads((folder / "one" / variant / "result.json").read_text())
+    sharded.same(result.history, result.metrics, one)
+    for model in ("teacher", "student"):
+        whole = load_model(folder / "one" / variant / f"{model}.safetensors")
+        sharded.near(getattr(result, model), whole, [range(len(p)) for p in whole.parameters()])
+    left = {path.name.partition("-")[0] for path in (folder / name / "checkpoint").iterdir()}
     assert left == {"state.json", "tensors"}
 
 
-def test_a_process_is_lost_in_a_step(tmp_path):
+def test_a_process_is_lost_in_a_step(found, folder):
     """The others name it, within the time-out."""
-    assert processes("lose", 3, tmp_path, 60) == {0: {}, 2: {}}
+    told = {r: json.loads(path.read_text()) for r in range(4) if (path := folder / f"{r} lost.json").exists()}
+    assert told == {0: "", 2: "", 3: ""}
 
 
 def test_a_killed_process_under_torchrun(found, folder, tmp_path):

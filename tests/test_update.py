@@ -347,3 +347,46 @@ def test_the_learning_rate_may_change(backend):
     optimizer.lr = 0.0
     bd.bd_step_update(optimizer, *batch, backend=backend)
     assert same(results(optimizer), tables)
+
+
+@pytest.mark.parametrize("rule", OPTIMIZERS)
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_apply_rows_is_the_rule_on_the_sum_of_a_rows_gradients(rule, weight_decay):
+    """Against torch.optim with sparse gradients, over steps that touch other rows, some of them none."""
+    tables = [torch.randn(11, 3), torch.randn(7, 3), torch.randn(7)]
+    ours = make(rule, tables, weight_decay=weight_decay)
+    theirs = [torch.nn.Parameter(t.clone()) for t in tables]
+    optimizer = OPTIMIZERS[rule][1](theirs)
+    for n in (5, 40, 0, 9):
+        ids = [torch.randint(len(t), (n,)) for t in tables]
+        grads = [torch.randn(n, *t.shape[1:]) for t in tables]
+        bd.apply_rows(ours, **dict(zip(ours.tables(), zip(ids, grads, strict=True), strict=True)))
+        for parameter, rows, grad in zip(theirs, ids, grads, strict=True):
+            unique, place = rows.unique(return_inverse=True)
+            total = torch.zeros(len(unique), *grad.shape[1:]).index_add_(0, place, grad)
+            total += weight_decay * parameter.detach()[unique]
+            parameter.grad = torch.sparse_coo_tensor(unique[None], total, parameter.shape, is_coalesced=True)
+        optimizer.step()
+    for table, parameter in zip(ours.tables().values(), theirs, strict=True):
+        torch.testing.assert_close(table, parameter.detach(), rtol=1e-5, atol=1e-6)
+    assert ours.step == 4
+
+
+def test_apply_rows_changes_the_named_tables_alone_and_nothing_on_an_error():
+    ours = make("adam", [torch.randn(4, 3), torch.randn(5, 3), None])
+    before = [t.clone() for t in results(ours)]
+    good = torch.tensor([1, 1]), torch.randn(2, 3)
+    for name, rows, error in (
+        ("item_bias", (good[0], torch.randn(2)), "rows: expected 'user_table' or 'item_table', got 'item_bias'"),
+        ("item_table", (torch.tensor([5, 0]), good[1]), r"item_table: ids: expected ids in \[0, 5\)"),
+        ("item_table", (good[0].int(), good[1]), "item_table: ids: expected int64"),
+        ("item_table", (good[0], torch.randn(2, 4)), r"item_table: grads: expected shape \[2, 3\]"),
+        ("item_table", (good[0], good[1].double()), "item_table: grads: expected float32"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            bd.apply_rows(ours, user_table=good, **{name: rows})
+    assert same(before, results(ours)) and ours.step == 0
+    bd.apply_rows(ours, user_table=good)
+    assert torch.equal(ours.item_table, before[1]) and ours.step == 1
+    changed = (ours.user_table != before[0]).any(1)
+    assert changed.tolist() == [False, True, False, False]

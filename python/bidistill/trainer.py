@@ -200,7 +200,8 @@ class Trainer:
 
     def _open(self, folder: RunFolder) -> None:
         """Begin the run in its folder, or go on there."""
-        mine = restarted() and not self.place.started and folder.begun_here()
+        again = any(self.world.agree("begin", int(restarted())))  # torchrun tells those of the failed process's machine
+        mine = again and not self.place.started and folder.begun_here()
         if mine and folder.has_checkpoint():
             _, _, state = folder.open(self.config, self.split)
             self._load(folder.tensors(state), state)

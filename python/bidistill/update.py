@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from bdkernels import SGD, Adagrad, Draws, LazyAdam, bd_step_update, distill_loss
+from bdkernels import SGD, Adagrad, Draws, LazyAdam, RowOptimizer, bd_step_update, distill_loss
 from bidistill.config import ModelConfig
 from bidistill.losses import LOSSES
 from bidistill.models import Recommender, TableModel
@@ -118,6 +118,8 @@ class EagerUpdate:
         return {f"{index}.{name}": value for index, values in states.items() for name, value in values.items()}
 
     def load_state(self, state: dict[str, Any]) -> None:
+        if "step" in state:
+            state = to_torch(state, list(self.model.parameters()), self.optimizer)
         states: dict[int, dict[str, Any]] = {}
         for name, value in state.items():
             index, _, key = name.partition(".")
@@ -128,6 +130,32 @@ class EagerUpdate:
         kinds = self.model.row_kinds()
         names = [name for name, _ in self.model.named_parameters()]
         return {str(index): kinds[name] for index, name in enumerate(names) if name in kinds}
+
+
+TABLES = ("user_table", "item_table", "item_bias")  # in the order of a TableModel's parameters
+
+
+def to_torch(state: dict[str, Any], parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of an optimizer of FUSED as the one of torch.optim with the same rule has it."""
+    tensor = isinstance(optimizer, torch.optim.Adagrad)  # keeps its step in one
+    found: dict[str, Any] = {}
+    for index, (table, parameter) in enumerate(zip(TABLES, parameters, strict=True)):
+        names = [name for name in state if name.startswith(f"{table}.")]
+        found |= {f"{index}.{name.partition('.')[2]}": state[name].view(parameter.shape) for name in names}
+        if names:
+            found[f"{index}.step"] = torch.tensor(float(state["step"])) if tensor else int(state["step"])
+    return found
+
+
+def from_torch(state: dict[str, Any], optimizer: RowOptimizer) -> dict[str, Any]:
+    """The other way: what the torch.optim of the rule has, for an optimizer of FUSED."""
+    found: dict[str, Any] = {"step": 0}
+    for index, (table, like) in enumerate(zip(TABLES, optimizer.tables().values(), strict=True)):
+        for name in optimizer.names:
+            value = state.get(f"{index}.{name}")  # none before the first step
+            found[f"{table}.{name}"] = torch.zeros_like(like) if value is None else value.view(like.shape)
+        found["step"] = max(found["step"], int(state.get(f"{index}.step", 0)))
+    return found
 
 
 class FusedUpdate:

@@ -6,15 +6,11 @@ environment who it is.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket
-import time
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -22,6 +18,7 @@ import torch.distributed as dist
 from bdkernels.exchange import Exchange
 from bidistill.config import RunConfig
 from bidistill.errors import UserError
+from bidistill.join import join
 
 _GIVEN: ContextVar[World | None] = ContextVar("world", default=None)
 
@@ -54,7 +51,7 @@ class World:
         if not dist.is_initialized():
             if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
                 return cls()
-            _join(run)
+            join(run.device, run.timeout)
         return cls(Exchange(None)) if dist.get_world_size() > 1 else cls()
 
     @property
@@ -147,42 +144,3 @@ def launch() -> str:
 def restarted() -> bool:
     """Whether torchrun started this process in place of one that failed."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
-def _join(run: RunConfig) -> None:
-    cuda = torch.device(run.device).type == "cuda"
-    if cuda and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    backend, timeout = "cpu:gloo,cuda:nccl" if cuda else "gloo", timedelta(seconds=run.timeout)
-    try:
-        store, rank, size = next(dist.rendezvous("env://", timeout=timeout))
-        store.set_timeout(timeout)
-        fresh = _fresh(store, rank, size, time.monotonic() + run.timeout)
-        dist.init_process_group(backend, store=fresh, rank=rank, world_size=size, timeout=timeout)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the processes do not find each other ({reason}): start all of them with torchrun") from error
-
-
-def _fresh(store: dist.Store, rank: int, size: int, deadline: float) -> dist.Store:
-    """The store without what was written before these processes started.
-
-    torchrun keeps one store for all restarts, and where the processes of an earlier start could be reached still stands there:
-    who comes first would wait for one that is gone. So each says a new name, the first process calls all names, and when
-    everybody has heard its own in the same call, they go on in a corner of the store that is named after that call.
-    """
-    mine = uuid.uuid4().hex
-    store.set(f"hello/{rank}", mine)
-    while time.monotonic() < deadline:
-        if rank == 0:
-            store.set("call", ",".join(store.get(f"hello/{place}").decode() for place in range(size)))
-        call = store.get("call").decode()
-        if call.split(",")[rank : rank + 1] == [mine]:
-            corner = hashlib.sha256(call.encode()).hexdigest()[:16]
-            store.set(f"{corner}/heard/{rank}", "")
-            if rank == 0 and store.check([f"{corner}/heard/{place}" for place in range(size)]):
-                store.set(f"{corner}/go", "")
-            if store.check([f"{corner}/go"]):
-                return dist.PrefixStore(corner, store)
-        time.sleep(0.02)
-    raise RuntimeError(f"not all of {size} processes came in time")

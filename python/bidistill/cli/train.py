@@ -116,7 +116,7 @@ def train(trainer: Trainer, *, control: bool, resumed: bool = False) -> None:
     except KeyboardInterrupt:
         if not trainer.world.first:
             raise SystemExit(130) from None
-        raise KeyboardInterrupt(_way_on(folder, control)) from None
+        raise KeyboardInterrupt(_way_on(folder, control, trainer.world)) from None
     if trainer.world.first:
         show(folder)
 
@@ -142,8 +142,9 @@ def show(folder: Path) -> None:
     print(f"run folder: {folder}\nreport:     {report} (learning curves, and where the student beats the teacher)")
 
 
-def _way_on(folder: Path, control: bool) -> str:
+def _way_on(folder: Path, control: bool, world: World) -> str:
     """What to say after Ctrl-C."""
     if not (folder / "checkpoint" / "state.json").is_file():
         return "stopped before the first checkpoint; start again with the same command and --overwrite"
-    return f"stopped; go on with: bidistill train --resume {folder}{' --control' if control else ''}"
+    start = "torchrun ... -m " if world.size > 1 else ""
+    return f"stopped; go on with: {start}bidistill train --resume {folder}{' --control' if control else ''}"

@@ -15,7 +15,7 @@ from bidistill.errors import UserError
 from bidistill.losses import LOSSES
 from bidistill.models.base import Tables
 from bidistill.sharded.rows import ModelRows
-from bidistill.update import FUSED, Batch, Terms
+from bidistill.update import FUSED, Batch, Terms, from_torch
 
 
 class ShardedUpdate:
@@ -91,7 +91,8 @@ class ShardedUpdate:
         return dict(self.optimizer.state_dict())
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
+        """Restore what `state` gave, or what one process had, which may have used torch.optim."""
+        self.optimizer.load_state_dict(state if "step" in state else from_torch(state, self.optimizer))
 
     def row_kinds(self) -> dict[str, str]:
         return {"user_table": "users", "item_table": "items", "item_bias": "items"}
