@@ -80,7 +80,9 @@ class Learner:
         self.best = below("best.", tensors)
         self.best_score = -math.inf if numbers["best_score"] is None else numbers["best_score"]
         self.best_epoch, self.stale = numbers["best_epoch"], numbers["stale"]
-        self.update.load_state(below("optimizer.", tensors | numbers["optimizer"]))
+        device = next(iter(self.model.parameters())).device
+        moved = {name: value.to(device) if value.dim() else value for name, value in tensors.items()}  # numbers stay
+        self.update.load_state(below("optimizer.", moved | numbers["optimizer"]))
 
     def load_grown(self, tensors: dict[str, Tensor], numbers: dict[str, Any], growth: Growth) -> None:
         """Restore what `state` gave before users or items were added; theirs are the rows that this model has now.

@@ -110,7 +110,7 @@ class Trainer:
         self.part = Part(self.world, split.n_users, split.n_items)
         self.users = torch.from_numpy(split.train_users).to(self.device)
         self.items = torch.from_numpy(split.train_items).to(self.device)
-        self.seen = known(split, "val", self.device, of=self.part.users)
+        self.seen = known(split, "val", self.device, of=self.part.users if self.world.size > 1 else None)
         models = {name: self._model(name) for name in ("teacher", "student")}
         popularity = torch.bincount(self.items, minlength=split.n_items)
         self.objective = Objective(config, models, self.seen, self.part, popularity)
@@ -380,7 +380,8 @@ class Trainer:
             self.objective.distiller.pool = tensors["pool"].to(self.device)
         self.place = Place(**state["place"])
         self.history, self.warmup = state["history"], state["warmup"]
-        for name, sums in state["sums"].items():
+        for name, kept in state["sums"].items():
+            sums = kept if isinstance(kept, list) else [kept]  # as one process once wrote it
             same = len(sums) == self.world.size  # else the first has the sum
             self.sums[name] = sums[self.world.rank] if same else sum(sums) * self.world.first
 
