@@ -24,7 +24,7 @@ SIZES = {
     "middle": (200_000, 200_000, 4_000_000),
     "million": (10**6, 10**6, 2 * 10**7),
 }
-# One epoch alone and one together; a pool is refilled every second epoch, so half of them are in this one.
+# One epoch alone and one together; a pool is refilled once in four epochs, so a quarter of them in this one.
 SETTINGS: dict[str, Any] = {
     "teacher.dim": 64,
     "student.dim": 8,
@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
     "train.warmup_epochs": 1,
     "train.epochs": 1,
     "distill.refill": "spread",
-    "distill.refresh": 2,
+    "distill.refresh": 4,
     "eval.users": 2048,
     "run.checkpoint_steps": 2000,
 }
