@@ -363,16 +363,17 @@ def bd_step_update(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tens
 def update_rows(table: Tensor, state: list[Tensor], ids: Tensor, grads: Tensor, rule: Rule) -> None:
     """Sum the gradients of equal ids and apply the rule once to each of those rows; formulas in `bdkernels.optim`."""
     ids, place = ids.unique(return_inverse=True)
-    old = table[ids]
+    old, rows = table.index_select(0, ids), [each.index_select(0, ids) for each in state]  # each row is visited once
     g = torch.zeros_like(old).index_add_(0, place, grads) + rule.weight_decay * old
     if rule.kind == "adagrad":
-        state[0][ids] += g * g
-        g = g / (state[0][ids].sqrt() + rule.eps)
+        rows[0] += g * g
+        g = g / (rows[0].sqrt() + rule.eps)
     elif rule.kind == "adam":
-        for average, new, beta in zip(state, (g, g * g), (rule.beta1, rule.beta2), strict=True):
-            average[ids] += (1 - beta) * (new - average[ids])
-        g = state[0][ids] / (state[1][ids].sqrt() + rule.eps)
-    table[ids] = old - rule.lr * g
+        for average, new, beta in zip(rows, (g, g * g), (rule.beta1, rule.beta2), strict=True):
+            average += (1 - beta) * (new - average)
+        g = rows[0] / (rows[1].sqrt() + rule.eps)
+    for each, new in zip((*state, table), (*rows, old - rule.lr * g), strict=True):
+        each.index_copy_(0, ids, new)
 
 
 # ---- topk ----

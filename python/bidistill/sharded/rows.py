@@ -80,7 +80,7 @@ class Fetched:
         parts = []
         for _, items, bias in tables.values():
             assert bias is not None
-            parts += [items[self._wanted], bias[self._wanted, None]]
+            parts += [items.index_select(0, self._wanted), bias.index_select(0, self._wanted)[:, None]]
         received = self._exchange.route(torch.cat(parts, 1), self._receive, self._send)
         pieces = iter(received.split([part.shape[1] for part in parts], dim=1))
         return {
