@@ -163,7 +163,7 @@ def subset_table(result: dict[str, Any]) -> list[str]:
     for r in result["error"]:
         tv = (r[f"tv_{name}{of}"] for name in ("to_student", "to_teacher") for of in ("", "_averaged"))
         shares = (f"{r[name]:.2%}" for name in ("rank_error_mean", "rank_error_p95", "bound"))
-        kind = "of every popularity" if r["strata"] else "any"
+        kind = "of every popularity" if r.get("strata") else "any"
         lines.append(f"| {r['catalog']:,}, {kind} | {' | '.join(shares)} | {' | '.join(f'{v:.3f}' for v in tv)} |")
     others = [name for name in dict.fromkeys(r["catalog"] for r in result["quality"]) if name != "0"]
     named = [name if name == "control" else f"{name} of every popularity" for name in others]

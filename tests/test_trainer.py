@@ -4,11 +4,14 @@ import csv
 import json
 import os
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -194,6 +197,29 @@ def test_checkpoints_within_an_epoch(parts, tmp_path):
         (0, 0), (0, 0), (0, 2), (0, 2), (0, 4), (1, 0), (1, 0), (1, 2),
     ]  # fmt: skip
     assert load_checkpoint(tmp_path / "checkpoint")[1]["place"]["phase"] == "joint"
+
+
+@pytest.mark.parametrize("full", ["no room", "in the middle"])
+def test_a_full_disk_costs_no_checkpoint(parts, tmp_path, monkeypatch, full):
+    """The new checkpoint is not written, the old one stands, nothing else is left, and the run can go on from there."""
+    trainer = Trainer(config(run__out=str(tmp_path), train__epochs=1), parts)
+    trainer.fit()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with monkeypatch.context() as patch:
+        if full == "no room":
+            patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+        else:
+            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+        try:
+            with pytest.raises(UserError, match=r"tensors-.*\.safetensors"):
+                trainer.save()
+        finally:
+            if full == "in the middle":
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    longer = trainer.config.with_overrides({"train.epochs": 2})
+    assert Trainer.resume(tmp_path, config=longer).fit().history[-1]["epoch"] == 2
 
 
 def test_evaluation_on_some_users(parts, undisturbed):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bdkernels import open_table
-from bidistill.data.files import replacing
+from bidistill.data.files import replacing, require_room
 from bidistill.errors import UserError
 from bidistill.models import Recommender, build_model
 from bidistill.world import World
@@ -56,9 +56,11 @@ def save_checkpoint(
 
 def _save_whole(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     path = folder / f"tensors-{uuid.uuid4().hex[:12]}.safetensors"
+    require_room(path, sum(value.numel() * value.element_size() for value in tensors.values()))
     try:
         save_file({name: value.contiguous() for name, value in tensors.items()}, path)
     except (OSError, SafetensorError) as error:
+        path.unlink(missing_ok=True)  # half of it would fill the disk that is full
         raise UserError(f"cannot write {path}: {error}; free some space or choose another folder") from error
     return {"tensors": path.name, "sha256": digest_of(path)}
 

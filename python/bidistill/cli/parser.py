@@ -91,7 +91,7 @@ def count(text: str) -> int:
     except ValueError:
         number = float(text) if re.fullmatch(r"[0-9.]+e[0-9]+", text) else 0.5
     if not number.is_integer():
-        raise argparse.ArgumentTypeError(f"{text} is no whole number")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number")
     return int(number)
 
 

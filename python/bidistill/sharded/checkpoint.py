@@ -5,6 +5,7 @@ Each process writes its rows into a file of its own, in a folder that all of the
 
 from __future__ import annotations
 
+import shutil
 import uuid
 import warnings
 from pathlib import Path
@@ -40,6 +41,8 @@ def save_shards(folder: Path, tensors: dict[str, Tensor], world: World) -> dict[
     try:
         dcp.save(values, storage_writer=writer, process_group=world.exchange.group)
     except CheckpointException as error:
+        if world.first:
+            shutil.rmtree(path, ignore_errors=True)  # half of it would fill the disk that is full
         rank, (reason, _) = next(iter(error.failures.items()))
         said = str(reason).splitlines()[0]
         raise UserError(
