@@ -24,7 +24,7 @@ SIZES = {
     "middle": (200_000, 200_000, 4_000_000),
     "million": (10**6, 10**6, 2 * 10**7),
 }
-# One epoch alone and one together; a pool is refilled once in four epochs, so a quarter of them in this one.
+# One epoch alone and one together; a pool is refilled once in eight epochs, so an eighth of them in this one.
 SETTINGS: dict[str, Any] = {
     "teacher.dim": 64,
     "student.dim": 8,
@@ -36,7 +36,7 @@ SETTINGS: dict[str, Any] = {
     "train.warmup_epochs": 1,
     "train.epochs": 1,
     "distill.refill": "spread",
-    "distill.refresh": 4,
+    "distill.refresh": 8,
     "eval.users": 2048,
     "run.checkpoint_steps": 2000,
 }
@@ -67,7 +67,7 @@ def one_size(name: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any
     command(["plan", *sizes, *flags, "--json"], folder / "plan.json")
     plan = json.loads((folder / "plan.json").read_text())
     print(f"{name}: planned {plan['total_s']:,.0f} s and {plan['peak_bytes'] / 1e9:.2f} GB", flush=True)
-    trained = command(["train", "--data-path", str(data), *flags], folder / "train.log")
+    trained = command(["train", "--overwrite", "--data-path", str(data), *flags], folder / "train.log")
     print(f"{name}: took {trained['seconds']:,.0f} s and {trained['peak_gb']:.2f} GB", flush=True)
     with (run / "metrics.csv").open(newline="") as file:
         epochs = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]

@@ -16,7 +16,7 @@ def million_table(result: dict[str, Any], where: str) -> list[str]:
         "| users x items, interactions | data made in | planned | took | planned / took | planned peak | peak | disk |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in result["sizes"]:
+    for row in sorted(result["sizes"], key=lambda row: row["users"]):
         plan, train = row["plan"], row["train"]
         cells = [
             f"{row['users']:,} x {row['items']:,}, {row['interactions']:,}",
@@ -29,7 +29,7 @@ def million_table(result: dict[str, Any], where: str) -> list[str]:
             f"{train['disk_gb']:.1f} GB",
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    largest = result["sizes"][-1]
+    largest = max(result["sizes"], key=lambda row: row["users"])
     lines += [
         f"\nThe epochs of {largest['users']:,} x {largest['items']:,}:\n",
         "| | steps | interactions a second | refill | evaluation |",
