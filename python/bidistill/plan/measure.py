@@ -18,14 +18,16 @@ from bdkernels.measure import seconds
 from bidistill.checkpoint import save_checkpoint
 from bidistill.config import Config
 from bidistill.data import Interactions, read, split, write_interactions
+from bidistill.distill.bidirectional import CHUNK
 from bidistill.learner import new_model
 from bidistill.plan.memory import tables
 from bidistill.plan.sizes import Sizes, made_up
 from bidistill.trainer import PHASES, Place, Trainer
 
-# More than the caches hold, so that rows cost what they cost in tables of any size; and little enough to be made in seconds.
-MOST = {"users": 200_000, "items": 500_000, "train": 2_000_000}
-USERS = 256  # drawn and ranked for in one timed call
+# Tables of real size as far as that takes seconds: their rows cost more the less of them the caches and page tables hold.
+MOST = {"users": 1_000_000, "items": 1_000_000, "train": 2_000_000}
+SCANNED = 250_000  # items of a timed call that goes over all of them: more than the caches hold, too
+OWN = 0.5  # standard deviation of the part that is not shared: a correlation of 0.8, and 0.7 to 0.8 was seen on trained models
 ROWS = 200_000  # of the file that is read
 BLOCK = 1 << 24  # floats of the checkpoint that is written: 64 MB
 
@@ -67,7 +69,7 @@ class Costs:
 
 
 def measure(config: Config, sizes: Sizes) -> Costs:
-    """Measure everything, in about ten seconds.
+    """Measure everything, in some ten to twenty seconds.
 
     Args:
         config: the run's settings; dims, batch, optimizers, samples and pool are what counts.
@@ -81,8 +83,8 @@ def measure(config: Config, sizes: Sizes) -> Costs:
     start = time.perf_counter() - began
     size = tables(config.teacher, little) + tables(config.student, little)
     of_tables = seconds(lambda: [new_model(config[name], trainer.part, 0) for name in trainer.learners])
-    step = {phase: step_seconds(trainer, phase) for phase in PHASES}
     draw = draw_line(trainer) if trainer.objective.distiller is not None else Line(0.0, 0.0)
+    step = {phase: step_seconds(trainer, phase) for phase in PHASES}
     ranks = {name: rank_line(trainer, name) for name in trainer.learners}
     start = max(0.0, start - of_tables) / little.train
     read, save = read_seconds(), save_seconds(folder)
@@ -93,7 +95,7 @@ def draw_share(config: Config, sizes: Sizes) -> float:
     """The share of the joint phase's time that exact draws would take, measured in a few seconds."""
     little = sizes.at_most(**MOST)
     trainer = Trainer(_quiet(config), made_up(little))
-    step, draw = step_seconds(trainer, "joint"), draw_line(trainer).at(sizes.items)
+    draw, step = draw_line(trainer).at(sizes.items), step_seconds(trainer, "joint")
     steps = math.ceil(sizes.train / config.train.batch_size)
     refresh = config.distill.refresh
     users = sizes.users / (refresh * steps) if refresh else config.train.batch_size  # drawn for in a step
@@ -122,10 +124,18 @@ def step_seconds(trainer: Trainer, phase: str, repeats: int = 8) -> float:
 
 
 def draw_line(trainer: Trainer) -> Line:
-    """Draws for USERS users over all items and over a quarter of them."""
+    """Draws for as many users as a refill takes at once, over SCANNED items and over a quarter of them.
+
+    How many proposals must be counted depends on how alike the two models rank. Those here are untrained; biases that they share
+    in part make their ranks as alike as those of trained ones.
+    """
     distiller, distill = trainer.objective.distiller, trainer.config.distill
     assert distiller is not None
-    teacher, student = (factors_of(trainer, name) for name in ("teacher", "student"))
+    shared, *own = torch.randn(3, trainer.split.n_items, generator=torch.Generator().manual_seed(0))
+    teacher, student = (
+        factors_of(trainer, name, CHUNK)._replace(item_bias=(shared + OWN * noise).to(trainer.device))
+        for name, noise in zip(("teacher", "student"), own, strict=True)
+    )
     student_weight, teacher_weight = distiller.weights["student"], distiller.weights["teacher"]
     k = distill.pool if distill.refresh else distill.samples
     m = int(distill.catalog) or None
@@ -138,15 +148,15 @@ def draw_line(trainer: Trainer) -> Line:
 
 
 def rank_line(trainer: Trainer, name: str) -> Line:
-    """`rank` of one item for USERS users over all items and over a quarter of them."""
-    factors = factors_of(trainer, name)
+    """`rank` of one item for the users of a batch of evaluation, over SCANNED items and over a quarter of them."""
+    factors = factors_of(trainer, name, trainer.config.eval.batch)
     ids = torch.zeros(len(factors.users), 1, dtype=torch.int64, device=trainer.device)
     return line(factors, lambda n: rank(first(factors, n), ids))
 
 
-def factors_of(trainer: Trainer, name: str) -> Factors:
-    """USERS users of one of the models."""
-    return trainer.learners[name].model.factors(torch.arange(min(USERS, trainer.split.n_users), device=trainer.device))
+def factors_of(trainer: Trainer, name: str, users: int) -> Factors:
+    """Some users of one of the models."""
+    return trainer.learners[name].model.factors(torch.arange(min(users, trainer.split.n_users), device=trainer.device))
 
 
 def first(factors: Factors, n: int) -> Factors:
@@ -175,11 +185,13 @@ def save_seconds(folder: Path) -> float:
 
 
 def line(factors: Factors, call: Callable[[int], Any]) -> Line:
-    """Seconds a user of calls over n items, for all items and a quarter of them in turns."""
-    items, users = factors.n_items, len(factors.users)
+    """Seconds a user of calls over n items, for SCANNED items and a quarter of them in turns."""
+    items, users = min(SCANNED, factors.n_items), len(factors.users)
     few = max(1, items // 4)
     call(few)
-    times = [(seconds(lambda: call(few)), seconds(lambda: call(items))) for _ in range(3)]
+    times = [(seconds(lambda: call(few)), seconds(lambda: call(items)))]
+    for _ in range(2 if sum(times[0]) < 0.5 else 0):
+        times.append((seconds(lambda: call(few)), seconds(lambda: call(items))))
     short, long = (median(column) / users for column in zip(*times, strict=True))
     slope = max(0.0, long - short) / max(1, items - few)
     return Line(max(0.0, long - slope * items), slope)
