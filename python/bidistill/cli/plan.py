@@ -18,8 +18,8 @@ from bidistill.plan.plan import gb
 from bidistill.plan.world import Network, world_plan
 
 ABOUT = """Tell what `bidistill train` with the same settings will take: memory part by part, time part by part, and what does not
-fit. Measures this machine for ten to twenty seconds. Sizes are numbers that you give, or those of the data that the settings name.
-Times are those of a run whose phases go to their last epoch, on a machine that does nothing else."""
+fit. Measures this machine for ten to twenty seconds. Sizes are numbers that you give, or those of the data that the settings
+name. Times are those of a run whose phases go to their last epoch, on a machine that does nothing else."""
 EXAMPLES = """  bidistill plan --users 1000000 --items 1000000 --interactions 20000000 --teacher-dim 64 --student-dim 8
   bidistill plan runs/ml/config.toml                     the data that the settings name
   bidistill plan big.toml --users 1e7 --items 1e6 --interactions 3e8 --json

@@ -14,6 +14,7 @@ from bidistill.plan.sizes import Sizes
 STATES = {"adam": 2, "sparse_adam": 2, "adagrad": 1, "sgd": 0}  # of the optimizers, each as large as the tables
 DENSE = ("adam", "adagrad", "sgd")  # those whose gradient is as large as the tables, where no fused step stands in
 WIDEST = "the widest moment: an epoch's order, or the seen items of the test"
+KEPT = 40  # bytes a row: seen in runs of 4 and 20 million rows of CSV
 PROGRAM = 400 << 20  # Python, torch and pyarrow, and what their allocators keep
 
 
@@ -63,6 +64,10 @@ def memory(config: Config, sizes: Sizes) -> list[Part]:
         Part("teacher: tables, best state, optimizer", learner(config.teacher, sizes, fused)),
         Part("student: tables, best state, optimizer", learner(config.student, sizes, fused)),
         Part("pool of draws", pool(config, sizes)),
+        Part("what reading the data leaves with the allocators", KEPT * sizes.interactions),
+        Part(
+            "the report's models, before and after", 2 * (tables(config.teacher, sizes) + tables(config.student, sizes))
+        ),
         Part(WIDEST, max(seen, order)),
     ]
 
