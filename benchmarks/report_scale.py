@@ -9,7 +9,7 @@ def million_table(result: dict[str, Any], where: str) -> list[str]:
     """What was planned beside what it took, at each size, and the epochs of the largest."""
     s = result["settings"]
     lines = [
-        f"**A million users x a million items** (`make million`; {where}). Teacher {s['teacher.dim']}, student",
+        f"**The whole job, as planned and as it was** (`make million`; {where}). Teacher {s['teacher.dim']}, student",
         f"{s['student.dim']}, one epoch of each alone and one of both, batch {s['train.batch_size']:,}; exact draws over the",
         f"full catalog, each user's pool refilled once in {s['distill.refresh']} epochs, as the steps go; evaluation on",
         f"{s['eval.users']:,} users. Planned: by `bidistill plan` before the run. Each command a process of its own:\n",
