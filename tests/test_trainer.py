@@ -3,22 +3,18 @@
 import csv
 import json
 import os
-import re
-import resource
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from bidistill import MF, Config, Split, Trainer, UserError, evaluate, generate, split
-from bidistill.callbacks import Callback, ProgressBar
-from bidistill.checkpoint import load_checkpoint, load_model, save_model
+from bidistill.callbacks import Callback
+from bidistill.checkpoint import load_model, save_model
 from bidistill.distill import bidirectional
 from bidistill.update import FusedUpdate
 
@@ -180,72 +176,6 @@ def test_ctrl_c_and_resume_change_nothing(parts, undisturbed, tmp_path, name, st
         again.fit()
     assert same(Trainer.resume(tmp_path, split=parts).fit(), undisturbed(name))
     assert same(Trainer.resume(tmp_path).fit(), undisturbed(name))  # a finished run
-
-
-def test_checkpoints_within_an_epoch(parts, tmp_path):
-    """Every second of the epoch's 5 steps, and at its end."""
-    found = []
-
-    class Look(Callback):
-        def on_step(self, trainer):
-            state = tmp_path / "checkpoint" / "state.json"
-            found.append(json.loads(state.read_text())["place"] if state.exists() else None)
-
-    trainer = Trainer(config(run__out=str(tmp_path), run__checkpoint_steps=2), parts, callbacks=[Look()])
-    trainer.fit()
-    assert [(place["epoch"], place["step"]) for place in found[:8]] == [
-        (0, 0), (0, 0), (0, 2), (0, 2), (0, 4), (1, 0), (1, 0), (1, 2),
-    ]  # fmt: skip
-    assert load_checkpoint(tmp_path / "checkpoint")[1]["place"]["phase"] == "joint"
-
-
-@pytest.mark.parametrize("full", ["no room", "in the middle"])
-def test_a_full_disk_costs_no_checkpoint(parts, tmp_path, monkeypatch, full):
-    """The new checkpoint is not written, the old one stands, nothing else is left, and the run can go on from there."""
-    trainer = Trainer(config(run__out=str(tmp_path), train__epochs=1), parts)
-    trainer.fit()
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with monkeypatch.context() as patch:
-        if full == "no room":
-            patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
-        else:
-            limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
-        try:
-            with pytest.raises(UserError, match=r"tensors-.*\.safetensors"):
-                trainer.save()
-        finally:
-            if full == "in the middle":
-                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    longer = trainer.config.with_overrides({"train.epochs": 2})
-    assert Trainer.resume(tmp_path, config=longer).fit().history[-1]["epoch"] == 2
-
-
-def test_evaluation_on_some_users(parts, undisturbed):
-    """The same losses, and metrics of the same few users in every epoch."""
-    some = Trainer(config(eval__users=20, train__patience=0), parts).fit()
-    assert some.metrics["teacher"]["test"]["users"] == 20 < undisturbed("default").metrics["teacher"]["test"]["users"]
-    for name in ("teacher", "student"):
-        for part in ("val", "test"):
-            model = getattr(some, name)
-            assert some.metrics[name][part] == evaluate(model, parts, part, (5, 10), most=20)
-    losses = [
-        [row[key] for row in run.history for key in row if "loss" in key] for run in (some, undisturbed("default"))
-    ]
-    assert losses[0] == losses[1]
-
-
-def test_progress_in_a_log(parts, capsys, monkeypatch):
-    """Where stderr is no terminal: lines with interactions, how many a second, and the time left."""
-    monkeypatch.setattr(ProgressBar, "LINE_SECONDS", 0.0)
-    Trainer(config(run__progress=True), parts).fit()
-    written = capsys.readouterr()
-    n = len(parts.train_users)
-    lines = written.err.splitlines()
-    assert re.match(rf"joint:\s+\d+%\|.*\| \d.*/{3 * n / 1000:.3g}k \[\d+:\d+<\d+:\d+, .*interactions/s", lines[-3])
-    assert lines[-1].startswith("joint:")
-    assert re.search(r"joint epoch 3: teacher cf .*\(steps \d+\.\d \+ evaluate \d+\.\d s\)", written.out)
 
 
 def test_a_second_ctrl_c_does_not_wait(parts, tmp_path):
