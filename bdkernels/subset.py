@@ -119,7 +119,8 @@ class Strata:
     """Items by popularity, to draw some of each kind: one from every m-th part of the items in that order.
 
     Which items come before another depends much on popularity, so a subset that has them in proportion estimates ranks better
-    than one drawn from all alike; `make subset` measures how much. Draws of the parts are independent, so Hoeffding's bound holds as it does for `draw` (theorem 2, which asks for no equal distributions).
+    than one drawn from all alike; `make subset` measures how much. Draws of the parts are independent, so Hoeffding's bound
+    holds as it does for `draw` (theorem 2, which asks for no equal distributions).
 
     Args:
         popularity: [N] numbers of any dtype, such as interactions of each item.
