@@ -8,6 +8,7 @@ the group's own backend is for GPUs alone: they neither wait for a GPU, nor leav
 
 import hashlib
 import time
+import weakref
 from collections.abc import Sequence
 from threading import Thread
 from typing import Any
@@ -43,14 +44,30 @@ class Exchange:
             raise ValueError(
                 f"group: expected one that this process belongs to, got one without rank {dist.get_rank()}"
             )
-        self.group: Any = dist.group.WORLD if group is None else group
+        self._group = weakref.ref(dist.group.WORLD if group is None else group)
         self.ranks = dist.get_process_group_ranks(self.group)
         backends = dict(pair.split(":") for pair in str(dist.get_backend_config(self.group)).split(","))
         # gloo takes tensors of a GPU in some collectives only: they go by way of the CPU.
         self._devices = {kind for kind, backend in backends.items() if kind == "cpu" or backend != "gloo"}
-        self._control = self.group if "cpu" in backends else self._gloo_group(group in (None, dist.group.WORLD))
+        self._control = self._group
+        if "cpu" not in backends:
+            self._control = weakref.ref(self._gloo_group(group in (None, dist.group.WORLD)))
         self.traffic, self._calls, self._doing, self._broken = 0, 0, "Shards", ""
         self._name = f"bdkernels.shards.{self.agree('Shards', time.time_ns())[0]}"
+
+    @property
+    def group(self) -> Any:
+        """The group, as long as torch.distributed has it.
+
+        This object does not keep it: a group whose threads still run when Python ends may abort the process, so
+        `torch.distributed.destroy_process_group` must be able to end it.
+        """
+        return self._living(self._group)
+
+    def _living(self, group: "weakref.ref[Any]") -> Any:
+        if (living := group()) is None:
+            raise ShardError("the process group was destroyed: make another, and everything that was made of it anew")
+        return living
 
     def _gloo_group(self, everyone: bool) -> Any:
         if not everyone:  # torch makes a group only with all processes of the world, of which some may not be here
@@ -126,7 +143,7 @@ class Exchange:
     def route(self, t: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
         """[sum of receive, ...]: the next send[p] rows of t go to process p, and receive[p] rows come from it, in that order."""
         native = t.device.type in self._devices
-        group = self.group if native else self._control
+        group = self._group if native else self._control
         return self._swap(t if native else t.cpu(), send, receive, group).to(t.device)
 
     def _everyone(self, mine: list[int]) -> list[list[int]]:
@@ -141,10 +158,11 @@ class Exchange:
         parts = self._swap(mine.repeat(self.world), [len(mine)] * self.world, lengths, self._control).split(lengths)
         return [bytes(part.tolist()).decode() for part in parts]
 
-    def _swap(self, t: Tensor, send: Sequence[int], receive: Sequence[int], group: Any) -> Tensor:
+    def _swap(self, t: Tensor, send: Sequence[int], receive: Sequence[int], group: "weakref.ref[Any]") -> Tensor:
         """Rows as bytes: every backend takes those, whatever the dtype."""
         if self._broken:
             raise ShardError(self._broken)
+        living = self._living(group)
         shape, width = (sum(receive), *t.shape[1:]), t.element_size() * t.shape[1:].numel()
         if not width:
             return t.new_empty(shape)
@@ -152,7 +170,7 @@ class Exchange:
         out = rows.new_empty(shape[0], width)
         self.traffic += rows.numel()
         try:
-            dist.all_to_all_single(out, rows, list(receive), list(send), group=group)
+            dist.all_to_all_single(out, rows, list(receive), list(send), group=living)
         except RuntimeError as error:
             raise self.lost(self._doing, error) from error
         return out.flatten().view(t.dtype).view(shape)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ import shards
 import torch
 import torch.distributed as dist
 
-from bdkernels import checks
-from bdkernels.distributed import Shards
+from bdkernels import Factors, checks
+from bdkernels.distributed import ShardError, Shards
 
 HERE = Path(__file__).resolve().parent
 
@@ -65,3 +66,15 @@ def test_no_process_group():
     assert not dist.is_initialized()
     with pytest.raises(RuntimeError, match="expected a process group, got none; call .*init_process_group"):
         Shards(3)
+
+
+def test_a_destroyed_group_is_let_go():
+    """Its threads would outlive Python, and abort the process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    shards, group = Shards(3), weakref.ref(dist.group.WORLD)
+    factors = Factors(torch.ones(1, 2), torch.ones(3, 2))
+    assert shards.rank(factors, torch.tensor([[2]])).item() == 3
+    dist.destroy_process_group()
+    assert group() is None
+    with pytest.raises(ShardError, match="the process group was destroyed: make another"):
+        shards.rank(factors, torch.tensor([[2]]))

@@ -1,5 +1,6 @@
 """Who a process is, what torchrun's restarts may do to a run's folder, and how restarted processes meet."""
 
+import atexit
 import os
 import signal
 import threading
@@ -9,7 +10,7 @@ import sharded
 import torch
 import torch.distributed as dist
 from bidistill import Trainer, UserError
-from bidistill.join import common_name
+from bidistill.join import common_name, join
 from bidistill.part import Part
 from bidistill.world import World, launch, within
 
@@ -119,3 +120,15 @@ def test_a_common_name_is_new_though_the_store_is_old():
     assert len(set(names)) == 3
     with pytest.raises(RuntimeError, match="rank[s]? 1, 2 did not come within"):
         common_name(dist.HashStore(), 0, 3, 0.05)
+
+
+def test_a_group_that_was_made_is_taken_down_at_the_end(monkeypatch):
+    ends = []
+    monkeypatch.setattr(atexit, "register", ends.append)
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}.items():
+        monkeypatch.setenv(name, value)
+    join("cpu", 20)
+    assert dist.is_initialized() and ends
+    for end in [*ends, *ends]:  # also where someone has done it before
+        end()
+    assert not dist.is_initialized()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 import uuid
@@ -33,9 +34,16 @@ def join(device: str, seconds: int) -> None:
         store = dist.PrefixStore(f"bidistill/{common_name(store, rank, size, seconds)}", store)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=wait)
+        atexit.register(leave)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the processes do not find each other ({reason}): start all of them with torchrun") from error
+
+
+def leave() -> None:
+    """Take down the default group, if it is there still: threads of it that outlive Python abort the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def common_name(store: Any, rank: int, size: int, seconds: float) -> str:
