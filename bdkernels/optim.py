@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import checks, stored
+from .pages import large_pages
 
 RULES = ("sgd", "adagrad", "adam")  # the index is how many state tensors a table has
 
@@ -35,7 +36,8 @@ class RowOptimizer:
 
     Args:
         tables: user_table [U, d], item_table [N, d] and item_bias [N] or None, float32 or float64, of one dtype and device:
-            what `bd_step_loss` takes. Rows may be strided, columns not. They are changed in place.
+            what `bd_step_loss` takes. Rows may be strided, columns not. They are changed in place. Those of 16 MB and more on
+            a CPU, and their state, are put on large pages where Linux has them (see `pages`).
         lr: learning rate; the attribute may be changed between steps.
         weight_decay: weight_decay * row is added to the gradient of the touched rows.
 
@@ -61,8 +63,10 @@ class RowOptimizer:
         checks.number("weight_decay", weight_decay, 0.0)
         self.lr, self.weight_decay, self.step = lr, weight_decay, 0
         self.state = [
-            torch.full_like(table, initial, requires_grad=False, memory_format=torch.contiguous_format)
-            for table in self.tables().values()
+            large_pages(torch.empty_like(table, requires_grad=False, memory_format=torch.contiguous_format)).fill_(
+                initial
+            )
+            for table in map(large_pages, self.tables().values())
             for _ in self.names
         ]
 

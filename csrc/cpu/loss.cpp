@@ -101,7 +101,10 @@ void step_rows(const Rows& users, const Rows& items, const float* bias, const Ba
   for (int64_t row = row0; row < row1; ++row) {
     if (row + 1 < row1) {
       prefetch(users.row(batch.users[row + 1]), d);
-      for (int64_t c = 0; c < width; ++c) prefetch(items.row(batch.item(row + 1, c)), d);
+      for (int64_t c = 0; c < width; ++c) {
+        prefetch(items.row(batch.item(row + 1, c)), d);
+        if (bias != nullptr) prefetch(bias + batch.item(row + 1, c), 1);
+      }
     }
     for (int64_t c = 0; c < width; ++c) rows[c] = items.row(batch.item(row, c));
     isa.dots(users.row(batch.users[row]), rows.data(), width, d, scores.data());
