@@ -15,6 +15,7 @@ from bidistill.plan.sizes import made_up
 from bidistill.plan.world import WHOLE, Network, draw_bytes, step_bytes, world_plan
 
 COSTS = Costs(
+    program=3.0,
     step={"warmup_teacher": 0.01, "warmup_student": 0.005, "joint": 0.02},
     draw=Line(1e-4, 1e-9),
     rank={"teacher": Line(0.0, 1e-9), "student": Line(0.0, 1e-10)},
@@ -190,7 +191,7 @@ def test_the_measured_share_grows_with_the_catalog():
     """The real measurement: of drawing 32 items a user over 200 items and over 40,000."""
     torch.manual_seed(0)
     settings = config(teacher__dim=32, student__dim=4, train__batch_size=256)
-    shares = [automatic.draw_share(settings, Sizes.of(200, n, 4000, settings)) for n in (200, 40_000)]
+    shares = [automatic.draw_share(settings, Sizes.of(200, n, 4000, settings)) for n in (200, 400_000)]
     assert 0 < shares[0] < shares[1] < 1
 
 

@@ -72,7 +72,20 @@ def ranks(
     Returns:
         int64 [n], 1 = best, in the order of the interactions that `held_out` gives.
     """
-    users, items = held_out(split, part, most)
+    return _ranks(model, split, part, *held_out(split, part, most), batch, seen, of)
+
+
+def _ranks(
+    model: Recommender,
+    split: Split,
+    part: str,
+    users: np.ndarray,
+    items: np.ndarray,
+    batch: int,
+    seen: Seen | None,
+    of: Part | None = None,
+) -> np.ndarray:
+    """`ranks` of these interactions."""
     device = next(iter(model.parameters())).device
     if of is not None and of.shards is not None:
         from bidistill.sharded.ranks import ranks_of_all
@@ -109,12 +122,12 @@ def evaluate(
     Raises:
         UserError: the part is empty, or a k is larger than the catalog.
     """
-    users, _ = held_out(split, part, most)
+    users, items = held_out(split, part, most)
     if not len(users):
         raise UserError(f"the split holds out no {part} interactions: nothing to evaluate on; choose another split")
     if max(ks) > split.n_items or min(ks) < 1:
         raise UserError(f"ks must lie between 1 and the catalog's {split.n_items} items, found {list(ks)}")
-    return metrics(users, ranks(model, split, part, batch=batch, seen=seen, most=most, of=of), ks)
+    return metrics(users, _ranks(model, split, part, users, items, batch, seen, of), ks)
 
 
 def metrics(users: np.ndarray, ranks: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
@@ -169,7 +182,7 @@ def compare(
         raise UserError(f"the split holds out no {part} interactions: nothing to compare on; choose another split")
     device = next(iter(teacher.parameters())).device
     seen = known(split, part, device)
-    pair = (ranks(model, split, part, batch=batch, seen=seen, most=most) for model in (teacher, student))
+    pair = (_ranks(model, split, part, users, items, batch, seen) for model in (teacher, student))
     return Comparison(users, items, *pair)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,6 +32,7 @@ SCANNED = 250_000  # items of a timed call that goes over all of them: more than
 OWN = 0.5  # standard deviation of the part that is not shared: a correlation of 0.8, and 0.7 to 0.8 was seen on trained models
 ROWS = 200_000  # of the file that is read
 BLOCK = 1 << 24  # floats of the checkpoint that is written: 64 MB
+REPORT = 0.9  # what the results and the report of a run take, in imports of this package, most of which is torch
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Costs:
     """Seconds on this machine.
 
     Attributes:
+        program: of a run besides its work: starting Python, importing, the report's page and figures.
         step: of a training step in each phase of `trainer.PHASES`, without the draws.
         draw: of one user's draws, both directions, by the number of items that ranks are counted over.
         rank: of one held-out item of one user, by the number of items, for "teacher" and "student".
@@ -58,6 +62,7 @@ class Costs:
         took: of the whole measurement.
     """
 
+    program: float
     step: dict[str, float]
     draw: Line
     rank: dict[str, Line]
@@ -88,7 +93,7 @@ def measure(config: Config, sizes: Sizes) -> Costs:
     ranks = {name: rank_line(trainer, name) for name in trainer.learners}
     start = max(0.0, start - of_tables) / little.train
     read, save = read_seconds(), save_seconds(folder)
-    return Costs(step, draw, ranks, read, start, of_tables / size, save, time.perf_counter() - began)
+    return Costs(program_seconds(), step, draw, ranks, read, start, of_tables / size, save, time.perf_counter() - began)
 
 
 def draw_share(config: Config, sizes: Sizes) -> float:
@@ -162,6 +167,12 @@ def factors_of(trainer: Trainer, name: str, users: int) -> Factors:
 def first(factors: Factors, n: int) -> Factors:
     """The same users over the first n items."""
     return Factors(factors.users, factors.items[:n], None if factors.item_bias is None else factors.item_bias[:n])
+
+
+def program_seconds() -> float:
+    """A run without its work, from importing what it imports."""
+    command = [sys.executable, "-c", "import bidistill.cli"]
+    return (1 + REPORT) * seconds(lambda: subprocess.run(command, check=True))
 
 
 def read_seconds() -> float:

@@ -13,7 +13,6 @@ from bidistill.plan.memory import Part, checkpoint, disk_there, memory, memory_t
 from bidistill.plan.sizes import Sizes
 from bidistill.trainer import LEARN_IN, PHASES
 
-START = 8.0  # seconds, not measured
 TITLES = {"warmup_teacher": "warm-up, teacher", "warmup_student": "warm-up, student", "joint": "joint phase"}
 
 
@@ -98,7 +97,7 @@ def jobs_of(config: Config, sizes: Sizes, costs: Costs) -> list[Job]:
     ranked = {name: sizes.evaluated * costs.rank[name].at(sizes.items) for name in costs.rank}
     table_bytes = tables(config.teacher, sizes) + tables(config.student, sizes)
     jobs = [
-        Job("starting Python, and the report", START, 1),
+        Job("starting Python, and the report", costs.program, 1),
         Job("reading and splitting", costs.read * sizes.interactions, 1),
         Job("making the trainer", costs.start * sizes.train + costs.tables * table_bytes, 1),
     ]
