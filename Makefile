@@ -5,6 +5,8 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check install -q -c .ci/constraints.txt
 # TORCHES: interpreters with other releases of torch, the oldest and the newest supported, for `make gpu-proof`.
 # FOLDER: where `make million` keeps its data and runs; else they are removed.
+# JOBS: test files that run at a time; each takes one core and up to 2 GB.
+JOBS    ?= 2
 # RESULTS: where the result files go. DATA: an .npz with arrays train, val, test of (user, item) rows; else some are made up.
 RESULTS ?= benchmarks/results
 BENCH   := $(PY) -m pytest benchmarks/suite.py -q -s --timeout 3600 --results $(RESULTS) $(if $(DATA),--data $(DATA))
@@ -20,7 +22,7 @@ demo: $(VENV)/.built  ## Train on MovieLens-100K: teacher, student, both directi
 	$(PY) -m bidistill demo --cache .cache
 
 test: $(VENV)/.built $(VENV)/.tools-test  ## Run the tests; the end says what this machine left out, and why
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n $(JOBS) --dist loadfile
 
 sanitize: $(VENV)/.built $(VENV)/.tools-test  ## The C++ backend under address, undefined-behaviour and thread sanitizers (minutes)
 	$(PY) tests/sanitize/run.py

@@ -14,6 +14,9 @@ from chosen import BACKENDS
 
 from bdkernels import backends
 
+# What tests start is no worker of pytest-xdist, though this process may be one.
+for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+    del os.environ[name]
 # Most data here are so small that a second thread only waits, on a busy machine for long; `two_threads` asks for it.
 torch.set_num_threads(1)
 if "BDKERNELS_TEST_DEVICE" in os.environ:

@@ -11,8 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the folders below
 
-from elsewhere import job_of, start
-from simulation import ROOT, build_simulation
+from simulation import ROOT, build_simulation, locked
 
 from bdkernels import backends, cuda
 
@@ -22,23 +21,18 @@ def simulated_library() -> Path:
     return build_simulation()
 
 
-def pytest_collection_modifyitems(items) -> None:
-    items.sort(key=lambda item: job_of(item) is not None)  # those wait, so they come last
-
-
-def pytest_collection_finish(session) -> None:
-    if not session.config.option.collectonly:
-        start(filter(None, map(job_of, session.items)))
-
-
 @pytest.fixture(scope="session")
-def cuda_library(tmp_path_factory) -> Path:
+def cuda_library(tmp_path_factory, request) -> Path:
     """What nvcc makes of the CUDA sources, for one target; `make gpu-proof` builds for all."""
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc on this machine")
-    out = tmp_path_factory.mktemp("cuda") / "libbdkernels_proof.so"
+    temporary = tmp_path_factory.getbasetemp()
+    shared = temporary.parent if hasattr(request.config, "workerinput") else temporary  # by the workers of pytest-xdist
+    out = shared / "cuda" / "libbdkernels_proof.so"
     command = [sys.executable, "setup.py", "-q", "build_cuda", "--out", str(out)]
-    subprocess.run(command, cwd=ROOT, check=True, env={"BDKERNELS_CUDA_ARCHS": "80", **os.environ})
+    with locked(out.parent):
+        if not out.exists():
+            subprocess.run(command, cwd=ROOT, check=True, env={"BDKERNELS_CUDA_ARCHS": "80", **os.environ})
     return out
 
 

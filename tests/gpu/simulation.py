@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,13 +15,20 @@ ROOT = Path(__file__).resolve().parents[2]
 SIMULATED = ROOT / "build" / "simulation" / "libbdkernels_cusim.so"
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time; tests run in several."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def build_simulation(out: Path = SIMULATED, *flags: str, root: Path = ROOT) -> Path:
     """The CUDA sources compiled for the CPU, with further flags of the compiler."""
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         pytest.skip("no C++ compiler on this machine")
     command = [sys.executable, "setup.py", "-q", "build_simulation", "--out", str(out)]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with (out.parent / "lock").open("w") as lock:  # tests run in several processes
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(out.parent):
         subprocess.run(command, cwd=root, check=True, env={**os.environ, "BDKERNELS_CXXFLAGS": " ".join(flags)})
     return out

@@ -11,7 +11,7 @@ from pathlib import Path
 import check
 import pytest
 import torch
-from elsewhere import Job
+from apart import python
 from simulation import ROOT, build_simulation
 
 PYTHON = sys.executable
@@ -23,20 +23,15 @@ def rows(out: Path) -> dict[str, str]:
 
 
 REHEARSED = ROOT / "build" / "rehearsal"
-REHEARSAL = Job(
-    *("tests/gpu/check.py", "--rehearse", "--out", str(REHEARSED)),
-    env={},
-    needs=("triton", "pytest_benchmark"),
-    prepare=build_simulation,
-)
 
 
 def test_rehearsal():
-    if package := REHEARSAL.missing():
-        pytest.skip(f"{package} is not installed")
-    said = REHEARSAL.wait().said
+    for package in ("triton", "pytest_benchmark"):
+        pytest.importorskip(package)
+    build_simulation()
+    run = python("tests/gpu/check.py", "--rehearse", "--out", str(REHEARSED))
     logs = "\n".join(path.read_text()[-3000:] for path in sorted((REHEARSED / "logs").glob("*.log")))
-    assert REHEARSAL.returncode == 0, said + logs
+    assert run.returncode == 0, run.stdout + logs
     verdicts = rows(REHEARSED)
     here = {"driver": verdicts["driver"], "compiler": verdicts["compiler"]}
     assert "failed" not in here.values()
@@ -62,9 +57,6 @@ def test_rehearsal():
     )
     assert f"torch          {torch.__version__}" in report
     assert "test_waiting_is_noticed: Skipped: no GPU" in report
-
-
-test_rehearsal.job = REHEARSAL
 
 
 PLANTED = {

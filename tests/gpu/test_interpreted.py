@@ -3,21 +3,12 @@
 from pathlib import Path
 
 import pytest
-from elsewhere import Job
-
-KERNELS = Job(
-    *("-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__).parent / "interpreted")),
-    env={"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    needs=("triton",),
-)
+from apart import python
 
 
 def test_triton_kernels_in_the_interpreter():
-    if KERNELS.missing():
-        pytest.skip("triton is not installed")
-    said = KERNELS.wait().said
-    print(said[-3000:])
-    assert KERNELS.returncode == 0, said[-12000:]
-
-
-test_triton_kernels_in_the_interpreter.job = KERNELS
+    pytest.importorskip("triton")
+    tests = Path(__file__).parent / "interpreted"
+    run = python("-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests), TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+    print(run.stdout[-3000:])
+    assert run.returncode == 0, run.stdout[-12000:]

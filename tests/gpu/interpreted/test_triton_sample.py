@@ -53,8 +53,8 @@ def test_no_user_and_no_candidate():
 @pytest.mark.parametrize("released", [True, False])
 def test_the_whole_sampler(released, rng):
     """Rounds, counts and draws together, as `bdkernels.sample` runs them: the draws of the reference."""
-    f = [bd.Factors(torch.randn(6, d), torch.randn(90, d)) for d in (5, 3)]
-    seen = oracle.random_seen(rng, 6, 90, 20)
+    f = [bd.Factors(torch.randn(3, d), torch.randn(90, d)) for d in (5, 3)]
+    seen = oracle.random_seen(rng, 3, 90, 20)
     weights = (bd.Tanh(252.0), bd.Exp(2.5)) if released else (bd.RankOnly(0.2), bd.Linear(side="under"))
     got, want = (
         bd.sample(*f, 4, seen, to_student=weights[0], to_teacher=weights[1], seed=3, backend=backend)
