@@ -21,10 +21,11 @@ torch.set_float32_matmul_precision("highest")  # the environment may ask for TF3
 
 def machine() -> dict[str, Any]:
     """Date, commit, versions, CPU or GPU, threads, backend."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
+    commit = _git("rev-parse", "--short", "HEAD")
+    changed = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!README.md")  # what benchmarks write
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": git.stdout.strip(),
+        "commit": f"{commit}-dirty" if changed else commit,
         "bdkernels": bd.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -42,6 +43,10 @@ def memory_gb() -> float:
         return torch.cuda.get_device_properties(DEVICE).total_memory / 1e9
     total = _first("/proc/meminfo", "MemTotal")
     return int(total.split()[0]) * 1024 / 1e9 if total else float("inf")
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _first(path: str, key: str) -> str:

@@ -9,6 +9,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.machine import machine
+from bidistill.config import PRESETS
 
 RESULTS = Path(__file__).parent / "results" / "million.json"
 SIZES = {
@@ -25,21 +27,7 @@ SIZES = {
     "million": (10**6, 10**6, 2 * 10**7),
 }
 # One epoch alone and one together; a pool is refilled once in eight epochs, so an eighth of them in this one.
-SETTINGS: dict[str, Any] = {
-    "teacher.dim": 64,
-    "student.dim": 8,
-    "teacher.optimizer": "sparse_adam",
-    "student.optimizer": "sparse_adam",
-    "teacher.lr": 0.005,
-    "student.lr": 0.02,
-    "train.batch_size": 4096,
-    "train.warmup_epochs": 1,
-    "train.epochs": 1,
-    "distill.refill": "spread",
-    "distill.refresh": 8,
-    "eval.users": 2048,
-    "run.checkpoint_steps": 2000,
-}
+SETTINGS: dict[str, Any] = PRESETS["large"] | {"train.warmup_epochs": 1, "train.epochs": 1}
 
 
 def command(arguments: list[str], log: Path) -> dict[str, Any]:
@@ -76,7 +64,6 @@ def one_size(name: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any
     log = [
         line.replace(str(folder), "...") for line in (folder / f"{name}.log").read_text().splitlines() if line.strip()
     ]
-    data.unlink()
     plan |= {"seconds": round(plan["total_s"], 1), "peak_gb": round(plan["peak_bytes"] / 1e9, 2)}
     return {
         **{"size": name, "users": users, "items": items, "interactions": interactions},
@@ -103,6 +90,9 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name in args.sizes:
             result["sizes"].append(one_size(name, folder, SETTINGS))
+            if args.folder is None:
+                shutil.rmtree(folder / name)
+                (folder / f"{name}.csv").unlink()
             args.results.parent.mkdir(exist_ok=True)
             args.results.write_text(json.dumps(result, indent=1) + "\n")
 

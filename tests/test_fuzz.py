@@ -9,6 +9,7 @@ import faulthandler
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 
 import fuzz_data as data
@@ -21,12 +22,12 @@ from fuzz_data import Case, Numbers
 from hypothesis import HealthCheck, given, settings
 
 import bdkernels as bd
-from bdkernels import backends, cpu, reference
+from bdkernels import backends, cpu, reference, streamed
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))  # 0: a short run, the same every time
 LAST = os.environ.get("FUZZ_LAST")  # a file that tells of the example under way, for the one who finds the process dead
 HANG = 120  # seconds
-NAMED = re.compile(r"^(number of |backend=)?[a-z_][\w.]*: expected .*(got|a row)|^alpha, eps: expected", re.S)
+NAMED = re.compile(r"^(number of |backend=)?[a-z_][\w.]*(: (ids|grads))?: expected .*(got|a row)|^alpha, eps: expected", re.S)
 QUIET = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
@@ -292,6 +293,85 @@ def test_bd_step_loss(case):
         for leaf, gradient in zip(leaves, gradients, strict=True):
             torch.testing.assert_close(leaf.grad.to_dense().double(), gradient, **tolerance)
     return None
+
+
+@fuzz
+def test_mapped(case):
+    """Item tables on disk: every operator answers as for the same tables in memory, an error where that is one."""
+    t, s, seen, number = data.factors(case), data.factors(case, student=True), data.seen(case), Numbers(case)
+    if t.items.dtype not in (torch.float32, torch.float16):
+        return  # .npy has no bfloat16, and open_table no other dtypes
+    ids, ties, thresholds = data.ids(case), data.ties(case), data.thresholds(case)
+    k, draws = number.topk(), number.draws()
+    calls = (
+        lambda t, s: bd.score(t, ids),
+        lambda t, s: bd.rank(t, ids, seen),
+        lambda t, s: bd.count_above(t, thresholds, ties, seen),
+        lambda t, s: torch.cat([part.double() for part in bd.topk(t, k, seen)]),
+        lambda t, s: torch.cat([each.ids for each in bd.sample(t, s, draws, seen, seed=3)]),
+    )
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streamed, "SLICE_BYTES", max(1, case.tile * 8))
+        mapped = []
+        for name, f in (("t", t), ("s", s)):
+            np.save(f"{folder}/{name}.npy", np.ascontiguousarray(f.items.resolve_neg().numpy()))
+            mapped.append(f._replace(items=bd.open_table(f"{folder}/{name}.npy")))
+        for call in calls:
+            want, got = outcome(lambda c=call: c(t, s)), outcome(lambda c=call: c(*mapped))
+            assert isinstance(want, str) == isinstance(got, str), (want, got)
+            assert isinstance(got, str) or torch.equal(got, want)
+
+
+@fuzz
+def test_apply_rows(case):
+    """Against the formulas in float64, row by row; other rows, and everything after an error, stay as they were."""
+    step, number = data.step(case), Numbers(case)
+    kind = number.one(40, (bd.SGD, bd.Adagrad, bd.LazyAdam))
+    tables = [t for t in (step.user_table, step.item_table, step.item_bias) if t is not None]
+    optimizer = outcome(lambda: kind(step[:3], lr=0.5, weight_decay=0.25))
+    if isinstance(optimizer, str):
+        return
+    rows = {}
+    for salt, (name, table) in enumerate(optimizer.tables().items()):
+        if number.one(41 + salt, (True, True, False)):
+            ids = data.some_ids(case, 50 + salt, len(table), case.c if len(table) else 0)
+            rows[name] = ids, data.floats(case, 60 + salt, len(ids), *table.shape[1:], dtype=str(table.dtype)[6:])
+    before = [t.clone() for t in (*tables, *optimizer.state)]
+    error = outcome(lambda: bd.apply_rows(optimizer, **rows), *data.given(*rows.values()))
+    after = [*tables, *optimizer.state]
+    if why := next((why for n, (ids, _) in rows.items() if (why := data.bad_ids(ids, 0, len(optimizer.tables()[n])))), ""):
+        assert isinstance(error, str) and optimizer.step == 0, f"accepted, though {why}"
+        assert all(map(same_bits, after, before))
+        return
+    assert error is None and optimizer.step == 1, error
+    touched = [rows[n][0].unique() if n in rows else torch.empty(0, dtype=torch.int64) for n in optimizer.tables()]
+    each = len(optimizer.names)
+    for at, name in enumerate(optimizer.tables()):
+        places = at, *range(len(tables) + at * each, len(tables) + (at + 1) * each)
+        untouched = torch.ones(len(tables[at]), dtype=torch.bool)
+        untouched[touched[at]] = False
+        assert all(same_bits(after[i][untouched], before[i][untouched]) for i in places)
+        if name in rows and case.kind in ("exact", "ties", "normal"):
+            want = updated(optimizer, before[at].double(), *rows[name])
+            torch.testing.assert_close(tables[at].double(), want, rtol=1e-4, atol=1e-5)
+
+
+def same_bits(a, b):
+    whole = {4: torch.int32, 8: torch.int64}[a.element_size()]
+    return torch.equal(a.resolve_neg().contiguous().view(whole), b.resolve_neg().contiguous().view(whole))
+
+
+def updated(optimizer, table, ids, grads):
+    """After the first step, in float64: state was 0, and Adam's corrections make of its moments g and g^2."""
+    for row in ids.unique().tolist():
+        g = grads[ids == row].double().sum(0) + optimizer.weight_decay * table[row]
+        if optimizer.kind == "adagrad":
+            g = g / (g.abs() + optimizer.eps)
+        if optimizer.kind == "adam":
+            scale = (1 - optimizer.betas[1]) ** 0.5  # eps is added to the root before it is corrected
+            g = g * scale / (g.abs() * scale + optimizer.eps)
+        table[row] -= optimizer.lr * g
+    return table
 
 
 def _off_by_one(counts, scores, *rest):

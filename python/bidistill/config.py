@@ -210,7 +210,7 @@ class Config:
 
     @classmethod
     def preset(cls, name: str = "default") -> Config:
-        """One of PRESETS: "default", or "paper" (the published settings)."""
+        """One of PRESETS: "default", "paper" (the published settings) or "large" (for catalogs of a hundred thousand items or more)."""
         if name not in PRESETS:
             raise UserError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
         return cls().with_overrides(PRESETS[name])
@@ -284,6 +284,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distill.negatives_from_samples": True,
         "distill.to_student.eps": 1e-2,
         "distill.to_teacher.eps": 1e-4,
+    },
+    # What a step, an evaluation and a pause cost does not grow with the catalog, and no step waits for everybody's draws.
+    "large": {
+        "teacher.dim": 64,
+        "student.dim": 8,
+        "teacher.optimizer": "sparse_adam",
+        "student.optimizer": "sparse_adam",
+        "teacher.lr": 0.005,
+        "student.lr": 0.02,
+        "train.batch_size": 4096,
+        "distill.refill": "spread",
+        "distill.refresh": 8,
+        "eval.users": 2048,
+        "run.checkpoint_steps": 2000,
     },
 }
 

@@ -22,7 +22,7 @@ fit. Measures this machine for ten to twenty seconds. Sizes are numbers that you
 name. Times are those of a run whose phases go to their last epoch, on a machine that does nothing else."""
 EXAMPLES = """  bidistill plan --users 1000000 --items 1000000 --interactions 20000000 --teacher-dim 64 --student-dim 8
   bidistill plan runs/ml/config.toml                     the data that the settings name
-  bidistill plan big.toml --users 1e7 --items 1e6 --interactions 3e8 --json
+  bidistill plan --preset large --users 1e7 --items 1e6 --interactions 3e8 --json
   bidistill plan --world 64 --users 1e8 --items 1e9 --interactions 1e10 --gbs 12.5    on paper"""
 
 
