@@ -109,14 +109,25 @@ def draw(
     batch: Any, k: int, weights: tuple[WeightCode, WeightCode], seed: int, step: int, limits: tuple[int, int, int]
 ) -> tuple[Tensor, Tensor]:
     """The whole of `sampler` in one call; `batch` is its Batch."""
+    counted = _subset(batch)
     codes = [(KINDS.index(kind) if kind else -1, parameter, flipped) for kind, parameter, flipped in weights]
     to_student, to_teacher, model, row, item = torch.ops.bdkernels_cpu.draw(
         *_factors(batch.teacher), *_factors(batch.student), *_seen(batch.seen, batch.user_ids),
-        batch.user_ids.contiguous(), k, seed, step, *codes[0], *codes[1], *limits, TILE,
+        batch.user_ids.contiguous(), k, seed, step, *codes[0], *codes[1], *counted, *limits, TILE,
     )  # fmt: skip
     if model >= 0:
         raise checks.NaNScore(("teacher", "student")[model], row, item)
     return to_student, to_teacher
+
+
+def _subset(batch: Any) -> tuple[Tensor, ...]:
+    """The items that ranks are counted over, their rows, and who has seen them; nothing for all."""
+    none, no_rows = batch.user_ids.new_empty(0), torch.empty(0)
+    if batch.subset is None:
+        return none, no_rows, no_rows, no_rows, no_rows, none, none
+    part = batch.counted
+    tables = *_factors(part.teacher)[1:], *_factors(part.student)[1:]
+    return batch.subset.ids.contiguous(), *tables, *_seen(part.seen, batch.user_ids)
 
 
 def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:

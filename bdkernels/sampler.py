@@ -14,13 +14,14 @@ which lie on several processes, all of them ask each question at once: every pro
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import reference, subset
+from . import checks, reference, subset
 from .checks import NaNScore
 from .factors import Factors
 from .reference import Steps, WeightCode
@@ -85,6 +86,14 @@ class Subset(NamedTuple):
     ids: Tensor  # [m] int64, rising
     batch: Batch
 
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """A NaN's item is named as in the catalog."""
+        try:
+            yield
+        except NaNScore as error:
+            raise NaNScore(error.name, error.row, int(self.ids[error.item])) from None
+
 
 class Items:
     """The items when all of them are in this process's tables: how many, and what the rounds ask of them.
@@ -123,16 +132,24 @@ class Items:
 
         `b` is rows [R] of the batch.
         """
-        ties = listed if b.subset is None else torch.searchsorted(b.subset.ids, listed)
-        return [
-            self.steps.count_above(part, self.steps.score(f, listed), ties, b.counted.seen, 0, **live)
-            for f, part in ((b.teacher, b.counted.teacher), (b.student, b.counted.student))
-        ]
+        if b.subset is None:
+            return [
+                self.steps.count_above(f, self.steps.score(f, listed), listed, b.seen, 0, **live)
+                for f in (b.teacher, b.student)
+            ]
+        counts, ties, part = [], torch.searchsorted(b.subset.ids, listed), b.counted
+        for f, among in ((b.teacher, part.teacher), (b.student, part.student)):
+            scores = self.steps.score(f, listed)
+            checks.no_nan_listed(_live(scores, **live), listed)
+            with b.subset.named():
+                counts.append(self.steps.count_above(among, scores, ties, part.seen, 0, **live))
+        return counts
 
     def full_scores(self, b: Batch, rows: Tensor, model: int) -> Tensor:
         """[R, n] float32 scores of all n counted items under the teacher (0) or the student (1); no NaN among them."""
         scores = self.steps.score_block((b.counted.teacher, b.counted.student)[model])
-        reference.check_scores(scores, 0)
+        with nullcontext() if b.subset is None else b.subset.named():
+            reference.check_scores(scores, 0)
         return scores
 
 
@@ -168,16 +185,10 @@ def sample(
     items = items or Items(steps, teacher.n_items)
     candidates = reference.candidate_counts(items.n_items, len(user_ids), seen, user_ids.device)
     everyone = Batch(teacher, student, seen, user_ids, candidates)
-    limits = PROBE, MIN_HITS, CAP
     if counted is not None:
-        draw, everyone = None, items.subset(everyone, counted.to(user_ids.device))
+        everyone = items.subset(everyone, counted.to(user_ids.device))
     draw = draw or partial(_draw, items)
-    try:
-        ids = draw(everyone, k, weights, seed, step, limits)
-    except NaNScore as error:  # it names an item by its number there
-        if counted is None:
-            raise
-        raise ValueError(f"{error} of the {len(counted)} items that ranks are counted over") from error
+    ids = draw(everyone, k, weights, seed, step, (PROBE, MIN_HITS, CAP))
     to_student, to_teacher = (drawn if kind else drawn[:, :0] for drawn, (kind, _, _) in zip(ids, weights, strict=True))
     return to_student, to_teacher
 
@@ -211,6 +222,13 @@ def _draw(
             out[d.to_teacher][rows] = d.ids
     to_student, to_teacher = (ids[:, :k].contiguous() for ids in out)
     return to_student, to_teacher
+
+
+def _live(scores: Tensor, live: Tensor | None = None) -> Tensor:
+    """The scores [R, C], and 0 in the rows after the first `live` ones, which nobody asks for."""
+    return (
+        scores if live is None else scores.where(torch.arange(len(scores), device=scores.device)[:, None] < live, 0.0)
+    )
 
 
 def _first_round(steps: Steps, k: int) -> int:

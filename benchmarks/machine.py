@@ -22,7 +22,9 @@ torch.set_float32_matmul_precision("highest")  # the environment may ask for TF3
 def machine() -> dict[str, Any]:
     """Date, commit, versions, CPU or GPU, threads, backend."""
     commit = _git("rev-parse", "--short", "HEAD")
-    changed = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!README.md")  # what benchmarks write
+    changed = _git(
+        "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!README.md"
+    )  # what benchmarks write
     return {
         "date": datetime.date.today().isoformat(),
         "commit": f"{commit}-dirty" if changed else commit,

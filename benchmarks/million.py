@@ -17,8 +17,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.machine import machine
 from bidistill.config import PRESETS
+
+from benchmarks.machine import machine
 
 RESULTS = Path(__file__).parent / "results" / "million.json"
 SIZES = {

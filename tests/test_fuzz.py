@@ -27,7 +27,9 @@ from bdkernels import backends, cpu, reference, streamed
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))  # 0: a short run, the same every time
 LAST = os.environ.get("FUZZ_LAST")  # a file that tells of the example under way, for the one who finds the process dead
 HANG = 120  # seconds
-NAMED = re.compile(r"^(number of |backend=)?[a-z_][\w.]*(: (ids|grads))?: expected .*(got|a row)|^alpha, eps: expected", re.S)
+NAMED = re.compile(
+    r"^(number of |backend=)?[a-z_][\w.]*(: (ids|grads))?: expected .*(got|a row)|^alpha, eps: expected", re.S
+)
 QUIET = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
 
 
@@ -339,7 +341,9 @@ def test_apply_rows(case):
     before = [t.clone() for t in (*tables, *optimizer.state)]
     error = outcome(lambda: bd.apply_rows(optimizer, **rows), *data.given(*rows.values()))
     after = [*tables, *optimizer.state]
-    if why := next((why for n, (ids, _) in rows.items() if (why := data.bad_ids(ids, 0, len(optimizer.tables()[n])))), ""):
+    if why := next(
+        (why for n, (ids, _) in rows.items() if (why := data.bad_ids(ids, 0, len(optimizer.tables()[n])))), ""
+    ):
         assert isinstance(error, str) and optimizer.step == 0, f"accepted, though {why}"
         assert all(map(same_bits, after, before))
         return

@@ -190,7 +190,9 @@ def test_catalog_auto(monkeypatch, capsys, tmp_path, share):
 def test_the_measured_share_grows_with_the_catalog():
     """The real measurement: of drawing 32 items a user over 200 items and over 200,000."""
     torch.manual_seed(0)
-    sparse = {f"{name}__optimizer": "sparse_adam" for name in ("teacher", "student")}  # else a step grows with the catalog, too
+    sparse = {
+        f"{name}__optimizer": "sparse_adam" for name in ("teacher", "student")
+    }  # else a step grows with the catalog, too
     settings = config(teacher__dim=32, student__dim=4, train__batch_size=256, **sparse)
     shares = [automatic.draw_share(settings, Sizes.of(200, n, 4000, settings)) for n in (200, 200_000)]
     assert 0 < shares[0] < shares[1] < 1

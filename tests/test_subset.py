@@ -244,9 +244,17 @@ def test_no_catalog(catalog):
 
 def test_a_score_that_is_no_number(backend):
     t, s = models(3, 50)
-    t.items[:, 2] = torch.nan
-    with pytest.raises(ValueError, match="got NaN for user row 0, item .* of the 20 items that ranks are counted over"):
+    some = subset.draw(50, 20, 0, 0)
+    t.items[some[4]] = torch.nan
+    with pytest.raises(ValueError, match=f"got NaN for user row ., item {some[4]}$"):
         bd.sample(t, s, 3, catalog=20, backend=backend)
+    t.items[some[4]] = 0.0
+    t.items[7] = torch.nan
+    some = torch.tensor([0, 3, 8])
+    with pytest.raises(
+        ValueError, match="got NaN for user row ., item 7$"
+    ):  # a proposal's own, though nobody counts it
+        bd.sample(t, s, 30, catalog=some, backend=backend)
 
 
 def test_operator():

@@ -37,12 +37,16 @@ Tensor accept(int64_t seed, int64_t step, const Tensor& user_ids, int64_t start,
 }
 
 // The whole sampler: ids [B, k] of both directions, and the model (0 teacher, 1 student; -1 none), row and item of a score
-// that is NaN. A direction of kind -1 is off.
+// that is NaN. A direction of kind -1 is off. Ranks are counted over items `counted` [m], whose rows and seen ones follow;
+// over all where it is empty.
 std::tuple<Tensor, Tensor, int64_t, int64_t, int64_t> draw(
     const Tensor& users, const Tensor& items, const Tensor& bias, const Tensor& student_users, const Tensor& student_items,
     const Tensor& student_bias, const Tensor& indptr, const Tensor& indices, const Tensor& user_ids, int64_t k, int64_t seed,
     int64_t step, int64_t kind_to_student, double parameter_to_student, bool flipped_to_student, int64_t kind_to_teacher,
-    double parameter_to_teacher, bool flipped_to_teacher, int64_t probe, int64_t min_hits, int64_t cap, int64_t tile) {
+    double parameter_to_teacher, bool flipped_to_teacher, const Tensor& counted, const Tensor& counted_items,
+    const Tensor& counted_bias, const Tensor& counted_student_items, const Tensor& counted_student_bias,
+    const Tensor& counted_indptr, const Tensor& counted_indices, int64_t probe, int64_t min_hits, int64_t cap,
+    int64_t tile) {
   const int64_t rows = user_ids.size(0);
   const auto direction = [&](int64_t kind, double parameter, bool flipped, const Tensor& ids, const Tensor& hits) {
     return cpu::Direction{kind >= 0, Weight{static_cast<Kind>(kind), parameter, flipped},
@@ -52,6 +56,15 @@ std::tuple<Tensor, Tensor, int64_t, int64_t, int64_t> draw(
   torch::stable::fill_(ids_s, -1);
   torch::stable::fill_(ids_t, -1);
   Tensor hits_s = torch::stable::new_zeros(user_ids, {rows}), hits_t = torch::stable::new_zeros(user_ids, {rows});
+  cpu::Subset subset;
+  if (counted.numel() > 0) {
+    subset = {
+        longs(counted, "counted"),
+        {items_of(users, counted_items, counted_bias), items_of(student_users, counted_student_items, counted_student_bias)},
+        seen_of(counted_indptr, counted_indices, rows)};
+    STD_TORCH_CHECK(counted_items.size(0) == counted.size(0) && counted_student_items.size(0) == counted.size(0),
+                    "bdkernels: counted: expected a row for each");
+  }
   const cpu::Sampler sampler{{{users_of(users), items_of(users, items, bias)},
                               {users_of(student_users), items_of(student_users, student_items, student_bias)}},
                              {direction(kind_to_student, parameter_to_student, flipped_to_student, ids_s, hits_s),
@@ -65,7 +78,8 @@ std::tuple<Tensor, Tensor, int64_t, int64_t, int64_t> draw(
                              min_hits,
                              cap,
                              tile,
-                             [](int64_t n, int64_t grain, const cpu::Body& body) { parallel_for(0, n, grain, body); }};
+                             [](int64_t n, int64_t grain, const cpu::Body& body) { parallel_for(0, n, grain, body); },
+                             subset};
   const auto nan = sampler.run();
   return {ids_s, ids_t, nan.model, nan.row, nan.item};
 }
@@ -83,7 +97,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cpu, m) {
       "draw(Tensor users, Tensor items, Tensor bias, Tensor student_users, Tensor student_items, Tensor student_bias, "
       "Tensor indptr, Tensor indices, Tensor user_ids, int k, int seed, int step, int kind_to_student, "
       "float parameter_to_student, bool flipped_to_student, int kind_to_teacher, float parameter_to_teacher, "
-      "bool flipped_to_teacher, int probe, int min_hits, int cap, int tile) "
+      "bool flipped_to_teacher, Tensor counted, Tensor counted_items, Tensor counted_bias, Tensor counted_student_items, "
+      "Tensor counted_student_bias, Tensor counted_indptr, Tensor counted_indices, int probe, int min_hits, int cap, int "
+      "tile) "
       "-> (Tensor, Tensor, int, int, int)");
 }
 

@@ -38,14 +38,14 @@ Entry* radix_sort(Entry* from, Entry* to, int64_t n) {
 
 // One thread's work space.
 struct Sampler::FullRow {
-  explicit FullRow(const Sampler& sampler) : s(sampler), n(s.models[0].items.n), entries(2 * n), is_seen(n) {
+  explicit FullRow(const Sampler& sampler) : s(sampler), n(s.counted_items(0).n), entries(2 * n), is_seen(n) {
     for (auto& r : ranks) r.resize(n);
   }
 
-  // Ranks of all items under one model: exact for unseen ones, anything for seen ones. Returns an item whose score is NaN,
-  // or -1.
+  // Ranks of all counted items under one model: right for unseen ones, anything for seen ones. Returns one of them whose
+  // score is NaN, or -1.
   int64_t rank(int model, int64_t row) {
-    const Items& items = s.models[model].items;
+    const Items& items = s.counted_items(model);
     const float* user = s.models[model].users.data + row * items.d;
     const Simd& isa = simd();
     const int64_t tile = 64 * isa.lanes;
@@ -60,19 +60,20 @@ struct Sampler::FullRow {
       }
     }
     const Entry* sorted = radix_sort(entries.data(), entries.data() + n, n);
-    int32_t next = 1;
+    int64_t above = 0;
     for (int64_t i = 0; i < n; ++i) {
-      ranks[model][sorted[i].item] = next;
-      next += !is_seen[sorted[i].item];
+      ranks[model][sorted[i].item] = static_cast<int32_t>(1 + s.scaled(row, above));
+      above += !is_seen[sorted[i].item];
     }
     return -1;
   }
 
   Nan draw(int64_t row) {
     std::fill(is_seen.begin(), is_seen.end(), false);
-    for (int64_t e = s.seen.begin(row); e < s.seen.end(row); ++e) is_seen[s.seen.indices[e]] = true;
+    const Seen& seen = s.counted_seen();
+    for (int64_t e = seen.begin(row); e < seen.end(row); ++e) is_seen[seen.indices[e]] = true;
     for (int m = 0; m < 2; ++m) {
-      if (const int64_t item = rank(m, row); item >= 0) return {m, row, item};
+      if (const int64_t item = rank(m, row); item >= 0) return {m, row, s.id_of(item)};
     }
     for (int to_teacher = 0; to_teacher < 2; ++to_teacher) {
       if (s.lacks(to_teacher, row)) draw(to_teacher, row);
@@ -105,7 +106,7 @@ struct Sampler::FullRow {
       const Words r = philox(s.seed, static_cast<uint32_t>(have), kFullRow, static_cast<uint32_t>(s.user_ids[row]), s.step);
       const double u = to_teacher ? uniform(r.w[2], r.w[3]) : uniform(r.w[0], r.w[1]);
       const int64_t at = std::upper_bound(cumulative, cumulative + n, u * total) - cumulative;
-      d.ids[row * s.k + have] = std::min(at, last);
+      d.ids[row * s.k + have] = s.id_of(std::min(at, last));
     }
   }
 

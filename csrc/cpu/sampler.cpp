@@ -28,8 +28,8 @@ int64_t enough(double k, double rate) {
 }  // namespace
 
 Sampler::Some::Some(const Sampler& s, std::vector<int64_t> which)
-    : rows(std::move(which)), size(static_cast<int64_t>(rows.size())), seen(s.seen) {
-  seen.rows = rows.data();
+    : rows(std::move(which)), size(static_cast<int64_t>(rows.size())), seen(s.seen), counted_seen(s.counted_seen()) {
+  seen.rows = counted_seen.rows = rows.data();
   for (const int64_t row : rows) user_ids.push_back(s.user_ids[row]);
   for (int m = 0; m < 2; ++m) {
     const int64_t d = s.models[m].items.d;
@@ -47,10 +47,10 @@ Sampler::Round::Round(const Sampler& s, std::vector<int64_t> which, int64_t firs
 }
 
 Sampler::Pilot::Pilot(const Sampler& s) {
-  const int64_t all = s.models[0].items.n, skip = std::max<int64_t>(1, all / std::clamp(all / 24, kPilotLeast, kPilotMost));
+  const int64_t all = s.counted_items(0).n, skip = std::max<int64_t>(1, all / std::clamp(all / 24, kPilotLeast, kPilotMost));
   n = all / skip;
   for (int m = 0; m < 2; ++m) {
-    items[m] = s.models[m].items;
+    items[m] = s.counted_items(m);
     items[m].n = n;
     items[m].stride *= skip;
     if (!items[m].bias) continue;
@@ -181,9 +181,20 @@ void Sampler::propose(Round& round) const {
   });
 }
 
+// A score of a proposal that is NaN: those are not among the counted items, which are looked at anyway.
+Sampler::Nan Sampler::proposed_nan(const Round& round) const {
+  for (int m = 0; m < 2 && !whole(); ++m) {
+    const auto at = std::find_if(round.scores[m].begin(), round.scores[m].end(), [](float x) { return std::isnan(x); });
+    const int64_t place = at - round.scores[m].begin();
+    if (at != round.scores[m].end()) return {m, round.rows[place / round.c], round.ids[place]};
+  }
+  return {-1, 0, 0};
+}
+
 // A round with few proposals: all are counted.
 Sampler::Nan Sampler::counted_in_full(Round& round) const {
   propose(round);
+  if (const Nan nan = proposed_nan(round); nan.model >= 0) return nan;
   Counted all(round.size, round.c);
   for (int m = 0; m < 2; ++m) {
     all.scores[m] = round.scores[m];
@@ -197,14 +208,25 @@ Sampler::Nan Sampler::counted_in_full(Round& round) const {
 
 // Sets counted.above.
 Sampler::Nan Sampler::count(const Some& some, Counted& counted) const {
-  const int64_t n = models[0].items.n;
+  const int64_t n = counted_items(0).n, c = counted.c;
+  std::vector<int64_t> places;  // of the proposals among a subset
   for (int m = 0; m < 2; ++m) {
-    std::fill(counted.above[m].begin(), counted.above[m].end(), 0);
-    CountAbove work({some.users_of(m), models[m].items, nullptr}, some.size,
-                    {counted.scores[m].data(), counted.ids[m].data(), counted.c, 0, n}, some.seen, tile,
-                    counted.above[m].data());
+    const int64_t* ties = counted.ids[m].data();
+    if (!whole()) {
+      places.resize(some.size * c);
+      parallel(some.size, 4, [&](int64_t a, int64_t b) {
+        for (int64_t i = a * c; i < b * c; ++i)
+          places[i] = std::lower_bound(subset.ids, subset.ids + n, ties[i]) - subset.ids;
+      });
+      ties = places.data();
+    }
+    int64_t* above = counted.above[m].data();
+    std::fill_n(above, some.size * c, 0);
+    CountAbove work({some.users_of(m), counted_items(m), nullptr}, some.size, {counted.scores[m].data(), ties, c, 0, n},
+                    some.counted_seen, tile, above);
     parallel(work.tasks(), 1, [&](int64_t a, int64_t b) { work.run(a, b); });
-    if (const int64_t at = work.nan_at(); at >= 0) return {m, some.rows[at / n], at % n};
+    if (const int64_t at = work.nan_at(); at >= 0) return {m, some.rows[at / n], id_of(at % n)};
+    for (int64_t i = 0; i < some.size * c && !whole(); ++i) above[i] = scaled(some.rows[i / c], above[i]);
   }
   return {-1, 0, 0};
 }

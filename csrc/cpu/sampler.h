@@ -1,5 +1,6 @@
 // All rounds of the sampler: proposals, their scores and ranks under both models, acceptance.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <utility>
@@ -17,6 +18,13 @@ using ParallelFor = std::function<void(int64_t n, int64_t grain, const Body& bod
 struct Model {
   Users users;
   Items items;
+};
+
+// The items that ranks are counted over, if not all: item i of them is item ids[i] of the catalog, rising.
+struct Subset {
+  const int64_t* ids = nullptr;  // null: the whole catalog
+  Items items[2] = {};           // of the teacher and the student
+  Seen seen = {};                // by their numbers here
 };
 
 struct Direction {
@@ -40,6 +48,7 @@ struct Sampler {
   int64_t probe, min_hits, cap;
   int64_t tile;
   ParallelFor parallel;
+  Subset subset = {};
 
   // The first score that is NaN: of model 0 (teacher) or 1, or -1 where there is none.
   struct Nan {
@@ -58,6 +67,7 @@ struct Sampler {
   int64_t first(const std::vector<int64_t>& rows, const Pilot& pilot) const;
   int64_t next(const std::vector<int64_t>& rows, int64_t start) const;
   void propose(Round& round) const;
+  Nan proposed_nan(const Round& round) const;
   Nan counted_in_full(Round& round) const;
   Nan count(const Some& some, Counted& counted) const;
   void accept(const Round& round) const;
@@ -77,6 +87,17 @@ struct Sampler {
     return directions[direction].on && directions[direction].hits[row] < k;
   }
   int64_t unseen(int64_t row) const { return models[0].items.n - seen.count(row); }
+  // What ranks are counted over.
+  bool whole() const { return subset.ids == nullptr; }
+  const Items& counted_items(int m) const { return whole() ? models[m].items : subset.items[m]; }
+  const Seen& counted_seen() const { return whole() ? seen : subset.seen; }
+  int64_t id_of(int64_t counted) const { return whole() ? counted : subset.ids[counted]; }
+  // How many unseen items of the catalog come before an item, to the nearest, if so many of the counted ones do.
+  int64_t scaled(int64_t row, int64_t above) const {
+    if (whole()) return above;
+    const int64_t some = std::max<int64_t>(1, subset.items[0].n - subset.seen.count(row));
+    return (above * unseen(row) + some / 2) / some;
+  }
 };
 
 // Some users of the batch.
@@ -88,7 +109,7 @@ struct Sampler::Some {
 
   std::vector<int64_t> rows;
   int64_t size;
-  Seen seen;
+  Seen seen, counted_seen;
   std::vector<int64_t> user_ids;  // [R]
   std::vector<float> users[2];    // [R, d]
 };
@@ -110,7 +131,7 @@ struct Sampler::Round : Some {
   std::vector<std::vector<Place>> counted[2];  // [R] so far
 };
 
-// Some proposals of some users, [R, c] chosen for each model, and how many items come before them.
+// Some proposals of some users, [R, c] chosen for each model, and how many items of the catalog come before them.
 struct Sampler::Counted {
   Counted(int64_t size, int64_t columns) : c(columns) {
     for (int m = 0; m < 2; ++m) {

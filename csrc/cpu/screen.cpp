@@ -54,18 +54,19 @@ double limit_of(const Weight& w, double u, double n) {
 // The counted proposals of one user and model, to bound the ranks of the others.
 class Sampler::Bounds {
  public:
-  // `counted` gets into falling order; n candidates.
-  Bounds(std::vector<Place>& counted, int64_t n) : half_(std::bit_floor(counted.size())) {
+  // `counted` gets into falling order; n candidates. Where ranks are of the whole catalog, a counted one adds to those of
+  // the others; a proposal need not be in a subset.
+  Bounds(std::vector<Place>& counted, int64_t n, bool whole) : half_(std::bit_floor(counted.size())), itself_(whole) {
     std::sort(counted.begin(), counted.end());
     keys_.assign(2 * half_, ~uint64_t{0});
     least_.assign(1, 1);
     for (size_t i = 0; i < counted.size(); ++i) {
       const auto above = static_cast<double>(counted[i].second);
       keys_[i] = counted[i].first;
-      most_.push_back(above);
-      least_.push_back(above + 2);
+      most_.push_back(above + 1 - itself_);
+      least_.push_back(above + 1 + itself_);
     }
-    most_.push_back(static_cast<double>(n));
+    most_.push_back(static_cast<double>(n) + 1 - itself_);
   }
 
   // Best and worst rank of this one.
@@ -73,18 +74,20 @@ class Sampler::Bounds {
     const uint64_t key = ~order_key(score, id);
     size_t at = 0;  // how many come before it
     for (size_t step = half_; step > 0; step /= 2) at = keys_[at + step - 1] < key ? at + step : at;
-    if (keys_[at] == key) return {most_[at] + 1, most_[at] + 1};
+    if (keys_[at] == key) return {most_[at] + itself_, most_[at] + itself_};
     return {least_[at], most_[at]};
   }
 
  private:
   size_t half_;
+  double itself_;
   std::vector<uint64_t> keys_;        // padded to a power of two
   std::vector<double> least_, most_;  // ranks of one that comes behind the first i counted ones, and before the others
 };
 
 Sampler::Nan Sampler::screened(Round& round, const Pilot& pilot) const {
   propose(round);
+  if (const Nan nan = proposed_nan(round); nan.model >= 0) return nan;
   pilot.guess(*this, round);
   round.distance.assign(round.size * round.c, std::numeric_limits<float>::infinity());
   for (auto& limit : round.limit) limit.assign(round.size * round.c, std::numeric_limits<double>::quiet_NaN());
@@ -197,7 +200,7 @@ Sampler::Counted Sampler::choose_open(const Round& round, const std::vector<int6
 std::vector<int32_t> Sampler::decide(Round& round, int64_t r) const {
   const int64_t c = round.c, row = round.rows[r], candidates = unseen(row);
   const double n = static_cast<double>(candidates);
-  const Bounds bounds[2] = {{round.counted[0][r], candidates}, {round.counted[1][r], candidates}};
+  const Bounds bounds[2] = {{round.counted[0][r], candidates, whole()}, {round.counted[1][r], candidates, whole()}};
   int64_t before[2];
   for (int i = 0; i < 2; ++i) before[i] = directions[i].on ? directions[i].hits[row] : 0;
   std::vector<int32_t> columns;

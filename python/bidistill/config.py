@@ -210,7 +210,7 @@ class Config:
 
     @classmethod
     def preset(cls, name: str = "default") -> Config:
-        """One of PRESETS: "default", "paper" (the published settings) or "large" (for catalogs of a hundred thousand items or more)."""
+        """One of PRESETS: "default", "paper" (the published settings) or "large" (many users and items)."""
         if name not in PRESETS:
             raise UserError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
         return cls().with_overrides(PRESETS[name])

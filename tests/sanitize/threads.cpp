@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <numeric>
 #include <random>
 #include <thread>
 #include <vector>
@@ -19,7 +20,8 @@ namespace {
 
 using namespace bdkernels;
 
-constexpr int64_t kUsers = 70, kItems = 5003, kFactors = 5, kSeen = 40;  // more than one block of users, chunk and tile
+constexpr int64_t kUsers = 70, kItems = 5003, kFactors = 5, kSeen = 40,
+                  kCounted = 3000;  // more than one block of users, chunk and tile
 
 // Ranges of `grain` of [0, n) dealt to the threads in turn; returns when all are done.
 void parallel(int threads, int64_t n, int64_t grain, const std::function<void(int64_t, int64_t)>& work) {
@@ -51,7 +53,7 @@ struct Data {
 
 struct Answer {
   std::vector<float> scores, block;
-  std::vector<int64_t> counts, proposals, best, drawn[2];
+  std::vector<int64_t> counts, proposals, best, drawn[4];  // over the whole catalog, and over a subset
   std::vector<char> accepted;
   bool operator==(const Answer&) const = default;
 };
@@ -83,28 +85,40 @@ Answer answer(int threads, int64_t c) {
     cpu::accept(1, 2, data.user_ids.data(), 0, c, out.counts.data(), out.proposals.data(), candidates.data(),
                 {Kind::kExp, 2.5, false}, true, a, b, accepted);
   });
-  const std::vector<int64_t> nobody(kUsers, 0);
-  std::vector<int64_t> hits[2] = {nobody, nobody};
   for (auto& drawn : out.drawn) drawn.assign(kUsers * c, -1);
-  const auto direction = [&](int i) {  // of the teacher nearly nothing is accepted: full rows
-    const Weight weight{Kind::kExp, i ? 500.0 : 2.5, false};
-    return cpu::Direction{true, weight, out.drawn[i].data(), hits[i].data()};
-  };
   const Items fewer{data.items.data() + 1, nullptr, Dtype::kFloat32, kItems, kFactors - 1, kFactors};
   const std::vector<float> student(data.users.begin(), data.users.begin() + kUsers * (kFactors - 1));
-  const cpu::Sampler sampler{{{users, items}, {{student.data(), kUsers}, fewer}},
-                             {direction(0), direction(1)},
-                             seen,
-                             data.user_ids.data(),
-                             c,
-                             1,
-                             2,
-                             1024,
-                             16,
-                             4096,
-                             64,
-                             [&](int64_t n, int64_t grain, const cpu::Body& body) { parallel(threads, n, grain, body); }};
-  sampler.run();
+  std::vector<int64_t> counted(kCounted), indptr{0}, seen_counted;  // the first items, and who has seen them
+  std::iota(counted.begin(), counted.end(), 0);
+  for (int64_t row = 0; row < kUsers; ++row) {
+    for (int64_t e = seen.begin(row); e < seen.end(row); ++e) {
+      if (seen.indices[e] < kCounted) seen_counted.push_back(seen.indices[e]);
+    }
+    indptr.push_back(static_cast<int64_t>(seen_counted.size()));
+  }
+  cpu::Subset some{counted.data(), {items, fewer}, {indptr.data(), seen_counted.data()}};
+  for (Items& each : some.items) each.n = kCounted;
+  for (int first : {0, 2}) {
+    std::vector<int64_t> hits[2] = {std::vector<int64_t>(kUsers, 0), std::vector<int64_t>(kUsers, 0)};
+    const auto direction = [&](int i) {  // of the teacher nearly nothing is accepted: full rows
+      const Weight weight{Kind::kExp, i ? 500.0 : 2.5, false};
+      return cpu::Direction{true, weight, out.drawn[first + i].data(), hits[i].data()};
+    };
+    const cpu::Sampler sampler{{{users, items}, {{student.data(), kUsers}, fewer}},
+                               {direction(0), direction(1)},
+                               seen,
+                               data.user_ids.data(),
+                               c,
+                               1,
+                               2,
+                               1024,
+                               16,
+                               4096,
+                               64,
+                               [&](int64_t n, int64_t grain, const cpu::Body& body) { parallel(threads, n, grain, body); },
+                               first ? some : cpu::Subset{}};
+    sampler.run();
+  }
   return out;
 }
 
