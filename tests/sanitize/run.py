@@ -20,7 +20,19 @@ COMMON = ["-g", "-O1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 # vptr wants run-time types that the stable ABI's headers hide; _GLIBCXX_ASSERTIONS checks vector indices and std::clamp.
 MEMORY = ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize=vptr", "-D_GLIBCXX_ASSERTIONS", *COMMON]
 THREAD = ["-fsanitize=thread", *COMMON]
-TESTS = ("score", "rank", "topk", "sample", "subset", "loss", "update", "errors", "fuzz", "sample_distribution", "contract")
+TESTS = (
+    "score",
+    "rank",
+    "topk",
+    "sample",
+    "subset",
+    "loss",
+    "update",
+    "errors",
+    "fuzz",
+    "sample_distribution",
+    "contract",
+)
 QUICK = ("score", "rank", "topk", "errors")
 
 # Called what in the report: the binding trusts bdkernels.ops to have checked the arguments, so calling it directly is a fault.
