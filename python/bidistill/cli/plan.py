@@ -54,6 +54,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.config is not None:
         config = Config.from_toml(arguments.config, arguments.preset or "default")
     config = config.with_overrides(overrides(arguments))
+    if not config.run.out:
+        config = config.with_overrides({"run.out": "runs/planned"})  # `train` saves in a folder there, too
     given = (arguments.users, arguments.items, arguments.interactions)
     if any(given) and not all(given):
         arguments.parser.error("--users, --items and --interactions go together")
