@@ -285,7 +285,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distill.to_student.eps": 1e-2,
         "distill.to_teacher.eps": 1e-4,
     },
-    # What a step, an evaluation and a pause cost does not grow with the catalog, and no step waits for everybody's draws.
+    # A step touches the rows of its batch, none waits for everybody's draws, and not everybody is evaluated on.
     "large": {
         "teacher.dim": 64,
         "student.dim": 8,
