@@ -1,15 +1,19 @@
 """Builds the C++ and CUDA backends against the stable ABI of whatever torch is installed; the rest is in pyproject.toml.
 
-Three tiers: without a compiler (or without torch at build time) the package installs with the reference backend alone; with
-both, libbdkernels_cpu is built; and libbdkernels_cuda too where nvcc is found and torch has CUDA. A torch without CUDA could not
-use it and the build takes minutes, so there it is built on request only: BDKERNELS_BUILD_CUDA=1; BDKERNELS_BUILD_CUDA=0 skips it
-everywhere. A build that fails warns and goes on; BDKERNELS_STRICT_BUILD=1 makes it fatal, and BDKERNELS_BUILD=0 skips all.
+Three tiers: without a compiler (or without torch at build time) the package installs with the reference backend alone, and its
+wheel is one for any platform (py3-none-any); with both, libbdkernels_cpu is built; and libbdkernels_cuda too where nvcc is found
+and torch has CUDA. A torch without CUDA could not use it and the build takes minutes, so there it is built on request only:
+BDKERNELS_BUILD_CUDA=1; BDKERNELS_BUILD_CUDA=0 skips it everywhere. A build that fails warns and goes on;
+BDKERNELS_STRICT_BUILD=1 makes it fatal, and BDKERNELS_BUILD=0 skips all.
 
 In place, the C++ library goes where BDKERNELS_LIBRARY says, with the further flags of BDKERNELS_CXXFLAGS; BDKERNELS_CUDA_ARCHS
 names other targets than those of CUDA_ARCHS ("80" or "80 90"). build/libbdkernels_cuda/resources.txt tells what each kernel takes
-of them. `build_cuda` builds it alone; `build_simulation` compiles the CUDA sources for the CPU, for tests.
+of them. `build_cuda` builds it alone; `build_simulation` compiles the CUDA sources for the CPU, for tests, where the kernels alone
+take the further flags of BDKERNELS_KERNEL_FLAGS.
 """
 
+import hashlib
+import json
 import os
 import platform
 import shutil
@@ -17,6 +21,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from setuptools import Command, Distribution, setup
@@ -38,6 +43,7 @@ ISA_FLAGS = {
 }
 
 
+@cache
 def torch_folder() -> Path:
     """Where the torch of the target interpreter lies: `-I` looks past the isolated environment that pip builds in."""
     code = "import importlib.util as u; s = u.find_spec('torch'); print(s.submodule_search_locations[0] if s else '')"
@@ -46,7 +52,7 @@ def torch_folder() -> Path:
         if out.stdout.strip():
             return Path(out.stdout.strip())
     raise RuntimeError(
-        "torch is not installed here yet; install torch, then bdkernels again (--force-reinstall --no-deps)"
+        "torch is not installed here yet; install torch, then bdkernels again (--force-reinstall --no-deps --no-cache-dir)"
     )
 
 
@@ -63,21 +69,53 @@ def torch_flags() -> list[str]:
     return [f"-DTORCH_TARGET_VERSION={ABI}", *includes]
 
 
-def further_flags() -> list[str]:
-    return os.environ.get("BDKERNELS_CXXFLAGS", "").split()
+def further_flags(variable: str = "BDKERNELS_CXXFLAGS") -> list[str]:
+    return os.environ.get(variable, "").split()
+
+
+@cache
+def version_of(program: str) -> str:
+    return subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+
+
+def identity(command: list[str], needs: Path) -> str | None:
+    """What an object is made from: compiler, command, torch, and each file that the compiler has listed; None if unknown.
+
+    The command names no absolute path of this tree, so that objects may go with a copy of it.
+    """
+    if not needs.exists():
+        return None
+    files = [ROOT / name for name in needs.read_text().split(":", 1)[1].replace("\\\n", " ").split()]
+    if not all(path.exists() for path in files):
+        return None
+    torch = (torch_folder() / "version.py").read_text() if any("torch" in word for word in command) else ""
+    digest = hashlib.sha256("\n".join([version_of(command[0]), torch, *command]).encode())
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def compile_all(commands: dict[Path, list[str]]) -> dict[Path, str]:
-    """Run the compilers, one a processor, each for the object that it is listed under; returns what each said."""
+    """Run the compilers, one a processor, each for the object that it is listed under; returns what each said.
+
+    An object that is made from the same as before is not made again.
+    """
 
     def run(target: Path) -> str:
-        command = [*commands[target], "-o", str(target)]
-        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        record, needs = target.with_suffix(".json"), target.with_suffix(".d")
+        if target.exists() and record.exists():
+            known = json.loads(record.read_text())
+            if known["identity"] == identity(commands[target], needs):
+                return known["said"]
+        record.unlink(missing_ok=True)
+        command = [*commands[target], "-MMD", "-MF", str(needs), "-o", str(target)]
+        done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
         if done.returncode != 0:
             said = [line for line in done.stderr.splitlines() if not line.startswith("ptxas info")]
             raise RuntimeError("\n".join(["compiling failed: " + " ".join(command), *said]))
         if "warning" in done.stderr:
             print(done.stderr, file=sys.stderr)
+        record.write_text(json.dumps({"identity": identity(commands[target], needs), "said": done.stderr}))
         return done.stderr
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -96,12 +134,12 @@ def link(linker: list[str], objects: Iterable[Path], out: Path) -> None:
 
 
 def sources(*patterns: str) -> list[Path]:
-    return sorted(p for pattern in patterns for p in ROOT.glob(f"csrc/{pattern}"))
+    return sorted(p.relative_to(ROOT) for pattern in patterns for p in ROOT.glob(f"csrc/{pattern}"))
 
 
 def object_of(source: Path, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / (source.relative_to(ROOT / "csrc").as_posix().replace("/", "_") + ".o")
+    return folder / (source.relative_to("csrc").as_posix().replace("/", "_") + ".o")
 
 
 def compile_library(out: Path) -> None:
@@ -148,29 +186,15 @@ def compile_cuda_if_wanted(out: Path) -> None:
 
 
 def compile_simulation(out: Path) -> None:
-    """csrc/cuda and its binding by the C++ compiler, for the simulator of tests/gpu/shim; only what has changed."""
-    flags = [
-        compiler(),
-        *CXX_FLAGS,
-        "-O2",
-        "-g",
-        "-DBDKERNELS_SIMULATION",
-        f"-I{ROOT / 'tests/gpu/shim'}",
-        *further_flags(),
-    ]
-    headers = [*ROOT.glob("csrc/**/*.h"), *ROOT.glob("tests/gpu/shim/*.h"), Path(__file__)]
-    commands, objects = {}, []
+    """csrc/cuda and its binding by the C++ compiler, for the simulator of tests/gpu/shim; the objects come beside it."""
+    flags = [*CXX_FLAGS, "-O2", "-g", "-DBDKERNELS_SIMULATION", "-Itests/gpu/shim", *further_flags()]
+    commands = {}
     for source in sources("cuda/*.cu", "binding/cuda_*.cpp"):
-        target = object_of(source, out.parent)
-        objects.append(target)
-        newest = max(p.stat().st_mtime for p in [source, *headers])
-        if target.exists() and target.stat().st_mtime > newest:
-            continue
-        torch = torch_flags() if source.parent.name == "binding" else []
-        commands[target] = [*flags, *torch, "-x", "c++", "-c", str(source)]
+        own = torch_flags() if source.parent.name == "binding" else further_flags("BDKERNELS_KERNEL_FLAGS")
+        commands[object_of(source, out.parent)] = [compiler(), *flags, *own, "-x", "c++", "-c", str(source)]
     compile_all(commands)
-    if commands or not out.exists():
-        link([compiler(), *further_flags()], objects, out)
+    if not out.exists() or max(p.stat().st_mtime for p in commands) > out.stat().st_mtime:
+        link([compiler(), *further_flags()], commands, out)
 
 
 class BuildKernels(Command):
@@ -247,19 +271,60 @@ class BuildSimulation(BuildCuda):
 
 
 class Build(build):
+    """In an empty folder: what earlier builds have left there is not of this tree."""
+
     sub_commands = [*build.sub_commands, ("build_kernels", None)]  # noqa: RUF012
+
+    def finalize_options(self) -> None:
+        self.default = self.build_lib is None
+        super().finalize_options()
+
+    def run(self) -> None:
+        if self.default:  # a folder that the caller has named may hold anything
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
 
 
 class Wheel(bdist_wheel):
-    """One wheel a platform: the library links to no Python."""
+    """One wheel a platform, since the library links to no Python; without a library, one wheel for all."""
+
+    def finalize_options(self) -> None:
+        self.default = self.bdist_dir is None
+        super().finalize_options()
+
+    def run(self) -> None:
+        if self.default:
+            shutil.rmtree(self.bdist_dir, ignore_errors=True)
+        if not self.skip_build:
+            self.run_command("build")
+        folder = Path(self.get_finalized_command("build").build_lib)
+        self.distribution.binary = any((folder / library).exists() for library in (LIBRARY, CUDA_LIBRARY))
+        self.root_is_pure = not self.distribution.binary
+        super().run()
+        if self.root_is_pure:
+            print(
+                "bdkernels: warning: this wheel has no C++ backend and is tagged py3-none-any: the operators run in plain "
+                "PyTorch, many times slower. To have the backend, install torch and a C++20 compiler, then build again.",
+                file=sys.stderr,
+            )
 
     def get_tag(self) -> tuple[str, str, str]:
-        return "py3", "none", super().get_tag()[2]
+        if self.root_is_pure:
+            return "py3", "none", "any"
+        machine = platform.machine().lower()
+        name = super().get_tag()[2].replace("universal2", machine)  # the library is for one kind of processor
+        if self.plat_name_supplied and not name.endswith(machine):
+            raise RuntimeError(f"--plat-name {self.plat_name}: the library in this wheel is compiled for {machine}")
+        return "py3", "none", name
 
 
-class BinaryDistribution(Distribution):
+class MaybeBinary(Distribution):
+    """With a library in it or not, which the build finds out; until then it is taken to have one."""
+
+    binary = True
+
     def has_ext_modules(self) -> bool:
-        return True
+        return self.binary
 
 
 COMMANDS = {
@@ -269,4 +334,4 @@ COMMANDS = {
     "build_simulation": BuildSimulation,
     "bdist_wheel": Wheel,
 }
-setup(cmdclass=COMMANDS, distclass=BinaryDistribution)
+setup(cmdclass=COMMANDS, distclass=MaybeBinary)

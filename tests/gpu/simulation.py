@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,11 +24,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def build_simulation(out: Path = SIMULATED, *flags: str, root: Path = ROOT) -> Path:
-    """The CUDA sources compiled for the CPU, with further flags of the compiler."""
+def build_simulation(out: Path = SIMULATED, *flags: str, root: Path = ROOT, kernels: Iterable[str] = ()) -> Path:
+    """The CUDA sources compiled for the CPU, with further flags of the compiler, and with some for the kernels alone."""
     if not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         pytest.skip("no C++ compiler on this machine")
     command = [sys.executable, "setup.py", "-q", "build_simulation", "--out", str(out)]
     with locked(out.parent):
-        subprocess.run(command, cwd=root, check=True, env={**os.environ, "BDKERNELS_CXXFLAGS": " ".join(flags)})
+        further = {"BDKERNELS_CXXFLAGS": " ".join(flags), "BDKERNELS_KERNEL_FLAGS": " ".join(kernels)}
+        subprocess.run(command, cwd=root, check=True, env={**os.environ, **further})
     return out

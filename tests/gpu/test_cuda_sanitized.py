@@ -92,8 +92,8 @@ def planted_reports(sanitizer: str, folder: Path) -> dict[int, str]:
         shutil.copytree(ROOT / part, folder / part)
     shutil.copy2(ROOT / "setup.py", folder)
     shutil.copytree(objects, folder / "build")
-    flags = *FLAGS[sanitizer], "-O0", *plant(folder, sanitizer)
-    library = build_simulation(folder / "build/libbdkernels_cusim.so", *flags, root=folder)
+    kernels = "-O0", *plant(folder, sanitizer)
+    library = build_simulation(folder / "build/libbdkernels_cusim.so", *FLAGS[sanitizer], root=folder, kernels=kernels)
     calls = {NUMBERS[name]: CALLS[fault.call] for name, fault in FAULTS.items() if fault.sanitizer == sanitizer}
     calls[0] = f"[{', '.join(CALLS.values())}]"
     out = run(sanitizer, library, "-c", PLANTED, str(folder), PREPARED, json.dumps(calls))
