@@ -8,7 +8,7 @@ BDKERNELS_STRICT_BUILD=1 makes it fatal, and BDKERNELS_BUILD=0 skips all.
 
 In place, the C++ library goes where BDKERNELS_LIBRARY says, with the further flags of BDKERNELS_CXXFLAGS; BDKERNELS_CUDA_ARCHS
 names other targets than those of CUDA_ARCHS ("80" or "80 90"). build/libbdkernels_cuda/resources.txt tells what each kernel takes
-of them. `build_cuda` builds it alone; `build_simulation` compiles the CUDA sources for the CPU, for tests, where the kernels alone
+of them. `build_cuda` builds it alone; `build_simulation` compiles the CUDA sources for the CPU, for tests, where kernels alone
 take the further flags of BDKERNELS_KERNEL_FLAGS.
 """
 

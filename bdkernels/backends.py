@@ -5,6 +5,8 @@ An explicit choice that cannot be honoured raises BackendError with the reason; 
 """
 
 import os
+import warnings
+from functools import cache
 
 import torch
 
@@ -12,6 +14,7 @@ from . import cpu, cuda, reference, triton
 from .reference import Steps
 
 NAMES = ("reference", "cpu", "triton", "cuda")
+LARGE = 1 << 28  # multiplications of one call: tenths of a second in C++, seconds in the reference
 
 _missing: dict[str, str | None] = {
     "reference": None,
@@ -69,9 +72,24 @@ def _refuses(name: str, device: torch.device, dtype: torch.dtype) -> str | None:
 _SIMULATED = {"triton": triton.simulated, "cuda": cuda.simulated}
 
 
-def steps(device: torch.device, asked: str | None = None, dtype: torch.dtype = torch.float32) -> Steps:
-    """The stages of the chosen backend."""
+def steps(device: torch.device, asked: str | None = None, dtype: torch.dtype = torch.float32, work: int = 0) -> Steps:
+    """The stages of the chosen backend, for a call of about `work` multiplications."""
     name = choose(device, asked, dtype)
+    if name == "reference" and work >= LARGE and not (asked or os.environ.get("BDKERNELS_BACKEND")):
+        _warn_of_reference(device.type, dtype)
     if name == "triton":
         return triton.steps()
     return {"reference": reference.STEPS, "cpu": cpu.STEPS, "cuda": cuda.STEPS}[name]
+
+
+@cache
+def _warn_of_reference(device: str, dtype: torch.dtype) -> None:
+    """Once, where the C++ library would have served the call."""
+    if device == "cpu" and dtype != torch.float64 and (reason := missing("cpu")) is not None:
+        warnings.warn(
+            f"bdkernels: the reference backend (plain PyTorch) serves this large call, many times slower than the C++ "
+            f"backend, which is missing ({reason}). To keep the reference and this warning away, set "
+            "BDKERNELS_BACKEND=reference.",
+            RuntimeWarning,
+            stacklevel=2,
+        )

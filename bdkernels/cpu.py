@@ -28,8 +28,8 @@ def load() -> str | None:
     """Load the library. Returns None, or the reason why it cannot be had."""
     if not LIBRARY.exists():
         return (
-            "not built: it needs a C++20 compiler and torch at install time; "
-            "`python setup.py build_kernels` in a checkout says what is missing"
+            "not built: it needs a C++20 compiler and torch at install time; install both, then bdkernels again "
+            "(pip install --force-reinstall --no-deps --no-cache-dir -v), which says what is missing"
         )
     try:
         torch.ops.load_library(LIBRARY)

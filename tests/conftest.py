@@ -6,6 +6,7 @@ their arguments to a GPU and their results back, so that the same tests run ther
 
 import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from chosen import BACKENDS
 
 from bdkernels import backends
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 # What tests start is no worker of pytest-xdist, though this process may be one.
 for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
     del os.environ[name]
@@ -44,6 +46,20 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def heard_signals():
+    """For a test that sends signals, to this process or to one that it starts: they are not ignored.
+
+    nohup and shells start their background jobs with some of them ignored, and what these start inherits that.
+    """
+    ignored = [each for each in STOPPING if signal.getsignal(each) is signal.SIG_IGN]
+    for each in ignored:
+        signal.signal(each, signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL)
+    yield
+    for each in ignored:
+        signal.signal(each, signal.SIG_IGN)
 
 
 @pytest.fixture(autouse=True)

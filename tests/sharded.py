@@ -371,6 +371,7 @@ def command(arguments: list[str]) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a script ignore it
     if sys.argv[1] == "command":
         sys.exit(command(sys.argv[2:]))
     rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])

@@ -79,6 +79,51 @@ def test_without_the_library_everything_still_works(tmp_path):
     assert out.stdout.strip().endswith("reference")
 
 
+CALLS = {
+    "topk": lambda f: bd.topk(f, 3),
+    "rank": lambda f: bd.rank(f, torch.zeros(len(f.users), 1, dtype=torch.int64)),
+    "sample": lambda f: bd.sample(f, f, 2, user_ids=torch.arange(len(f.users)), step=0),
+}
+
+
+@pytest.fixture
+def no_library(monkeypatch):
+    """As where none was built."""
+    monkeypatch.delenv("BDKERNELS_BACKEND", raising=False)
+    monkeypatch.setitem(backends._missing, "cpu", "not built: no compiler")
+    monkeypatch.setattr(backends, "LARGE", 5 * 70 * 3)
+    backends._warn_of_reference.cache_clear()
+    yield monkeypatch
+    backends._warn_of_reference.cache_clear()
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_the_reference_says_once_that_it_serves_a_large_call(no_library, recwarn, call):
+    call(bd.Factors(torch.randn(5, 3), torch.randn(69, 3)))
+    bd.score(bd.Factors(torch.randn(5, 3), torch.randn(70, 3)), torch.zeros(5, 69, dtype=torch.int64))
+    assert not recwarn.list
+    large = bd.Factors(torch.randn(5, 3), torch.randn(70, 3))
+    with pytest.warns(RuntimeWarning, match=r"reference backend .* missing \(not built: no compiler\)") as told:
+        call(large)
+    assert len(told) == 1
+    recwarn.clear()
+    call(large)
+    assert not recwarn.list
+
+
+def test_a_reference_that_was_chosen_says_nothing(no_library, recwarn):
+    large = bd.Factors(torch.randn(5, 3), torch.randn(70, 3))
+    bd.topk(large, 3, backend="reference")
+    backends.steps(CPU, dtype=torch.float64, work=10**9)  # which no other backend has
+    backends.steps(torch.device("meta"), work=10**9)  # nor this device
+    no_library.setenv("BDKERNELS_BACKEND", "reference")
+    bd.topk(large, 3)
+    no_library.delenv("BDKERNELS_BACKEND")
+    no_library.setitem(backends._missing, "cpu", None)
+    backends.steps(CPU, work=10**9)
+    assert not recwarn.list
+
+
 def test_a_broken_library_is_a_reason_not_a_crash(tmp_path):
     (tmp_path / "lib.so").write_bytes(b"not a library")
     original, cpu.LIBRARY = cpu.LIBRARY, tmp_path / "lib.so"

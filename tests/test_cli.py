@@ -275,6 +275,7 @@ PAIRS = list(zip(FAST[::2], FAST[1::2], strict=True))
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.usefixtures("heard_signals")
 def test_stopped_and_resumed_is_undisturbed(work, tmp_path, sent):
     """Killed in the joint phase, or stopped by Ctrl-C: the resumed run ends with the very same metrics and models."""
     slow = [*FAST, "--train-epochs", "10", "--train-patience", "0", "--train-batch-size", "64"]
@@ -286,13 +287,11 @@ def test_stopped_and_resumed_is_undisturbed(work, tmp_path, sent):
     child = subprocess.Popen(
         command, cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
-    deadline = time.time() + 120
     while not (out / "metrics.csv").exists() or "joint,1," not in (out / "metrics.csv").read_text():
-        assert time.time() < deadline
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.01)
     child.send_signal(sent)
-    stderr = child.communicate(timeout=60)[1]
+    stderr = child.communicate()[1]
     assert not (out / "metrics.json").exists(), "the run ended before it could be stopped"
     if sent == signal.SIGINT:
         assert child.returncode == 130
@@ -314,6 +313,7 @@ class Interrupted(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.mark.usefixtures("heard_signals")
 def test_control_stopped_and_resumed_is_undisturbed(run, work, capsys, monkeypatch):
     def interrupted(*args):
         trainer = train_control(*args)

@@ -103,6 +103,7 @@ def test_memory_at_two_million_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("suffix", ["csv", "npz"])
+@pytest.mark.usefixtures("heard_signals")
 def test_a_signal_leaves_nothing(
     number: signal.Signals, status: int, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

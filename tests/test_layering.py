@@ -72,4 +72,4 @@ def test_readme_python_runs():
     """Every Python block of the README, as it stands, one after the other."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert blocks
-    subprocess.run([sys.executable, "-c", "\n".join(blocks)], check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", "\n".join(blocks)], check=True)

@@ -40,7 +40,7 @@ def found(folder) -> dict[int, dict[str, str]]:
     started = [subprocess.Popen([*command, str(r), "4", str(folder)], env=environment) for r in range(4)]
     try:
         for process in started:
-            process.wait(200)
+            process.wait()
     finally:
         for process in started:
             process.kill()
@@ -85,7 +85,7 @@ def test_a_killed_process_under_torchrun(found, folder, tmp_path):
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "2"]
     done = subprocess.run(
         [sys.executable, "-m", *launcher, str(HERE / "sharded.py"), "command", "train", *flags],
-        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120, check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder:") == 1 and done.stdout.count("53 users, 71 items") == 2  # one process speaks

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -165,8 +164,9 @@ def test_steps_are_fused_where_they_can_be(parts, name, fused):
     [("default", 1), ("default", 5), ("default", 13), ("default", 20), ("pool", 22), ("sparse", 7)]
     + [(name, 28) for name in VARIANTS],
 )
+@pytest.mark.usefixtures("heard_signals")
 def test_ctrl_c_and_resume_change_nothing(parts, undisturbed, tmp_path, name, steps):
-    before = signal.getsignal(signal.SIGINT)  # ignored where the tests run in the background of a script
+    before = signal.getsignal(signal.SIGINT)
     trainer = Trainer(variant(name, run__out=str(tmp_path)), parts, callbacks=[StopAfter(steps)])
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
@@ -178,6 +178,7 @@ def test_ctrl_c_and_resume_change_nothing(parts, undisturbed, tmp_path, name, st
     assert same(Trainer.resume(tmp_path).fit(), undisturbed(name))  # a finished run
 
 
+@pytest.mark.usefixtures("heard_signals")
 def test_a_second_ctrl_c_does_not_wait(parts, tmp_path):
     class Twice(Callback):
         def on_step(self, trainer):
@@ -189,40 +190,50 @@ def test_a_second_ctrl_c_does_not_wait(parts, tmp_path):
         Trainer(config(run__out=str(tmp_path)), parts, callbacks=[Twice()]).fit()
 
 
+def test_an_ignored_ctrl_c_stays_ignored(parts, undisturbed):
+    """As in the background of a script, which ends the job in the foreground by it."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert same(Trainer(config(), parts, callbacks=[StopAfter(7)]).fit(), undisturbed("default"))
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 KILLED = """
-import sys
-from bidistill import Config, Split, Trainer
-trainer = Trainer.resume(sys.argv[1]) if sys.argv[2] == "resume" else Trainer(
-    Config.from_toml(sys.argv[2]), Split.load(sys.argv[3]))
-print("ready", flush=True)
+import os, signal, sys, threading
+from bidistill import Callback, Config, Split, Trainer
+class Kill(Callback):  # by another thread, while this one goes on, wherever it is then
+    left, now = int(sys.argv[2]), threading.Event()
+    def on_step(self, trainer):
+        self.left -= 1
+        if self.left == 0:
+            self.now.set()
+def kill():
+    Kill.now.wait()
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=kill, daemon=True).start()
+trainer = Trainer.resume(sys.argv[1], callbacks=[Kill()]) if sys.argv[3] == "resume" else Trainer(
+    Config.from_toml(sys.argv[3]), Split.load(sys.argv[4]), callbacks=[Kill()])
 trainer.fit()
 """
 
 
 def test_resume_after_kill(parts, tmp_path):
     """SIGKILL at arbitrary moments, several times; then the result of the undisturbed run, bit for bit."""
-    settings = config(run__out=str(tmp_path / "run"), train__warmup_epochs=15, train__epochs=15, train__patience=0)
+    settings = config(run__out=str(tmp_path / "run"), train__warmup_epochs=4, train__epochs=6, train__patience=0)
     settings.to_toml(tmp_path / "settings.toml")
     parts.save(tmp_path / "split.npz")
     root = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'python'}", "OMP_NUM_THREADS": "1"}
-    kills = 0
-    for delay in (0.2, 0.35, 0.5):
+    for steps in (13, 17, 21):  # of 5 an epoch: in each phase, and after a new checkpoint each time
         state = tmp_path / "run" / "checkpoint" / "state.json"
         arguments = ["resume"] if state.exists() else [tmp_path / "settings.toml", tmp_path / "split.npz"]
-        command = [sys.executable, "-c", KILLED, tmp_path / "run", *arguments]
-        child = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, env=environment)
-        assert child.stdout.readline() == b"ready\n"
+        command = [sys.executable, "-c", KILLED, tmp_path / "run", steps, *arguments]
         before = state.read_bytes() if state.exists() else b""
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (state.exists() and state.read_bytes() != before):
-            time.sleep(0.005)  # at least one new checkpoint, so that each start gets further
-        time.sleep(delay)
-        kills += child.poll() is None
-        child.kill()
-        child.wait()
-        child.stdout.close()
-    assert kills > 0
+        child = subprocess.run(list(map(str, command)), env=environment, check=False)
+        assert child.returncode == -signal.SIGKILL
+        assert state.read_bytes() != before
     assert same(
         Trainer.resume(tmp_path / "run").fit(), Trainer(settings.with_overrides({"run.out": None}), parts).fit()
     )

@@ -73,6 +73,7 @@ def test_launches_are_told_apart(monkeypatch):
     assert str(os.getppid()) in launch()
 
 
+@pytest.mark.usefixtures("heard_signals")
 def test_a_restart_goes_on_with_its_own_run_alone(launched, tmp_path):
     config = sharded.settings("usual", run__out=str(tmp_path / "run"))
     stop = sharded.Steps(15, lambda: os.kill(os.getpid(), signal.SIGTERM))  # by which torchrun stops processes

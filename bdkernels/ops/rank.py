@@ -91,7 +91,8 @@ def _count_above_block(
     checks.no_nan("thresholds", thresholds)
     checks.seen_values(seen, checks.MAX_ITEMS)
     ties = _ids_or_bounds(tie_ids)
-    return steps(scores.device, backend).count_above_block(scores, thresholds, ties, seen, item_offset)
+    run = steps(scores.device, backend, work=scores.numel())
+    return run.count_above_block(scores, thresholds, ties, seen, item_offset)
 
 
 define(

@@ -11,6 +11,8 @@ from typing import Any
 class Interrupt:
     """Inside, the first Ctrl-C sets `asked` and a second one interrupts at once. No effect off the main thread.
 
+    A signal that whoever started this process had it ignore (a shell does so for its background jobs) stays ignored.
+
     launched: of a process that torchrun started: SIGTERM, by which it stops its processes, is like Ctrl-C, and another one
         interrupts nothing, since the others wait for this process in the checkpoint.
     """
@@ -22,7 +24,8 @@ class Interrupt:
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
             for each in (signal.SIGINT, signal.SIGTERM) if self.launched else (signal.SIGINT,):
-                self._before[each] = signal.signal(each, self._ask)
+                if signal.getsignal(each) is not signal.SIG_IGN:
+                    self._before[each] = signal.signal(each, self._ask)
         return self
 
     def __exit__(

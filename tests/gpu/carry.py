@@ -18,8 +18,8 @@ def carry(device: torch.device) -> None:
     checks.ASSERTS = ()
     refuses, steps = backends._refuses, backends.steps
 
-    def carried(at: torch.device, asked: str | None = None, dtype: torch.dtype = torch.float32) -> Steps:
-        found = steps(at, asked, dtype)
+    def carried(at: torch.device, asked: str | None = None, dtype: torch.dtype = torch.float32, work: int = 0) -> Steps:
+        found = steps(at, asked, dtype, work)
         return found if backends.choose(at, asked, dtype) == "cpu" else found._replace(**_all(found, device))
 
     backends._refuses = lambda name, at, dtype: refuses(name, at if name == "cpu" else device, dtype)

@@ -5,7 +5,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import check
@@ -99,14 +98,17 @@ def test_what_failed_says_why(planted, tmp_path):
 
 def test_no_end(planted, tmp_path, monkeypatch):
     monkeypatch.setattr(check, "LIMIT_S", 0.5)
-    alive = tmp_path / "alive"
-    child = f"import time, pathlib; time.sleep(2); pathlib.Path({str(alive)!r}).touch()"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    child = f"import time; holds = open({str(pipe)!r}, 'w'); time.sleep(3600)"
     code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     monkeypatch.setitem(PLANTED, "hangs", (PYTHON, "-c", code))
     assert planted("hangs")[0] == 1
     assert "no end after 0.5 s" in (tmp_path / "report.md").read_text()
-    time.sleep(2.5)
-    assert not alive.exists()  # what it started ended with it
+    os.set_blocking(reader, True)
+    assert os.read(reader, 1) == b""  # the end comes where nobody holds the pipe: what it started ended with it
+    os.close(reader)
 
 
 def test_results_whose_writer_was_ended(planted, tmp_path, monkeypatch):
