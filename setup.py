@@ -187,7 +187,7 @@ def compile_cuda_if_wanted(out: Path) -> None:
 
 def compile_simulation(out: Path) -> None:
     """csrc/cuda and its binding by the C++ compiler, for the simulator of tests/gpu/shim; the objects come beside it."""
-    flags = [*CXX_FLAGS, "-O2", "-g", "-DBDKERNELS_SIMULATION", "-Itests/gpu/shim", *further_flags()]
+    flags = [*CXX_FLAGS, "-O2", "-g1", "-DBDKERNELS_SIMULATION", "-Itests/gpu/shim", *further_flags()]
     commands = {}
     for source in sources("cuda/*.cu", "binding/cuda_*.cpp"):
         own = torch_flags() if source.parent.name == "binding" else further_flags("BDKERNELS_KERNEL_FLAGS")

@@ -132,7 +132,7 @@ words = sys.argv
 if "-MF" in words:
     source = words[words.index("-c") + 1]
     pathlib.Path(words[words.index("-MF") + 1]).write_text("x.o: " + source + " csrc/core/score.h")
-    open({str(log)!r}, "a").write(source + "\n")
+    print(source, file=open({str(log)!r}, "a"))
 if "-o" in words:
     pathlib.Path(words[words.index("-o") + 1]).touch()
 """

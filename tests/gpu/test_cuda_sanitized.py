@@ -17,7 +17,7 @@ from planted import CALLS, FAULTS, NUMBERS, PREPARED, plant
 from simulation import ROOT, build_simulation
 
 HERE = Path(__file__).parent
-COMMON = ["-g", "-O1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+COMMON = ["-g1", "-O1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
 FLAGS = {
     "address": ["-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize=vptr", *COMMON],
     "thread": ["-fsanitize=thread", *COMMON],

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import bdkernels as bd
-from bdkernels import reference
+from bdkernels import reference, sampler
 from bdkernels.triton import sample
 from bdkernels.weights import KINDS
 
@@ -51,8 +51,13 @@ def test_no_user_and_no_candidate():
 
 
 @pytest.mark.parametrize("released", [True, False])
-def test_the_whole_sampler(released, rng):
-    """Rounds, counts and draws together, as `bdkernels.sample` runs them: the draws of the reference."""
+def test_the_whole_sampler(released, rng, monkeypatch):
+    """Rounds, counts and draws together, as `bdkernels.sample` runs them: the draws of the reference.
+
+    With limits for a few rounds of 32 proposals: a pass over the items takes a second here, and 4,096 proposals a hundred.
+    """
+    for name, limit in {"PROBE": 64, "MIN_HITS": 3, "CAP": 96}.items():
+        monkeypatch.setattr(sampler, name, limit)
     f = [bd.Factors(torch.randn(3, d), torch.randn(90, d)) for d in (5, 3)]
     seen = oracle.random_seen(rng, 3, 90, 20)
     weights = (bd.Tanh(252.0), bd.Exp(2.5)) if released else (bd.RankOnly(0.2), bd.Linear(side="under"))
