@@ -29,6 +29,8 @@ from bidistill.report import open_run
 
 from bdkernels import open_table
 
+pytestmark = pytest.mark.usefixtures("heard_signals")
+
 FAST = ["--train-warmup-epochs", "2", "--train-epochs", "2", "--train-batch-size", "256", "--eval-ks", "5,10",
         "--train-monitor", "ndcg@10", "--teacher-dim", "8", "--student-dim", "2", "--run-progress", "false"]  # fmt: skip
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -275,7 +277,6 @@ PAIRS = list(zip(FAST[::2], FAST[1::2], strict=True))
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-@pytest.mark.usefixtures("heard_signals")
 def test_stopped_and_resumed_is_undisturbed(work, tmp_path, sent):
     """Killed in the joint phase, or stopped by Ctrl-C: the resumed run ends with the very same metrics and models."""
     slow = [*FAST, "--train-epochs", "10", "--train-patience", "0", "--train-batch-size", "64"]
@@ -313,7 +314,6 @@ class Interrupted(Callback):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-@pytest.mark.usefixtures("heard_signals")
 def test_control_stopped_and_resumed_is_undisturbed(run, work, capsys, monkeypatch):
     def interrupted(*args):
         trainer = train_control(*args)

@@ -19,6 +19,8 @@ from bidistill.update import FusedUpdate
 
 import bdkernels
 
+pytestmark = pytest.mark.usefixtures("heard_signals")
+
 BASE = {
     "teacher.dim": 8,
     "student.dim": 2,
@@ -164,7 +166,6 @@ def test_steps_are_fused_where_they_can_be(parts, name, fused):
     [("default", 1), ("default", 5), ("default", 13), ("default", 20), ("pool", 22), ("sparse", 7)]
     + [(name, 28) for name in VARIANTS],
 )
-@pytest.mark.usefixtures("heard_signals")
 def test_ctrl_c_and_resume_change_nothing(parts, undisturbed, tmp_path, name, steps):
     before = signal.getsignal(signal.SIGINT)
     trainer = Trainer(variant(name, run__out=str(tmp_path)), parts, callbacks=[StopAfter(steps)])
@@ -178,7 +179,6 @@ def test_ctrl_c_and_resume_change_nothing(parts, undisturbed, tmp_path, name, st
     assert same(Trainer.resume(tmp_path).fit(), undisturbed(name))  # a finished run
 
 
-@pytest.mark.usefixtures("heard_signals")
 def test_a_second_ctrl_c_does_not_wait(parts, tmp_path):
     class Twice(Callback):
         def on_step(self, trainer):
@@ -202,7 +202,8 @@ def test_an_ignored_ctrl_c_stays_ignored(parts, undisturbed):
 
 KILLED = """
 import os, signal, sys, threading
-from bidistill import Callback, Config, Split, Trainer
+from bidistill import Config, Split, Trainer
+from bidistill.callbacks import Callback
 class Kill(Callback):  # by another thread, while this one goes on, wherever it is then
     left, now = int(sys.argv[2]), threading.Event()
     def on_step(self, trainer):
