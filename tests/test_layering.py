@@ -73,3 +73,15 @@ def test_readme_python_runs():
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert blocks
     subprocess.run([sys.executable, "-c", "\n".join(blocks)], check=True)
+
+
+def test_no_test_reads_a_clock():
+    """A busy machine would fail it. Waiting for something needs no limit: pytest has one."""
+    clock = re.compile(r"\btime\.(time|monotonic|perf_counter)\(|\btimeout=\d")
+    found = [
+        path.name
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if path != Path(__file__) and clock.search(path.read_text())
+    ]
+    assert not found
+    assert clock.search("began = time.monotonic()") and clock.search("run(command, timeout=60)")
