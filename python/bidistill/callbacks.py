@@ -24,8 +24,9 @@ class Callback:
     """Does nothing; override what you need. Each method gets the trainer and must not change it.
 
     A row of the history has: phase ("warmup_teacher", "warmup_student" or "joint"), epoch (how many are finished;
-    0 is the state it starts from), seconds, and "teacher/..." and "student/..." columns as far as that model took part:
-    loss_cf, loss_distill, and where the epoch was evaluated the validation metrics ("teacher/ndcg@50"). Where ranks are
+    0 is the state it starts from), interactions (that an epoch trains on), seconds, and "teacher/..." and "student/..." columns as far as that model took part:
+    loss_cf, loss_distill, best_epoch (whose state is the best so far), and where the epoch was evaluated the validation metrics
+    ("teacher/ndcg@50"). Where ranks are
     estimated, the joint phase's rows have rank_error, the mean error measured on some users, and rank_error_bound, which an
     error passes once in 20; both as shares of the catalog.
     """

@@ -10,7 +10,7 @@ from bdkernels import BackendError
 from bdkernels.distributed import ShardError
 from bidistill.cli import data, demo, evaluate, plan, recommend, report, train
 from bidistill.cli.parser import Parser
-from bidistill.errors import UserError
+from bidistill.errors import UserError, enough_memory
 from bidistill.run_folder import versions
 
 COMMANDS = (demo, train, plan, evaluate, recommend, report, data)
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = build_parser().parse_args(argv)
-        arguments.run(arguments)
+        with enough_memory():
+            arguments.run(arguments)
         sys.stdout.flush()
     except (UserError, BackendError) as error:
         print(f"bidistill: error: {' '.join(str(error).split())}", file=sys.stderr)
