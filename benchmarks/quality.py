@@ -1,7 +1,8 @@
 """Distilled against matched control on several seeds: `python -m benchmarks.quality [SPLIT.npz] [--seeds 0 1 2]`.
 
 Without a file: MovieLens-100K with the settings of the demo. Control: the same warm-up bit for bit, the epochs that the joint
-phase really had, the same batches and negatives, no distillation. Each run keeps its best epoch on validation; the numbers are test.
+phase really had, the same batches and negatives, no distillation. Each run keeps its best epoch on validation; the numbers are
+test.
 Writes benchmarks/results/quality.json with every seed, mean and spread.
 """
 

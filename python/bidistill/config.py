@@ -100,7 +100,7 @@ class WeightConfig:
 class DistillConfig:
     method: str = option(
         "bidirectional",
-        "none trains both models just as long without distillation: the matched control",
+        "none: both models are trained without learning from each other, as in a control",
         choices=("bidirectional", "none"),
     )
     lambda_teacher: float = option(

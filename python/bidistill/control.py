@@ -23,8 +23,8 @@ def check_matchable(trainer: Trainer) -> None:
     rows = [row for row in rows_of(trainer.history, "joint") if row["epoch"]]
     if any(row.get("interactions") != len(trainer.users) for row in rows):
         raise UserError(
-            "the run has grown in its joint phase, so no control can have the same epochs: leave out the control, or train a new run"
-            " on the data of today"
+            "the run has grown in its joint phase, so no control can have the same epochs: leave out the control, or train"
+            " a new run on the data of today"
         )
 
 

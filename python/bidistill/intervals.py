@@ -61,7 +61,7 @@ CHUNK = 250  # resamples at a time: at most 8 MB of draws
 
 
 def decimals(half: float) -> int:
-    """How many decimals say what an interval of this half width leaves: one or two digits of it, as the Particle Data Group rounds."""
+    """How many decimals to print: those of one or two digits of the half width, as the Particle Data Group rounds."""
     if not math.isfinite(half) or half <= 0:
         return 3
     power = math.floor(math.log10(half))

@@ -20,7 +20,7 @@ History = Sequence[Mapping[str, Any]]
 
 
 class Epochs(NamedTuple):
-    """Of one model in one phase: how many epochs it was trained, and after which of them its state was kept (0: before the first)."""
+    """Of one model in one phase: how many epochs it was trained, and after how many of them its state was kept."""
 
     trained: int
     kept: int

@@ -232,7 +232,7 @@ class Trainer:
         if self.world.first:
             for name in names:
                 for problem in problems(self.history, self.config, phase, name):
-                    warnings.warn(problem, stacklevel=3)
+                    warnings.warn(problem, stacklevel=4)
         for name in names:
             self.learners[name].restore_best()
             if phase != "joint":

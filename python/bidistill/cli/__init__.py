@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
 
 from bdkernels import BackendError
 from bdkernels.distributed import ShardError
@@ -42,6 +46,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Where another process of the run is lost, this one ends with status 1, so that torchrun can start all of them again.
     """
+    with warnings.catch_warnings():
+        warnings.showwarning = _show
+        return _main(argv)
+
+
+def _show(message: Warning | str, *_: Any) -> None:
+    """A warning as the errors are shown, without a place in the code."""
+    tqdm.write(f"bidistill: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
         with enough_memory():

@@ -13,7 +13,7 @@ from bidistill.control import check_matchable, matched
 from bidistill.data import Split
 from bidistill.errors import UserError
 from bidistill.load import load_split
-from bidistill.report import metrics_by_run, open_run, table, write_report
+from bidistill.report import open_run, results, table, write_report
 from bidistill.trainer import Trainer
 from bidistill.world import World
 
@@ -128,9 +128,7 @@ def train(trainer: Trainer, *, control: bool, resumed: bool = False) -> None:
 
 
 def control_of(config: Config, split: Split, folder: Path, resumed: bool) -> Trainer:
-    """A Trainer of the control in RUN/control, with the settings that `matched` gave; in a resumed run it goes on where this control
-    was stopped.
-    """
+    """A Trainer of the control in RUN/control, with settings of `matched`; in a resumed run it goes on where it was stopped."""
     own = folder / "control"
     config = config.with_overrides({"run.out": str(own)})
     if resumed and (own / "checkpoint" / "state.json").is_file():
@@ -145,10 +143,7 @@ def control_of(config: Config, split: Split, folder: Path, resumed: bool) -> Tra
 def show(folder: Path) -> None:
     """Print the results of a finished run and write its report."""
     report = write_report(folder)
-    finished = open_run(folder)
-    print(f"\n{table(metrics_by_run(finished), finished.part, finished.config.eval.ks)}\n")
-    if finished.remark:
-        print(f"note: {finished.remark}\n")
+    print(f"\n{table(results(open_run(folder)))}\n")
     print(f"run folder: {folder}\nreport:     {report} (learning curves, and where the student beats the teacher)")
 
 
