@@ -143,8 +143,8 @@ def options_of(config: type) -> tuple[Option, ...]:
             if kind in (int, tuple) and limits["most"] is None:
                 limits["most"] = INT64
             value = getattr(default(), f.name)
-            about = (f.metadata[name] for name in ("choices", "words", "or_zero"))
-            yield Option(prefix + f.name, kind, optional, value, f.metadata["help"], section_help, *about, limits)
+            help, choices, words, or_zero = (f.metadata[name] for name in ("help", "choices", "words", "or_zero"))
+            yield Option(prefix + f.name, kind, optional, value, help, section_help, choices, words, or_zero, limits)
         for f in nested:
             assert callable(f.default_factory)
             yield from walk(hints[f.name], f.default_factory, f"{prefix}{f.name}.", f.metadata["help"])

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Where another process of the run is lost, this one ends with status 1, so that torchrun can start all of them again.
     """
     with warnings.catch_warnings():
-        warnings.showwarning = _show
+        warnings.showwarning = _show  # type: ignore[assignment]
         return _main(argv)
 
 

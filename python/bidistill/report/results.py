@@ -157,10 +157,12 @@ def tabulated(
 def table(found: Results) -> str:
     """The results as plain text of at most 80 columns, one line a metric."""
     shorts = [SHORT.get(label, label) for label in found.labels]
-    lines = [
-        f"{PARTS[found.part]} part: {found.users:,} users, ranked among the full catalog of {found.n_items:,} items",
-        "\u00b1: 95 % interval over users (bootstrap)" + ("; the change is paired by user" if found.change else ""),
-    ]
+    lines = _wrapped(
+        f"{PARTS[found.part]} part: {found.users:,} users, ranked among the full catalog of {found.n_items:,} items"
+    )
+    lines.append(
+        "\u00b1: 95 % interval over users (bootstrap)" + ("; the change is paired by user" if found.change else "")
+    )
     for model in MODELS:
         lines += ["", _columns(model, shorts, found.change)]
         lines += [_columns(f"  {heading(line.metric)}", line.cells, line.changed) for line in found.models[model]]
