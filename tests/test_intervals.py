@@ -35,7 +35,18 @@ def test_one_user_or_equal_users():
 
 @pytest.mark.parametrize(
     ("half", "places"),
-    [(0.031, 3), (0.036, 2), (0.012, 3), (0.0004, 4), (0.9, 1), (9.0, 0), (0.0, 3), (math.nan, 3), (1e-9, 6)],
+    [
+        (0.031, 3),
+        (0.036, 2),
+        (0.012, 3),
+        (0.0004, 4),
+        (0.9, 1),
+        (9.0, 0),
+        (0.0, 3),
+        (math.nan, 3),
+        (1e-5, 4),
+        (1e-17, 3),
+    ],
 )
 def test_decimals_leave_one_or_two_digits_of_the_half_width(half, places):
     assert decimals(half) == places

@@ -62,7 +62,7 @@ CHUNK = 250  # resamples at a time: at most 8 MB of draws
 
 def decimals(half: float) -> int:
     """How many decimals to print: those of one or two digits of the half width, as the Particle Data Group rounds."""
-    if not math.isfinite(half) or half <= 0:
+    if not math.isfinite(half) or half < 1e-9:  # equal for all users, but for rounding
         return 3
     power = math.floor(math.log10(half))
-    return min(6, max(0, -power + (half / 10**power < 3.55)))
+    return min(4, max(0, -power + (half / 10**power < 3.55)))

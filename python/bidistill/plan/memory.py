@@ -75,7 +75,7 @@ def memory(config: Config, sizes: Sizes) -> list[Part]:
         name: Part(
             f"{name}: tables, best state, optimizer",
             learner(config[name], sizes, fused),
-            f"{name}.dim, or another optimizer",
+            f"{name}.dim",
         )
         for name in ("teacher", "student")
     }
@@ -101,11 +101,13 @@ def shortage(parts: list[Part], have: int | None = None) -> str:
     need, have = sum(part.bytes for part in parts), memory_there() if have is None else have
     if not have or need <= have:
         return ""
-    largest = max(parts, key=lambda part: part.bytes)
-    remedy = f"lower {largest.lower}" if largest.lower else "use a machine with more of it, or fewer data"
+    ordered = sorted(parts, key=lambda part: -part.bytes)
+    culprits = [part for part in ordered if part.bytes > have] or ordered[:1]
+    options = list(dict.fromkeys(part.lower for part in culprits if part.lower))
+    remedy = f"lower {', or '.join(options)}" if options else "use a machine with more of it, or fewer data"
     return (
-        f"memory: {gb(need)} are needed and {gb(have)} are there; the most, {gb(largest.bytes)}, goes to"
-        f" {largest.name}: {remedy}"
+        f"memory: {gb(need)} are needed and {gb(have)} are there; the most, {gb(ordered[0].bytes)}, goes to"
+        f" {ordered[0].name}: {remedy}"
     )
 
 

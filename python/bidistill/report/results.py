@@ -51,7 +51,7 @@ class Line:
             return "none"
         before = self.values[-2]
         share, half = self.change / before if before else 0.0, self.change_ends.half / before if before else 0.0
-        places = min(2, decimals(100 * half))
+        places = min(1, decimals(100 * half))
         return f"{cell(self.change, self.change_ends, '+')} {f'{share:+.{places}%}' if before else '-'}"
 
 
@@ -189,7 +189,7 @@ def kept_cells(found: Results, model: str) -> list[str]:
 
 
 def _columns(title: str, cells: Sequence[str], change: str = "") -> str:
-    return f"{title:<13}{''.join(f'{each:>14}' for each in cells)}{change:>25}".rstrip()
+    return f"{title:<12}{''.join(f'{each:>15}' for each in cells)}{change:>{23 if len(cells) > 2 else 26}}".rstrip()
 
 
 def cell(value: float, ends: Interval, sign: str = "") -> str:
