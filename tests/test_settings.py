@@ -29,6 +29,7 @@ MODELS = {
     "teacher.lr": 0.02,
     "student.lr": 0.03,
 }
+COLUMNS = {"data.path": "rows.csv", "data.sep": ";", "data.user": "who", "data.item": "what"}
 # A run each. What a run leaves out is as in SMALL, or the default.
 GROUPS = {
     "a file, eager, draws at every step": {
@@ -40,7 +41,7 @@ GROUPS = {
         "distill.lambda_teacher": 0.3, "distill.lambda_student": 1.0, "distill.tau_learner": 2.0, "distill.tau_guide": 5.0,
         "distill.side": "under", "distill.samples": 2, "distill.refresh": 0, "distill.to_student.weight": "exp",
         "distill.to_student.alpha": 3.0, "distill.to_teacher.weight": "tanh", "distill.to_teacher.eps": 0.1,
-        "eval.batch": 16, "eval.users": 20, "run.seed": 3, "run.threads": 2, "run.checkpoint_every": 2,
+        "eval.batch": 16, "eval.users": 20, "run.seed": 3, "run.threads": 1, "run.checkpoint_every": 2,
         "run.checkpoint_steps": 2, "run.timeout": 60,
     },
     "three files, fused, some items": {
@@ -50,11 +51,11 @@ GROUPS = {
         "distill.to_teacher.weight": "rank_only", "distill.to_teacher.mu": 4.0, "run.tensorboard": True, "run.device": "cpu:0",
     },
     "auto": {
-        "data.path": "rows.csv", "data.sep": ";", "data.split": "leave_one", "distill.catalog": "auto", "distill.auto_share": 0.3,
+        **COLUMNS, "data.split": "leave_one", "distill.catalog": "auto", "distill.auto_share": 0.3,
         "distill.negatives_from_samples": True, "distill.to_student.eps": 0.1, "distill.to_teacher.alpha": 1.0,
     },
     "none, and auto": {
-        "data.path": "rows.csv", "data.sep": ";", "data.split": "leave_one", "distill.method": "none", "distill.catalog": "auto",
+        **COLUMNS, "data.split": "leave_one", "distill.method": "none", "distill.catalog": "auto",
     },
 }  # fmt: skip
 
@@ -162,23 +163,24 @@ EXTREMES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "values",
-    EXTREMES,
-    ids=lambda values: ", ".join(f"{n}={v:.3g}" if isinstance(v, float) else n for n, v in values.items())[:60],
-)
+@pytest.mark.parametrize("values", EXTREMES, ids=lambda values: "-".join(values)[:60])
 def test_the_ends_of_the_ranges_run(values, parts):
     """To the end, or until the numbers are no longer finite, which names what to lower."""
     base = {"train.batch_size": 2048, "teacher.dim": 4, "student.dim": 2}
+    trainer = Trainer(Config().with_overrides(SMALL | base | values), parts)
+    last = {name.rpartition(".")[2] for name in values}
+    diverges = MOST_LR in values.values() or FLOAT32.max in values.values() or FLOAT32.tiny in values.values()
     try:
-        result = Trainer(Config().with_overrides(SMALL | base | values), parts).fit()
+        result = trainer.fit()
     except UserError as error:
-        (changed,) = {"lr", "lambda_student", "weight_decay", "tau_learner"} & {
-            name.rpartition(".")[2] for name in values
-        }
-        assert "diverged after" in str(error) and (changed in str(error) or changed == "weight_decay")
+        said = str(error)
     else:
         assert all(math.isfinite(v) for found in result.metrics.values() for v in found["val"].values())
+        return
+    assert diverges and "diverged after" in said
+    assert "weight_decay" in last or any(
+        name in said for name in ("lr", "lambda_student", "tau_learner") if name in last
+    )
 
 
 TOO_LARGE = {

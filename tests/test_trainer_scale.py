@@ -75,9 +75,7 @@ def test_progress_in_a_log(parts, capsys, monkeypatch):
     written = capsys.readouterr()
     n = len(parts.train_users)
     lines = written.err.splitlines()
-    assert re.match(
-        rf"joint:\s+\d+%\|.*\| \d.*/{3 * n / 1000:.3g}k \[\d+:\d+, .*/s, epoch \d, run: at most about \d\d:\d\d left\]",
-        lines[-3],
-    )
+    done = rf"joint:\s+\d+%\|.*\| \d.*/{3 * n / 1000:.3g}k \[\d+:\d+, .*/s"
+    assert re.match(done + r", epoch \d, run: at most about \d\d:\d\d left\]", lines[-3])
     assert lines[-1].startswith("joint:")
     assert re.search(r"\n +3( +\d\.\d{4}){6}( +\d+\.\d){2,3}\n$", written.out)
