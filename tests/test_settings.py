@@ -17,7 +17,7 @@ from bidistill.plan import auto as automatic
 from bidistill.plan import memory as arrays
 from test_plan import COSTS
 
-from bdkernels.checks import FLOAT32
+from bdkernels.ranges import TAU
 
 OPTIONS = {option.name: option for option in options()}
 SMALL = {"run.progress": False, "train.epochs": 1, "train.warmup_epochs": 1, "eval.ks": (5, 7), "train.monitor": "mrr"}
@@ -107,7 +107,7 @@ def test_through_plan_train_and_resume(group, files, monkeypatch, capsys):
     monkeypatch.setattr(automatic, "draw_share", lambda config, sizes: 0.9)
     monkeypatch.setattr(automatic, "AUTO_ITEMS", 40)
     monkeypatch.setattr(train_command, "write_report", lambda folder: folder / "report.html")
-    out = group.partition(",")[0].replace(" ", "-")
+    out = "run-" + group.partition(",")[0].replace(" ", "-")
     given = SMALL | GROUPS[group] | {"run.out": out}
     assert main(["plan", *flags(given)]) == 0, capsys.readouterr().err
     assert ("distill.catalog auto: exact draws would take" in capsys.readouterr().out) == (group == "auto")
@@ -147,7 +147,7 @@ def test_ranges_end_where_they_say(name):
 LARGEST = {
     "run.seed": INT64, "train.batch_size": INT64, "train.patience": INT64, "train.eval_every": INT64, "distill.refresh": INT64,
     "distill.catalog": INT64, "eval.batch": INT64, "eval.users": INT64, "run.checkpoint_every": INT64,
-    "run.checkpoint_steps": INT64, "run.timeout": MOST_SECONDS, "distill.tau_guide": FLOAT32.max,
+    "run.checkpoint_steps": INT64, "run.timeout": MOST_SECONDS, "distill.tau_guide": TAU.high,
     "distill.to_student.alpha": sys.float_info.max, "distill.to_teacher.eps": OPTIONS["distill.to_teacher.eps"].limits["most"],
 }  # fmt: skip
 EXTREMES = [
@@ -155,11 +155,11 @@ EXTREMES = [
     {"distill.refresh": 0, "distill.to_student.alpha": 5e-324, "distill.to_teacher.eps": 5e-324, "eval.batch": 1},
     {"distill.to_student.weight": "rank_only", "distill.to_student.mu": 5e-324, "train.batch_size": 700},
     {"distill.to_teacher.weight": "rank_only", "distill.to_teacher.mu": sys.float_info.max},
-    *({f"{name}.optimizer": "sparse_adam", f"{name}.lr": FLOAT32.tiny} for name in ("teacher", "student")),
+    *({f"{name}.optimizer": "sparse_adam", f"{name}.lr": TAU.low} for name in ("teacher", "student")),
     *({"teacher.optimizer": kind, "teacher.lr": MOST_LR} for kind in ("adam", "adagrad", "sgd", "sparse_adam")),
-    *({f"distill.tau_{who}": value} for who in ("learner", "guide") for value in (FLOAT32.tiny, FLOAT32.max)),
-    *({"distill.lambda_student": value, "student.optimizer": "sgd"} for value in (FLOAT32.tiny, FLOAT32.max)),
-    *({"student.weight_decay": value, "student.optimizer": "sgd"} for value in (FLOAT32.tiny, FLOAT32.max)),
+    *({f"distill.tau_{who}": value} for who in ("learner", "guide") for value in (TAU.low, TAU.high)),
+    *({"distill.lambda_student": value, "student.optimizer": "sgd"} for value in (TAU.low, TAU.high)),
+    *({"student.weight_decay": value, "student.optimizer": "sgd"} for value in (TAU.low, TAU.high)),
 ]  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def test_the_ends_of_the_ranges_run(values, parts):
     base = {"train.batch_size": 2048, "teacher.dim": 4, "student.dim": 2}
     trainer = Trainer(Config().with_overrides(SMALL | base | values), parts)
     last = {name.rpartition(".")[2] for name in values}
-    diverges = MOST_LR in values.values() or FLOAT32.max in values.values() or FLOAT32.tiny in values.values()
+    diverges = MOST_LR in values.values() or TAU.high in values.values() or TAU.low in values.values()
     try:
         result = trainer.fit()
     except UserError as error:
@@ -214,6 +214,26 @@ def test_an_allocation_that_fails_all_the_same_is_one_sentence(error, parts):
     trainer.step = fail
     with pytest.raises(UserError, match=r"not enough memory for this: .*lower teacher\.dim"):
         trainer.fit()
+
+
+def test_losses_that_an_operator_refuses_are_divergence(parts):
+    trainer = Trainer(Config().with_overrides(SMALL), parts)
+
+    def fail(*_):
+        raise ValueError("user_table: expected rows whose losses are finite, got inf")
+
+    trainer.step = fail
+    with pytest.raises(UserError, match=r"teacher diverged after 0 epochs of warmup_teacher: lower teacher\.lr"):
+        trainer.fit()
+
+
+def test_weight_and_temperature_together():
+    values = {"distill.lambda_student": 1e10, "distill.tau_learner": 1e-30}
+    with pytest.raises(
+        UserError, match=r"lambda_student / distill\.tau_learner is 1e\+40.*lower distill\.lambda_student"
+    ):
+        Config().with_overrides(values)
+    assert Config().with_overrides(values | {"distill.method": "none"})
 
 
 def test_threads_and_steps_that_no_machine_has(parts, monkeypatch):

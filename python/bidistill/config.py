@@ -14,15 +14,17 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bdkernels.checks import FLOAT32, MAX_ITEMS
+from bdkernels import ranges
+from bdkernels.checks import MAX_ITEMS
 from bidistill.data.files import replacing
 from bidistill.errors import UserError
 from bidistill.options import Option, option, options_of
 
-# What the operators take, so that no value is refused after hours of training: tables and losses are float32, a draw's number
-# has 31 bits, and a step's has 32.
-SINGLE: dict[str, Any] = {"least": FLOAT32.tiny, "most": FLOAT32.max}
-MOST_DRAWS, MOST_STEPS = 2**31 - 1, 2**32
+# What the operators take, so that no value is refused after hours of training.
+TAU: dict[str, Any] = {"least": ranges.TAU.low, "most": ranges.TAU.high}
+LAMBDA: dict[str, Any] = {"least": ranges.LAMBDA.low, "most": ranges.LAMBDA.high, "or_zero": True}
+DECAY: dict[str, Any] = {"least": ranges.WEIGHT_DECAY.low, "most": ranges.WEIGHT_DECAY.high, "or_zero": True}
+MOST_DRAWS, MOST_STEPS = int(ranges.DRAWS.high), int(ranges.STEP.high) + 1
 MOST_LR = 1e37  # Adam divides it by 0.1 in its first step, and the quotient is a float32 too
 MOST_THREADS = 1024  # see `start.set_threads`
 MOST_SECONDS = 365 * 86_400
@@ -59,8 +61,8 @@ class DataConfig:
 class ModelConfig:
     model: str = option("mf", "kind of model: mf = matrix factorisation with item bias", choices=("mf",))
     dim: int = option(50, "length of a user's or an item's vector", least=1)
-    lr: float = option(0.01, "learning rate", least=FLOAT32.tiny, most=MOST_LR)
-    weight_decay: float = option(0.0, "L2 regularisation, added to the gradient", or_zero=True, **SINGLE)
+    lr: float = option(0.01, "learning rate", least=ranges.LR.low, most=MOST_LR)
+    weight_decay: float = option(0.0, "L2 regularisation, added to the gradient", **DECAY)
     optimizer: str = option(
         "adam",
         "optimizer; sparse_adam, adagrad and sgd update only the rows of a batch, in one fused call: fast on large catalogs",
@@ -103,14 +105,10 @@ class DistillConfig:
         "none: both models are trained without learning from each other, as in a control",
         choices=("bidirectional", "none"),
     )
-    lambda_teacher: float = option(
-        0.1, "weight of the teacher's distillation loss; 0: that direction is off", or_zero=True, **SINGLE
-    )
-    lambda_student: float = option(
-        2.0, "weight of the student's distillation loss; 0: that direction is off", or_zero=True, **SINGLE
-    )
-    tau_learner: float = option(1.0, "temperature of the model that learns", **SINGLE)
-    tau_guide: float = option(1.0, "temperature of the model that is followed", **SINGLE)
+    lambda_teacher: float = option(0.1, "weight of the teacher's distillation loss; 0: that direction is off", **LAMBDA)
+    lambda_student: float = option(2.0, "weight of the student's distillation loss; 0: that direction is off", **LAMBDA)
+    tau_learner: float = option(1.0, "temperature of the model that learns", **TAU)
+    tau_guide: float = option(1.0, "temperature of the model that is followed", **TAU)
     side: str = option(
         "over", "distil items that the learner ranks higher (over) or lower than its guide", choices=("over", "under")
     )
@@ -217,6 +215,12 @@ class Config:
         if self.distill.negatives_from_samples and not (self.distill.lambda_teacher and self.distill.lambda_student):
             raise UserError("distill.negatives_from_samples needs distill.lambda_teacher and lambda_student above 0")
         for name in ("teacher", "student"):
+            slope = getattr(self.distill, f"lambda_{name}") / self.distill.tau_learner
+            if self.distill.method != "none" and slope not in ranges.SLOPE:
+                raise UserError(
+                    f"distill.lambda_{name} / distill.tau_learner is {slope:g}, a factor of the gradient that must be at most"
+                    f" {ranges.SLOPE.high!r}: lower distill.lambda_{name} or raise distill.tau_learner"
+                )
             model: ModelConfig = getattr(self, name)
             if model.optimizer == "sparse_adam" and model.weight_decay:
                 raise UserError(f"{name}.weight_decay must be 0 with {name}.optimizer 'sparse_adam'")

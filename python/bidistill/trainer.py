@@ -188,8 +188,10 @@ class Trainer:
                 metrics = {name: self._metrics(learner.model) for name, learner in self.learners.items()}
             except UserError:
                 raise
-            except ValueError:
+            except ValueError as error:
                 self._check_finite()  # the operators refuse scores that are not numbers; say why they are not
+                if "finite" in str(error):
+                    raise self._diverged(LEARN_IN[self.place.phase]) from error
                 raise
             finally:
                 self._tell("on_end")
@@ -328,11 +330,15 @@ class Trainer:
         finite = {name: self.world.agree("finite", int(each.finite())) for name, each in self.learners.items()}
         bad = [name for name, everyones in finite.items() if not all(everyones)]
         if bad:
-            place = f"after {self.place.epoch} epochs of {self.place.phase}"
-            remedy = f"lower {' or '.join(f'{name}.lr' for name in bad)}"
-            if self.place.phase == "joint" and self.config.distill.method != "none":
-                remedy += f" or {' or '.join(f'distill.lambda_{name}' for name in bad)}, or raise distill.tau_learner"
-            raise UserError(f"{' and '.join(bad)} diverged {place}: {remedy}")
+            raise self._diverged(bad)
+
+    def _diverged(self, names: Sequence[str]) -> UserError:
+        """What to say where numbers of these models are no longer finite."""
+        place = f"after {self.place.epoch} epochs of {self.place.phase}"
+        remedy = f"lower {' or '.join(f'{name}.lr' for name in names)}"
+        if self.place.phase == "joint" and self.config.distill.method != "none":
+            remedy += f" or {' or '.join(f'distill.lambda_{name}' for name in names)}, or raise distill.tau_learner"
+        return UserError(f"{' and '.join(names)} diverged {place}: {remedy}")
 
     def _stalled(self, names: Sequence[str]) -> bool:
         patience = self.config.train.patience
