@@ -121,7 +121,7 @@ def quality_table(result: dict[str, Any]) -> list[str]:
     size = f"{data['users']:,} users x {data['items']:,} items, {data['test']:,} test items"
     lines = [
         f"**Quality** (`make quality`; {where(result['machine'])}): {data['name']}, {size},",
-        f"{len(seeds)} seeds on one split, mean and standard deviation. Control: the same warm-up, as many more epochs,",
+        f"{len(seeds)} seeds on one split, mean and standard deviation. Control: the same warm-up, the same number of epochs,",
         "no distillation. Settings as in the demo, chosen on validation; test numbers could be seen meanwhile, so take the gain",
         "as a description of this data set, not as a forecast. Three seeds of one split say little about the teacher.\n",
         "| model | metric (test) | warm-up | control | distilled | change against control |",

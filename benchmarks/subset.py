@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bidistill import Config, Split, Trainer
+from bidistill import Config, Split, Trainer, matched
 from bidistill.cli.demo import SETTINGS
 from bidistill.data import movielens_100k
 from bidistill.load import load_split
@@ -117,15 +117,16 @@ def users_of(trainer: Trainer) -> sampler.Batch:
 def one_seed(split: Split, config: Config, catalogs: list[int], errors: bool) -> tuple[dict[str, Any], list[dict]]:
     """Test metrics by catalog (0: exact; "control": no distillation), and the errors after the warm-up."""
     with TemporaryDirectory() as folder:
-        exact = Trainer(config.with_overrides({"run.out": f"{folder}/run"}), split).fit()
-        found = {"0": exact.metrics}
+        exact = Trainer(config.with_overrides({"run.out": f"{folder}/run"}), split)
+        found = {"0": exact.fit().metrics}
         table = []
         for m in catalogs:
             trainer = Trainer(config.with_overrides({"distill.catalog": m}), split, warm_start=f"{folder}/run")
             strata = bd.Strata(torch.from_numpy(np.bincount(split.train_items, minlength=split.n_items)))
             table += [error(users_of(trainer), m, kind) for kind in (None, strata)] if errors else []
             found[str(m)] = trainer.fit().metrics
-        control = Trainer(config.with_overrides({"distill.method": "none"}), split, warm_start=f"{folder}/run")
+        alone = matched(exact).with_overrides({"run.out": None})
+        control = Trainer(alone, split, warm_start=f"{folder}/run")
         found["control"] = control.fit().metrics
     tests = {name: {model: parts["test"] for model, parts in metrics.items()} for name, metrics in found.items()}
     return tests, table

@@ -8,9 +8,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from bidistill import Config, Trainer, UserError, compare, generate, split
-from bidistill.report import CONTROL, DISTILLED, SEPARATE, metrics_by_run, open_run, table, write_report
+from bidistill import Config, Trainer, UserError, compare, generate, matched, split
+from bidistill.evaluate import Comparison
+from bidistill.phases import Epochs
+from bidistill.report import CONTROL, DISTILLED, SEPARATE, open_run, results, table, write_report
 from bidistill.report.figures import Curve, learning_curve, rank_density, wins_by_popularity
+from bidistill.report.results import tabulated
 from bidistill.report.svg import INK
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -33,8 +36,9 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "my <run>"
     parts = split(generate(60, 80, 1200, dim=4, seed=3)[0], "leave_one")
     config = Config().with_overrides(SETTINGS | {"run.out": str(folder)})
-    Trainer(config, parts).fit()
-    alone = config.with_overrides({"distill.method": "none", "run.out": str(folder / "control")})
+    trainer = Trainer(config, parts)
+    trainer.fit()
+    alone = matched(trainer).with_overrides({"run.out": str(folder / "control")})
     Trainer(alone, parts, warm_start=folder).fit()
     return folder
 
@@ -84,65 +88,91 @@ class Page(HTMLParser):
             self.cells.append(data)
 
 
-def metrics(value: float, **more: float) -> dict:
-    one = (
-        {f"{name}@{k}": value for k in (10, 50) for name in ("hr", "ndcg", "recall", "precision")}
-        | {"mrr": value}
-        | more
-    )
-    return {model: {"val": one, "test": one} for model in ("teacher", "student")}
+def ranked(teacher, student, users=None):
+    """Ranks of one held-out item each of some users."""
+    teacher, student = np.array(teacher), np.array(student)
+    return Comparison(np.arange(len(teacher)) if users is None else users, np.zeros_like(teacher), teacher, student)
+
+
+def three(n=40):
+    """Users of whom the distilled teacher finds 3 of 4, its control 2, the separate one 1; the student is always the same."""
+    at = np.arange(n) % 4
+    return {
+        label: ranked(np.where(at < found, 1, 99), np.full(n, 2))
+        for found, label in ((1, SEPARATE), (2, CONTROL), (3, DISTILLED))
+    }
+
+
+EPOCHS = {"teacher": [Epochs(30, 20), Epochs(19, 18), Epochs(19, 0)], "student": [None, Epochs(19, 7), Epochs(19, 9)]}
 
 
 # The table
 
 
-def test_table_has_a_line_for_each_training_of_each_model():
-    text = table({SEPARATE: metrics(0.1), CONTROL: metrics(0.2), DISTILLED: metrics(0.25, mrr=0.15)})
-    lines = text.splitlines()
-    assert lines[0].split() == ["HR@10", "NDCG@10", "Recall@10", "HR@50", "NDCG@50", "Recall@50", "MRR"]
-    for first, model in ((1, "teacher"), (6, "student")):
-        assert lines[first] == model
-        labels = [line.strip() for line in lines[first + 1 : first + 5]]
-        for line, label in zip(labels, [SEPARATE, CONTROL, DISTILLED, "change by distillation"], strict=True):
-            assert line.startswith(label)
-    assert lines[4].split()[-7:] == ["0.2500*"] * 6 + ["0.1500"]
-    assert lines[3].split()[-7:] == ["0.2000"] * 6 + ["0.2000*"]
-    assert lines[5].split()[-7:] == ["+25.0%"] * 6 + ["-25.0%"]
-    assert "test part" in lines[-1]
+def test_table_names_users_intervals_changes_and_epochs():
+    lines = table(tabulated(three(), "test", 1447, (10, 50), EPOCHS, ["mind this"])).splitlines()
+    assert lines[0] == "test part: 40 users, ranked among the full catalog of 1,447 items"
+    assert "95 % interval over users" in lines[1] and "paired by user" in lines[1]
+    assert lines[3].split() == ["teacher", "separate", "control", "distilled", "change", "by", "distillation"]
+    hr = lines[4].split()
+    assert hr[:8] == ["HR@10", "0.25", hr[2], "0.50", hr[4], "0.75", hr[6], "+0.25"] and hr[8:] == [hr[8], "+50%"]
+    assert [float(text[1:]) for text in (hr[2], hr[4], hr[6], hr[8])] == pytest.approx(
+        [0.13, 0.15, 0.13, 0.13], abs=0.02
+    )
+    assert [line.split()[0] for line in lines[4:11]] == [
+        "HR@10",
+        "NDCG@10",
+        "Recall@10",
+        "HR@50",
+        "NDCG@50",
+        "Recall@50",
+        "MRR",
+    ]
+    assert lines[11].split() == ["epochs", "30", "19", "19"]
+    assert lines[12].split() == ["epoch", "kept", "20", "18", "0", "(warm-up)"]
+    assert lines[14].split()[0] == "student" and lines[15].split()[-1] == "none"
+    assert lines[22].split() == ["epochs", "-", "19", "19"]
+    for label in (SEPARATE, CONTROL, DISTILLED):
+        assert label in table(tabulated(three(), "test", 1447, (10, 50)))
+    assert lines[-1] == "note: mind this"
 
 
-def test_columns_stand_below_their_headings():
-    lines = table({SEPARATE: metrics(0.1), DISTILLED: metrics(0.2)}, ks=(10, 50)).splitlines()
-    ends = [match.end() for match in re.finditer(r"\S+", lines[0])]
-    for line in (lines[2], lines[3]):
-        values = [match.end() for match in re.finditer(r"\d\.\d{4}", line)]
-        assert len(values) == 7
-        assert max(abs(a - b) for a, b in zip(ends, values, strict=True)) <= 1
+def test_change_is_paired_by_user():
+    """Two models that differ by the same little for every user: each mean is uncertain, the difference is not."""
+    ranks = np.arange(200) % 20 + 1
+    found = tabulated({CONTROL: ranked(ranks + 1, ranks), DISTILLED: ranked(ranks, ranks)}, "test", 99, (10,))
+    line = found.line("teacher", "hr@10")
+    assert line.ends[0].half > 0.05 and line.change_ends.half < 0.035
+    assert line.change == pytest.approx(0.05)
+    assert line.change_ends.low < 0.05 < line.change_ends.high
 
 
-def test_table_of_equal_or_single_rows_marks_none_as_best():
-    for rows in ({SEPARATE: metrics(0.1)}, {SEPARATE: metrics(0.1), CONTROL: metrics(0.1)}):
-        lines = table(rows).splitlines()
-        assert "*" not in "".join(lines[:-1])
-        assert "change" not in "".join(lines)
+@pytest.mark.parametrize("n", [1, 2, 3000])
+def test_no_line_is_wider_than_a_terminal(n):
+    note = "teacher, joint phase: epoch 0 is kept, the state after the warm-up: no later epoch of 19 was better on validation"
+    for labels in ([SEPARATE], [SEPARATE, CONTROL], [SEPARATE, DISTILLED], [SEPARATE, CONTROL, DISTILLED]):
+        compared = {label: each for label, each in three(n).items() if label in labels}
+        text = table(tabulated(compared, "val", 10**9, (10, 100), None, [note, note]))
+        assert max(map(len, text.splitlines())) <= 80
+        assert ("\u00b1" in text.partition("teacher")[2]) == (n > 1)  # one user tells nothing about others
+        assert "validation part" in text
 
 
-def test_change_from_zero_is_no_number():
-    lines = table({CONTROL: metrics(0.0), DISTILLED: metrics(0.1)}).splitlines()
-    assert lines[4].split()[-7:] == ["-"] * 7
+def test_change_from_zero_has_no_share():
+    nobody = {CONTROL: ranked([99, 99, 99], [1, 1, 1]), DISTILLED: ranked([1, 99, 99], [1, 1, 1])}
+    assert tabulated(nobody, "test", 99, (10,)).line("teacher", "hr@10").changed.endswith(" -")
 
 
 def test_table_compares_with_the_warmup_only_where_there_is_no_control():
-    assert "change, without a control" in table({SEPARATE: metrics(0.1), DISTILLED: metrics(0.1)})
+    compared = {label: each for label, each in three().items() if label != CONTROL}
+    assert "change, without a control" in table(tabulated(compared, "test", 99, (10,)))
+    assert "change" not in table(tabulated({SEPARATE: three()[SEPARATE]}, "test", 99, (10,)))
 
 
-def test_table_names_a_part_or_k_that_is_missing():
-    only_val = {model: {"val": found["val"]} for model, found in metrics(0.1).items()}
-    with pytest.raises(UserError, match="no metrics on the part 'test': choose one of val"):
-        table({SEPARATE: only_val})
-    assert "validation part" in table({SEPARATE: only_val}, part="val")
-    with pytest.raises(UserError, match=r"lack hr@7.*eval\.ks"):
-        table({SEPARATE: metrics(0.1)}, ks=(7,))
+def test_models_of_other_users_are_not_compared():
+    other = {CONTROL: ranked([1, 2], [1, 2]), DISTILLED: ranked([1, 2], [1, 2], np.array([0, 2]))}
+    with pytest.raises(UserError, match=r"not evaluated on the same users: .*eval\.users"):
+        tabulated(other, "test", 99, (10,))
 
 
 # The report
@@ -157,22 +187,24 @@ def test_report_is_one_file_with_all_it_promises(finished, report):
     assert "my &lt;run&gt;" in report and "<run>" not in report
     for label in (SEPARATE, CONTROL, DISTILLED, "change by distillation"):
         assert page.cells.count(label) == 2
-    for name in ("teacher", "student"):
-        for value in json.loads((finished / "metrics.json").read_text())["metrics"][name]["test"].items():
-            if not value[0].startswith(("precision", "users")):
-                assert f"{value[1]:.4f}" in page.cells
+    found = results(open_run(finished))
+    kept = json.loads((finished / "metrics.json").read_text())["metrics"]
+    for name, lines in found.models.items():
+        for line in lines:
+            assert {*line.cells, line.changed} <= {*page.cells}
+            assert line.values[-1] == pytest.approx(kept[name]["test"][line.metric], rel=1e-12)
+    assert page.cells.count("epochs trained") == page.cells.count("epoch kept") == 2
+    assert f"{found.users:,} users" in report and found.users == 60
     assert "train.warmup_epochs" in page.cells  # a setting that is not the default
     assert open_run(finished).split.fingerprint() in page.cells
     assert not list(finished.glob(".*"))  # no temporary file is left
 
 
 def test_summary_tells_the_gain_against_the_control(finished, report):
-    before, after = (
-        json.loads((folder / "metrics.json").read_text())["metrics"]["student"]["test"]["ndcg@5"]
-        for folder in (finished / "control", finished)
-    )
-    assert f"the student&#39;s from {before:.4f} to {after:.4f}" in report
-    assert "the same extra epochs without distillation" in report
+    line = results(open_run(finished)).line("student", "ndcg@5")
+    assert f"the student&#39;s by {line.changed} to {line.cells[-1]}" in report
+    assert "the same 2 extra epochs without distillation" in report
+    assert "They do not cover the seed" in report
 
 
 def test_share_of_wins_is_that_of_the_ranks(finished, report):
@@ -200,7 +232,7 @@ def test_report_without_control_says_so(run):
 def test_control_from_another_folder(run, tmp_path):
     shutil.move(run / "control", tmp_path / "elsewhere")
     assert CONTROL in write_report(run, tmp_path / "elsewhere").read_text()
-    assert list(metrics_by_run(open_run(run, tmp_path / "elsewhere"))) == [SEPARATE, CONTROL, DISTILLED]
+    assert results(open_run(run, tmp_path / "elsewhere")).labels == [SEPARATE, CONTROL, DISTILLED]
 
 
 def test_a_run_without_distillation_has_a_report_too(run):
@@ -209,14 +241,20 @@ def test_a_run_without_distillation_has_a_report_too(run):
 
 
 def test_control_that_does_not_match_is_left_out_with_the_reason_or_refused(run, tmp_path):
-    path = run / "control" / "config.toml"
-    Config.from_toml(path).with_overrides({"train.epochs": 9}).to_toml(path)
+    path = run / "control" / "metrics.csv"
+    path.write_text(path.read_text().replace("joint,2,", "joint,3,"))
     found = open_run(run)
     assert found.control is None
-    assert "train.epochs = 9" in found.remark
-    assert "train.epochs = 9" in write_report(run).read_text()
-    with pytest.raises(UserError, match=r"no control of .*train\.epochs = 9"):
+    assert "its joint phase had 3 epochs, that of the run 2" in found.remark
+    assert "had 3 epochs" in write_report(run).read_text() and "had 3 epochs" in table(results(found)).replace(
+        "\n  ", " "
+    )
+    with pytest.raises(UserError, match=r"no control of .*had 3 epochs"):
         write_report(run, run / "control")
+    path.write_text(path.read_text().replace("joint,3,", "joint,2,"))
+    path = run / "control" / "config.toml"
+    Config.from_toml(path).with_overrides({"train.negatives": 9}).to_toml(path)
+    assert "train.negatives = 9" in open_run(run).remark
     with pytest.raises(UserError, match="trained with distillation"):
         write_report(run, run)
 

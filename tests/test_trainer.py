@@ -437,9 +437,15 @@ def test_own_models_need_only_the_protocol(parts, tmp_path, monkeypatch):
 def test_logs(parts, capsys, tmp_path):
     Trainer(config(run__progress=True, run__out=str(tmp_path), run__tensorboard=False), parts).fit()
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 10
-    assert lines[-1].startswith("joint epoch 3: teacher cf ")
-    assert "student cf " in lines[-1]
+    assert len(lines) == 10 + 3 * 2
+    assert "joint phase, at most 3 epochs: ndcg@10 on validation, losses, seconds" in lines
+    assert lines[-5].split() == [
+        "epoch",
+        *["teacher", "cf", "distill"],
+        *["student", "cf", "distill"],
+        *["steps", "refill", "eval"],
+    ]
+    assert lines[-1].split()[0] == "3" and all(line.isascii() and len(line) <= 80 for line in lines)
 
 
 def test_models_saved_elsewhere_do_not_count_as_a_run(parts, tmp_path):

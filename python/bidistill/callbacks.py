@@ -5,14 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import sys
+import time
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from bidistill.config import RunConfig
+from bdkernels import rank_error
+from bidistill.config import Config, RunConfig
 from bidistill.data.files import replacing
+from bidistill.phases import LEARN_IN, PHASES, TITLES, rows_of
 
 if TYPE_CHECKING:
     from bidistill.trainer import Trainer
@@ -24,10 +28,11 @@ class Callback:
     """Does nothing; override what you need. Each method gets the trainer and must not change it.
 
     A row of the history has: phase ("warmup_teacher", "warmup_student" or "joint"), epoch (how many are finished;
-    0 is the state it starts from), seconds, and "teacher/..." and "student/..." columns as far as that model took part:
-    loss_cf, loss_distill, and where the epoch was evaluated the validation metrics ("teacher/ndcg@50"). Where ranks are
-    estimated, the joint phase's rows have rank_error, the mean error measured on some users, and rank_error_bound, which an
-    error passes once in 20; both as shares of the catalog.
+    0 is the state it starts from), interactions (that an epoch trains on), seconds, and "teacher/..." and "student/..."
+    columns as far as that model took part: best_epoch (whose state is the best so far), loss_cf, loss_distill, and where the
+    epoch was evaluated the validation metrics ("teacher/ndcg@50"). Where ranks are estimated, the joint phase's rows have
+    rank_error, the mean error measured on some users, and rank_error_bound, which an error passes once in 20; both as shares of
+    the catalog.
     """
 
     def on_phase(self, trainer: Trainer, phase: str, epochs: int, steps: int) -> None:
@@ -44,68 +49,127 @@ class Callback:
 
 
 class Log(Callback):
-    """One line on stdout for each evaluated epoch."""
+    """A table on stdout: a title for each phase, and one line of at most 80 columns for each evaluated epoch."""
+
+    def __init__(self) -> None:
+        self.columns: list[tuple[str, int, Callable[[float], str], str]] = []  # column of a row, width, format, title
+
+    def on_phase(self, trainer: Trainer, phase: str, epochs: int, steps: int) -> None:
+        """Print what the columns are."""
+        config, distill = trainer.config, trainer.objective.distiller if phase == "joint" else None
+        self.columns = [("epoch", 5, "{:.0f}".format, "epoch")]
+        for name in LEARN_IN[phase]:
+            self.columns += [(f"{name}/{config.train.monitor}", 8, "{:.4f}".format, name)]
+            self.columns += [(f"{name}/loss_cf", 7, _loss, "cf")]
+            self.columns += [(f"{name}/loss_distill", 8, _loss, "distill")] if distill is not None else []
+        self.columns.append(("steps_seconds", 6, _seconds, "steps"))
+        self.columns += [("refill_seconds", 7, _seconds, "refill")] if distill is not None else []
+        self.columns.append(("evaluate_seconds", 6, _seconds, "eval"))
+        self.columns += [("rank_error", 10, "{:.2%}".format, "ranks off")] if distill and distill.catalog else []
+        title = f"{TITLES[phase]}, at most {epochs} epochs: {config.train.monitor} on validation, losses, seconds"
+        self._print(
+            title + (f"; ranks off by {rank_error(distill.catalog):.2%} at most" if distill and distill.catalog else "")
+        )
+        self._print("".join(f"{title:>{width}}" for _, width, _, title in self.columns))
 
     def on_epoch(self, trainer: Trainer, row: Row) -> None:
-        """Print phase, epoch, losses and the monitored metric of each model."""
-        monitor = trainer.config.train.monitor
-        parts = []
-        for name in ("teacher", "student"):
-            if f"{name}/{monitor}" in row:
-                losses = [
-                    f"{key} {row[f'{name}/loss_{key}']:.4f}" for key in ("cf", "distill") if f"{name}/loss_{key}" in row
-                ]
-                parts.append(f"{name} {' '.join([*losses, monitor])} {row[f'{name}/{monitor}']:.4f}")
-        if "rank_error" in row:
-            parts.append(f"ranks off by {row['rank_error']:.2%} (bound {row['rank_error_bound']:.2%})")
-        if parts:
-            took = " + ".join(
-                f"{name} {row[f'{name}_seconds']:.1f}"
-                for name in ("steps", "refill", "evaluate")
-                if row.get(f"{name}_seconds")
-            )
-            tqdm.write(f"{row['phase']} epoch {row['epoch']}: {' | '.join(parts)}  ({took} s)", file=sys.stdout)
+        """Print the epoch, if it was evaluated."""
+        if any(f"{name}/{trainer.config.train.monitor}" in row for name in LEARN_IN[row["phase"]]):
+            cells = [(show(row[name]) if name in row else "", width) for name, width, show, _ in self.columns]
+            self._print("".join(f"{text:>{width}}" for text, width in cells).rstrip())
+
+    def _print(self, line: str) -> None:
+        tqdm.write(line, file=sys.stdout)
+
+
+def _loss(value: float) -> str:
+    return f"{value:.4f}" if value < 10 else f"{value:.1f}" if value < 1000 else f"{value:.0e}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 class ProgressBar(Callback):
-    """Training interactions of each phase, how many a second, and the time left if no phase ends early; on stderr.
+    """Training interactions of each phase, how many a second, and how long the run takes yet if no phase ends early; on stderr.
 
     A bar where stderr is a terminal; elsewhere, in a log, one line every LINE_SECONDS.
     """
 
     LINE_SECONDS = 60.0
+    FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}, {rate_fmt}{postfix}]"
 
     def __init__(self) -> None:
         self.bar: Any = None
         self.lines = not sys.stderr.isatty()
+        self.speeds: dict[str, float] = {}  # seconds of an interaction, by phase
+        self.began, self.done = 0.0, 0
 
     def on_phase(self, trainer: Trainer, phase: str, epochs: int, steps: int) -> None:
         """Begin a bar, where the phase stands."""
         self.on_end(trainer)
+        self.speeds = speeds_of(trainer.history)
+        self.began, self.done = time.perf_counter(), trainer.done
         self.bar = tqdm(
             total=epochs * len(trainer.users),
             initial=trainer.done,
             desc=phase,
-            unit=" interactions",
+            unit="",
             unit_scale=True,
             leave=False,
             file=io.StringIO() if self.lines else sys.stderr,
             mininterval=self.LINE_SECONDS if self.lines else 0.1,
+            bar_format=self.FORMAT,
         )
 
     def on_step(self, trainer: Trainer) -> None:
         """Advance the bar."""
+        phase = trainer.place.phase
+        if trainer.done > self.done:
+            self.speeds[phase] = (time.perf_counter() - self.began) / (trainer.done - self.done)
+        sizes = {each: len(trainer.users) * epochs for each, epochs in most_epochs(trainer.config).items()}
+        left = tqdm.format_interval(seconds_left(phase, trainer.done, sizes, self.speeds))
+        self.bar.set_postfix_str(f"epoch {trainer.place.epoch}, run: at most about {left} left", refresh=False)
         if self.bar.update(trainer.done - self.bar.n) and self.lines:
             print(self.bar, file=sys.stderr, flush=True)
-
-    def on_epoch(self, trainer: Trainer, row: Row) -> None:
-        """Show the epoch."""
-        self.bar.set_postfix_str(f"epoch {row['epoch']}")
 
     def on_end(self, trainer: Trainer) -> None:
         """Remove the bar."""
         if self.bar is not None:
             self.bar.close()
+
+
+def most_epochs(config: Config) -> dict[str, int]:
+    """Epochs of each phase, if it does not end early."""
+    return {phase: config.train.epochs if phase == "joint" else config.train.warmup_epochs for phase in PHASES}
+
+
+def speeds_of(history: Sequence[Row]) -> dict[str, float]:
+    """Seconds of a training interaction in each phase that has had an epoch, evaluations included."""
+    found = {}
+    for phase in PHASES:
+        rows = rows_of(history, phase)
+        if done := sum(row["interactions"] for row in rows if row["epoch"]):
+            found[phase] = sum(row["seconds"] for row in rows) / done
+    return found
+
+
+def seconds_left(phase: str, done: int, sizes: Mapping[str, int], speeds: Mapping[str, float]) -> float:
+    """How long the running phase and those after it take.
+
+    A model alone is taken to be as slow as the other one was, and both together as slow as one after the other, without
+    the draws, until there is a measurement.
+
+    Args:
+        done: interactions of the running phase.
+        sizes: interactions of every phase.
+        speeds: seconds of an interaction in the phases that are known; one at least.
+    """
+    alone = [speeds[each] for each in PHASES[:2] if each in speeds] or [speeds[phase] / 2]
+    mean = sum(alone) / len(alone)
+    guess = {each: mean if each != "joint" else 2 * mean for each in PHASES} | {**speeds}
+    later = PHASES[PHASES.index(phase) + 1 :]
+    return (sizes[phase] - done) * guess[phase] + sum(sizes[each] * guess[each] for each in later)
 
 
 class CsvLog(Callback):

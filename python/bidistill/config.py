@@ -14,9 +14,21 @@ from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bdkernels import ranges
+from bdkernels.checks import MAX_ITEMS
 from bidistill.data.files import replacing
 from bidistill.errors import UserError
 from bidistill.options import Option, option, options_of
+
+# What the operators take, so that no value is refused after hours of training.
+TAU: dict[str, Any] = {"least": ranges.TAU.low, "most": ranges.TAU.high}
+LAMBDA: dict[str, Any] = {"least": ranges.LAMBDA.low, "most": ranges.LAMBDA.high, "or_zero": True}
+DECAY: dict[str, Any] = {"least": ranges.WEIGHT_DECAY.low, "most": ranges.WEIGHT_DECAY.high, "or_zero": True}
+MOST_DRAWS, MOST_STEPS = int(ranges.DRAWS.high), int(ranges.STEP.high) + 1
+MOST_LR = 1e37  # Adam divides it by 0.1 in its first step, and the quotient is a float32 too
+MOST_THREADS = 1024  # see `start.set_threads`
+MOST_SECONDS = 365 * 86_400
+MOST_EPS = sys.float_info.max / MAX_ITEMS  # so that alpha is finite
 
 
 @dataclass(frozen=True)
@@ -49,8 +61,8 @@ class DataConfig:
 class ModelConfig:
     model: str = option("mf", "kind of model: mf = matrix factorisation with item bias", choices=("mf",))
     dim: int = option(50, "length of a user's or an item's vector", least=1)
-    lr: float = option(0.01, "learning rate", above=0)
-    weight_decay: float = option(0.0, "L2 regularisation, added to the gradient", least=0)
+    lr: float = option(0.01, "learning rate", least=ranges.LR.low, most=MOST_LR)
+    weight_decay: float = option(0.0, "L2 regularisation, added to the gradient", **DECAY)
     optimizer: str = option(
         "adam",
         "optimizer; sparse_adam, adagrad and sgd update only the rows of a batch, in one fused call: fast on large catalogs",
@@ -63,8 +75,10 @@ class TrainConfig:
     loss: str = option("bce", "collaborative-filtering loss", choices=("bce", "bpr"))
     negatives: int = option(4, "unseen items drawn for each training interaction", least=1)
     batch_size: int = option(2048, "training interactions in a step", least=1)
-    warmup_epochs: int = option(100, "most epochs of each model alone, before distillation", least=0)
-    epochs: int = option(30, "most epochs of the joint phase, where the models learn from each other", least=0)
+    warmup_epochs: int = option(100, "most epochs of each model alone, before distillation", least=0, most=MOST_STEPS)
+    epochs: int = option(
+        30, "most epochs of the joint phase, where the models learn from each other", least=0, most=MOST_STEPS
+    )
     patience: int = option(10, "evaluations without a better validation score before a phase ends; 0: never", least=0)
     eval_every: int = option(1, "epochs between evaluations", least=1)
     monitor: str = option("ndcg@50", "validation metric that picks the best epoch, such as ndcg@50 or mrr")
@@ -78,7 +92,9 @@ class WeightConfig:
         choices=("tanh", "exp", "linear", "uniform", "rank_only"),
     )
     alpha: float | None = option(None, "sharpness; unset: 252 for tanh, 2.5 for exp", above=0)
-    eps: float | None = option(None, "sharpness for each rank instead of alpha (alpha = eps * items)", above=0)
+    eps: float | None = option(
+        None, "sharpness for each rank instead of alpha (alpha = eps * items)", above=0, most=MOST_EPS
+    )
     mu: float = option(10.0, "scale of rank_only, in ranks of the guide", above=0)
 
 
@@ -86,17 +102,17 @@ class WeightConfig:
 class DistillConfig:
     method: str = option(
         "bidirectional",
-        "none trains both models just as long without distillation: the matched control",
+        "none: both models are trained without learning from each other, as in a control",
         choices=("bidirectional", "none"),
     )
-    lambda_teacher: float = option(0.1, "weight of the teacher's distillation loss; 0: that direction is off", least=0)
-    lambda_student: float = option(2.0, "weight of the student's distillation loss; 0: that direction is off", least=0)
-    tau_learner: float = option(1.0, "temperature of the model that learns", above=0)
-    tau_guide: float = option(1.0, "temperature of the model that is followed", above=0)
+    lambda_teacher: float = option(0.1, "weight of the teacher's distillation loss; 0: that direction is off", **LAMBDA)
+    lambda_student: float = option(2.0, "weight of the student's distillation loss; 0: that direction is off", **LAMBDA)
+    tau_learner: float = option(1.0, "temperature of the model that learns", **TAU)
+    tau_guide: float = option(1.0, "temperature of the model that is followed", **TAU)
     side: str = option(
         "over", "distil items that the learner ranks higher (over) or lower than its guide", choices=("over", "under")
     )
-    samples: int = option(1, "items drawn for each training interaction and direction", least=1)
+    samples: int = option(1, "items drawn for each training interaction and direction", least=1, most=MOST_DRAWS)
     refresh: int = option(
         1, "n: refill each user's pool of draws every n epochs; 0: draw at every step, which takes far longer", least=0
     )
@@ -105,7 +121,7 @@ class DistillConfig:
         "at_once: all pools before the first of n epochs; spread: a few at every step, so that no step waits for all",
         choices=("at_once", "spread"),
     )
-    pool: int = option(32, "draws in a user's pool, with refresh > 0", least=1)
+    pool: int = option(32, "draws in a user's pool, with refresh > 0", least=1, most=MOST_DRAWS)
     catalog: int | str = option(
         0,
         "m: estimate ranks from m random items, so that drawing costs no more for more items; 0: exact ranks; auto: exact"
@@ -146,11 +162,14 @@ class RunConfig:
     out: str | None = option(None, "folder of the run; unset in Python: write nothing")
     seed: int = option(0, "seed of initial values, shuffling, negatives and samples", least=0)
     device: str = option("cpu", "torch device, such as cpu or cuda")
-    threads: int = option(0, "CPU threads; 0: torch's default", least=0)
+    threads: int = option(0, "CPU threads; 0: torch's default", least=0, most=MOST_THREADS)
     checkpoint_every: int = option(1, "epochs between checkpoints; Ctrl-C saves one too", least=1)
     checkpoint_steps: int = option(0, "n: save one after every n steps of an epoch too; 0: do not", least=0)
     timeout: int = option(
-        600, "seconds after which processes that train together give up on one that does not answer", least=1
+        600,
+        "seconds after which processes that train together give up on one that does not answer",
+        least=1,
+        most=MOST_SECONDS,
     )
     progress: bool = option(True, "show progress bars and a line for each evaluation")
     tensorboard: bool = option(False, "also log for TensorBoard, if it is installed")
@@ -196,6 +215,12 @@ class Config:
         if self.distill.negatives_from_samples and not (self.distill.lambda_teacher and self.distill.lambda_student):
             raise UserError("distill.negatives_from_samples needs distill.lambda_teacher and lambda_student above 0")
         for name in ("teacher", "student"):
+            slope = getattr(self.distill, f"lambda_{name}") / self.distill.tau_learner
+            if self.distill.method != "none" and slope not in ranges.SLOPE:
+                raise UserError(
+                    f"distill.lambda_{name} / distill.tau_learner is {slope:g}, a factor of the gradient that must be at most"
+                    f" {ranges.SLOPE.high!r}: lower distill.lambda_{name} or raise distill.tau_learner"
+                )
             model: ModelConfig = getattr(self, name)
             if model.optimizer == "sparse_adam" and model.weight_decay:
                 raise UserError(f"{name}.weight_decay must be 0 with {name}.optimizer 'sparse_adam'")

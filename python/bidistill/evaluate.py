@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,6 +122,28 @@ def evaluate(
     Raises:
         UserError: the part is empty, or a k is larger than the catalog.
     """
+    return means(per_user(model, split, part, ks, batch, seen=seen, most=most, of=of))
+
+
+def per_user(
+    model: Recommender,
+    split: Split,
+    part: str = "val",
+    ks: Sequence[int] = (10, 50),
+    batch: int = 256,
+    *,
+    seen: Seen | None = None,
+    most: int = 0,
+    of: Part | None = None,
+) -> dict[str, np.ndarray]:
+    """The metrics of each user, whose means are what `evaluate` gives. Arguments and errors are those of `evaluate`.
+
+    `interval(found["ndcg@10"])` says how far the mean may be off. Of two models, which are ranked for the same users,
+    `interval(a["ndcg@10"] - b["ndcg@10"])` says the same of their difference.
+
+    Returns:
+        "users": int64 [n], rising; and each metric: float64 [n].
+    """
     users, items = held_out(split, part, most)
     if not len(users):
         raise UserError(f"the split holds out no {part} interactions: nothing to evaluate on; choose another split")
@@ -130,22 +152,28 @@ def evaluate(
     return metrics(users, _ranks(model, split, part, users, items, batch, seen, of), ks)
 
 
-def metrics(users: np.ndarray, ranks: np.ndarray, ks: Sequence[int]) -> dict[str, float]:
-    """`evaluate` from known ranks: users and ranks int64 [n], one pair for each held-out item."""
-    _, group, sizes = np.unique(users, return_inverse=True, return_counts=True)
+def means(of_users: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """What `evaluate` gives, from what `per_user` gives."""
+    found = {name: float(values.mean()) for name, values in of_users.items() if name != "users"}
+    return found | {"users": float(len(of_users["users"]))}
+
+
+def metrics(users: np.ndarray, ranks: np.ndarray, ks: Sequence[int]) -> dict[str, np.ndarray]:
+    """`per_user` from known ranks: users and ranks int64 [n], one pair for each held-out item."""
+    unique, group, sizes = np.unique(users, return_inverse=True, return_counts=True)
     best = np.full(len(sizes), np.iinfo(np.int64).max)
     np.minimum.at(best, group, ranks)
     ideal = np.cumsum(1 / np.log2(np.arange(2, max(max(ks), sizes.max()) + 2)))
-    result: dict[str, float] = {}
+    result = {"users": unique}
     for k in ks:
         hit = ranks <= k
         hits = np.bincount(group, hit, len(sizes))
         gain = np.bincount(group, hit / np.log2(ranks + 1), len(sizes))
-        result[f"hr@{k}"] = float((hits > 0).mean())
-        result[f"ndcg@{k}"] = float((gain / ideal[np.minimum(sizes, k) - 1]).mean())
-        result[f"recall@{k}"] = float((hits / sizes).mean())
-        result[f"precision@{k}"] = float((hits / k).mean())
-    return result | {"mrr": float((1 / best).mean()), "users": float(len(sizes))}
+        result[f"hr@{k}"] = (hits > 0).astype(float)
+        result[f"ndcg@{k}"] = gain / ideal[np.minimum(sizes, k) - 1]
+        result[f"recall@{k}"] = hits / sizes
+        result[f"precision@{k}"] = hits / k
+    return result | {"mrr": 1 / best}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -12,6 +13,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from bidistill.errors import UserError
 
 T = TypeVar("T")
+INT64 = 2**63 - 1  # the largest whole number of TOML, numpy and torch
+LIMITS = ("least", "most", "above", "below")
 
 
 def option(
@@ -21,13 +24,17 @@ def option(
     choices: tuple[str, ...] = (),
     words: tuple[str, ...] = (),
     least: float | None = None,
+    most: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    or_zero: bool = False,
 ) -> T:
-    """One option: default, help text, and what values are allowed: >= least, > above, < below, or one of choices; or else one
-    of these words."""
-    limits = {"choices": choices, "words": words, "least": least, "above": above, "below": below}
-    made: T = field(default=default, metadata={"help": help, **limits})
+    """One option: default, help text, and what values are allowed: >= least, <= most, > above, < below, or one of choices. One of
+    these words is allowed too, and 0 with or_zero. Whole numbers are at most INT64.
+    """
+    limits = {"least": least, "most": most, "above": above, "below": below}
+    allowed = {"choices": choices, "words": words, "or_zero": or_zero}
+    made: T = field(default=default, metadata={"help": help, **allowed, **limits})
     return made
 
 
@@ -43,7 +50,8 @@ class Option:
     section_help: str
     choices: tuple[str, ...]
     words: tuple[str, ...]  # allowed beside the values of the type
-    limits: dict[str, float | None]
+    or_zero: bool  # 0 is allowed beside the limits
+    limits: dict[str, float | None]  # by LIMITS; None: no such limit
 
     @property
     def section(self) -> str:
@@ -80,34 +88,43 @@ class Option:
         if (value is None and self.optional) or value in self.words:
             return value
         if self.type is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            value = float(value) if abs(value) <= sys.float_info.max else math.inf
         if self.type is tuple and isinstance(value, list):
             value = tuple(value)
         parts = value if isinstance(value, tuple) else (value,)
         part_type = int if self.type is tuple else self.type
         if not isinstance(value, self.type) or not parts or any(type(part) is not part_type for part in parts):
             raise UserError(f"{self.name} must be {self._wanted()}, found {value!r}")
-        if any(not self._allowed(part) for part in parts):
-            raise UserError(f"{self.name} must be {self._wanted()}, found {value!r}")
+        if wrong := [part for part in parts if not self._allowed(part)]:
+            raise UserError(f"{self.name} must be {self._wanted(wrong[0])}, found {value!r}")
         return value
 
     def _allowed(self, value: Any) -> bool:
         if self.choices:
             return value in self.choices
-        least, above, below = (self.limits[name] for name in ("least", "above", "below"))
         if isinstance(value, float) and not math.isfinite(value):
             return False
-        return (
-            (least is None or value >= least) and (above is None or value > above) and (below is None or value < below)
+        least, most, above, below = (self.limits[name] for name in LIMITS)
+        fits = (
+            least is None or value >= least,
+            most is None or value <= most,
+            above is None or value > above,
+            below is None or value < below,
         )
+        return all(fits) or (self.or_zero and value == 0)
 
-    def _wanted(self) -> str:
+    def _wanted(self, found: Any = None) -> str:
+        """What values are allowed; INT64 is named only where the value found is larger."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
         kinds = {str: "text", int: "a whole number", float: "a number", bool: "true or false", tuple: "whole numbers"}
-        words = {"least": "at least", "above": "above", "below": "below"}
-        bounds = [f"{words[name]} {limit:g}" for name, limit in self.limits.items() if limit is not None]
-        return " or ".join([" ".join([kinds[self.type], " and ".join(bounds)]).strip(), *map(repr, self.words)])
+        words = {"least": "at least", "most": "at most", "above": "above", "below": "below"}
+        limits = {name: limit for name, limit in self.limits.items() if limit is not None}
+        if limits.get("most") == INT64 and not (isinstance(found, int) and found > INT64):
+            del limits["most"]
+        bounds = [f"{words[name]} {_exact(limit)}" for name, limit in limits.items()]
+        others = [*map(repr, self.words), *(["0"] if self.or_zero else [])]
+        return " or ".join([" ".join([kinds[self.type], " and ".join(bounds)]).strip(), *others])
 
 
 @cache
@@ -122,15 +139,23 @@ def options_of(config: type) -> tuple[Option, ...]:
                 nested.append(f)
                 continue
             kind, optional = _kind(hints[f.name])
-            limits = {name: f.metadata[name] for name in ("least", "above", "below")}
+            limits = {name: f.metadata[name] for name in LIMITS}
+            if kind in (int, tuple) and limits["most"] is None:
+                limits["most"] = INT64
             value = getattr(default(), f.name)
-            help, choices, words = (f.metadata[name] for name in ("help", "choices", "words"))
-            yield Option(prefix + f.name, kind, optional, value, help, section_help, choices, words, limits)
+            help, choices, words, or_zero = (f.metadata[name] for name in ("help", "choices", "words", "or_zero"))
+            yield Option(prefix + f.name, kind, optional, value, help, section_help, choices, words, or_zero, limits)
         for f in nested:
             assert callable(f.default_factory)
             yield from walk(hints[f.name], f.default_factory, f"{prefix}{f.name}.", f.metadata["help"])
 
     return tuple(walk(config, lambda: None, "", ""))
+
+
+def _exact(limit: float) -> str:
+    """A limit so that who types it is not refused."""
+    short = f"{limit:g}"
+    return short if isinstance(limit, float) and float(short) == limit else repr(limit)
 
 
 def _kind(hint: Any) -> tuple[type, bool]:

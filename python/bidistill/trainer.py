@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from bidistill.callbacks import Callback, Row, standard_callbacks
 from bidistill.config import Config
 from bidistill.data import Split
 from bidistill.distill import Bidirectional
-from bidistill.errors import UserError
+from bidistill.errors import UserError, enough_memory
 from bidistill.evaluate import evaluate, known
 from bidistill.growth import Growth
 from bidistill.interrupt import Interrupt
@@ -31,13 +32,11 @@ from bidistill.learner import Learner, below, find_device, new_model
 from bidistill.models import Recommender
 from bidistill.objective import Objective
 from bidistill.part import Part
+from bidistill.phases import LEARN_IN, PHASES, problems
 from bidistill.run_folder import Metrics, RunFolder
 from bidistill.seeds import seed_of
-from bidistill.start import settled
+from bidistill.start import set_threads, settled
 from bidistill.world import World, launch, restarted
-
-LEARN_IN = {"warmup_teacher": ("teacher",), "warmup_student": ("student",), "joint": ("teacher", "student")}
-PHASES = tuple(LEARN_IN)
 
 
 @dataclass
@@ -90,6 +89,7 @@ class Trainer:
         place, history, learners: how far the run is, its rows, and the models in training.
     """
 
+    @enough_memory()
     def __init__(
         self,
         config: Config,
@@ -104,8 +104,7 @@ class Trainer:
         config = settled(self.world, config, split, self.fingerprint)
         self.config, self.split, self.overwrite = config, split, overwrite
         self.device = self.world.device(find_device(config.run.device))
-        if config.run.threads:
-            torch.set_num_threads(config.run.threads)
+        set_threads(config.run)
         self.folder = RunFolder(config.run.out, self.world) if config.run.out else None
         self.part = Part(self.world, split.n_users, split.n_items)
         self.users = torch.from_numpy(split.train_users).to(self.device)
@@ -166,6 +165,7 @@ class Trainer:
             split.save(home.path / "split.npz")  # after the checkpoint: until then the folder tells the old numbers
         return trainer
 
+    @enough_memory()
     def fit(self) -> Result:
         """Run what is left of the warm-up and the joint phase. Ctrl-C finishes the step and saves a checkpoint.
 
@@ -188,8 +188,10 @@ class Trainer:
                 metrics = {name: self._metrics(learner.model) for name, learner in self.learners.items()}
             except UserError:
                 raise
-            except ValueError:
+            except ValueError as error:
                 self._check_finite()  # the operators refuse scores that are not numbers; say why they are not
+                if "finite" in str(error):
+                    raise self._diverged(LEARN_IN[self.place.phase]) from error
                 raise
             finally:
                 self._tell("on_end")
@@ -229,6 +231,10 @@ class Trainer:
             self._end_epoch(evaluated=self.place.epoch % train.eval_every == 0 or self.place.epoch == epochs)
         if self.place.epoch % self.config.run.checkpoint_every:
             self.save()
+        if self.world.first:
+            for name in names:
+                for problem in problems(self.history, self.config, phase, name):
+                    warnings.warn(problem, stacklevel=4)
         for name in names:
             self.learners[name].restore_best()
             if phase != "joint":
@@ -287,12 +293,16 @@ class Trainer:
                 found = self._evaluate(learner.model, "val")
             learner.observe(found[config.train.monitor], place.epoch)
             row |= {f"{name}/{metric}": value for metric, value in found.items() if metric != "users"}
+        for name in LEARN_IN[place.phase]:
+            learner = self.learners[name]
+            row[f"{name}/best_epoch"] = learner.best_epoch if learner.best else place.epoch
         if (refilling := self._refilling()) is not None and place.step == 0:
             cycle = max(1, config.distill.refresh)
             if (error := refilling.rank_error(place.epoch // cycle * cycle)) is not None:
                 row |= {"rank_error": error, "rank_error_bound": rank_error(refilling.catalog)}
         times = {f"{part}_seconds": round(seconds, 3) for part, seconds in self.seconds.items()}
-        about = {"phase": place.phase, "epoch": place.epoch, "seconds": round(sum(self.seconds.values()), 3)}
+        about = {"phase": place.phase, "epoch": place.epoch, "interactions": len(self.users)}
+        about["seconds"] = round(sum(self.seconds.values()), 3)
         self.history.append(row := about | times | row)
         self.seconds = {}
         self._tell("on_epoch", row)
@@ -320,8 +330,15 @@ class Trainer:
         finite = {name: self.world.agree("finite", int(each.finite())) for name, each in self.learners.items()}
         bad = [name for name, everyones in finite.items() if not all(everyones)]
         if bad:
-            place = f"after {self.place.epoch} epochs of {self.place.phase}"
-            raise UserError(f"{' and '.join(bad)} diverged {place}: lower {' or '.join(f'{name}.lr' for name in bad)}")
+            raise self._diverged(bad)
+
+    def _diverged(self, names: Sequence[str]) -> UserError:
+        """What to say where numbers of these models are no longer finite."""
+        place = f"after {self.place.epoch} epochs of {self.place.phase}"
+        remedy = f"lower {' or '.join(f'{name}.lr' for name in names)}"
+        if self.place.phase == "joint" and self.config.distill.method != "none":
+            remedy += f" or {' or '.join(f'distill.lambda_{name}' for name in names)}, or raise distill.tau_learner"
+        return UserError(f"{' and '.join(names)} diverged {place}: {remedy}")
 
     def _stalled(self, names: Sequence[str]) -> bool:
         patience = self.config.train.patience

@@ -6,8 +6,8 @@ The data is small, so that this takes seconds: it shows how to do it, and the di
 import tempfile
 from pathlib import Path
 
-from bidistill import Config, Trainer, generate, split
-from bidistill.report import metrics_by_run, open_run, table, write_report
+from bidistill import Config, Trainer, generate, matched, split
+from bidistill.report import open_run, results, table, write_report
 
 interactions, _, _ = generate(300, 400, 9_000, dim=8, seed=1)
 parts = split(interactions, "ratio", val=0.15, test=0.2)
@@ -26,9 +26,9 @@ config = Config().with_overrides(
 
 with tempfile.TemporaryDirectory() as folder:  # choose a folder of your own to keep models, metrics and report
     run, control = Path(folder) / "run", Path(folder) / "run" / "control"
-    Trainer(config.with_overrides({"run.out": str(run)}), parts).fit()
-    # The control: the same start, the same extra epochs, no distillation. Without it, a gain may be the epochs' alone.
-    alone = config.with_overrides({"distill.method": "none", "run.out": str(control)})
-    Trainer(alone, parts, warm_start=run).fit()
-    print(table(metrics_by_run(open_run(run)), ks=config.eval.ks))
+    trainer = Trainer(config.with_overrides({"run.out": str(run)}), parts)
+    trainer.fit()
+    # The control: the same start, the same number of extra epochs, no distillation. Without it, a gain may be the epochs' alone.
+    Trainer(matched(trainer).with_overrides({"run.out": str(control)}), parts, warm_start=run).fit()
+    print(table(results(open_run(run))))
     print(f"report.html: {write_report(run).stat().st_size / 1024:.0f} KB")

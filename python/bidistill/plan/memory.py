@@ -14,15 +14,20 @@ from bidistill.plan.sizes import Sizes
 STATES = {"adam": 2, "sparse_adam": 2, "adagrad": 1, "sgd": 0}  # of the optimizers, each as large as the tables
 DENSE = ("adam", "adagrad", "sgd")  # those whose gradient is as large as the tables, where no fused step stands in
 WIDEST = "the widest moment: an epoch's order, or the seen items of the test"
+STEP_NEGATIVE, STEP_SAMPLE = (
+    55,
+    80,
+)  # bytes of a negative, of a distilled item: seen in steps of 50,000 rows x 100 items
 KEPT = 40  # bytes a row: seen in runs of 4 and 20 million rows of CSV
 PROGRAM = 400 << 20  # Python, torch and pyarrow, and what their allocators keep
 
 
 class Part(NamedTuple):
-    """What takes memory, and how much."""
+    """What takes memory, how much, and which options make it less."""
 
     name: str
     bytes: int
+    lower: str = ""
 
 
 def tables(model: ModelConfig, sizes: Sizes) -> int:
@@ -44,6 +49,15 @@ def pool(config: Config, sizes: Sizes) -> int:
     return 4 * sizes.users * directions * distill.pool if on else 0
 
 
+def step(config: Config, sizes: Sizes, fused: bool) -> int:
+    """What a training step of the joint phase holds at a time: its items, and in an eager step their rows and gradients."""
+    negatives, samples = config.train.negatives, config.distill.samples * (config.distill.method != "none")
+    lists = STEP_NEGATIVE * negatives + STEP_SAMPLE * samples
+    eager = [m.dim for m in (config.teacher, config.student) if m.optimizer == "adam" or m.weight_decay or not fused]
+    rows = 8 * max(eager, default=0) * (1 + negatives + samples)
+    return min(config.train.batch_size, sizes.train) * (lists + rows)
+
+
 def checkpoint(config: Config, sizes: Sizes) -> int:
     """Bytes on disk: all that training changes."""
     models = sum(tables(m, sizes) * (2 + STATES[m.optimizer]) for m in (config.teacher, config.student))
@@ -57,19 +71,49 @@ def memory(config: Config, sizes: Sizes) -> list[Part]:
     # Each distinct key of 8 bytes is sorted: the keys, the sorted ones, the distinct ones, and the two columns they come from.
     seen = 8 * 5 * (sizes.interactions - (sizes.interactions - sizes.train) // 2)
     order = 24 * sizes.train
+    models = {
+        name: Part(
+            f"{name}: tables, best state, optimizer",
+            learner(config[name], sizes, fused),
+            f"{name}.dim",
+        )
+        for name in ("teacher", "student")
+    }
+    report = 2 * (tables(config.teacher, sizes) + tables(config.student, sizes)) if config.run.out else 0
     return [
         Part("Python and torch", PROGRAM),
         Part("interactions", rows),
         Part("seen items, to leave out and to draw negatives", 16 * sizes.train + 24 * sizes.users),
-        Part("teacher: tables, best state, optimizer", learner(config.teacher, sizes, fused)),
-        Part("student: tables, best state, optimizer", learner(config.student, sizes, fused)),
-        Part("pool of draws", pool(config, sizes)),
+        *models.values(),
+        Part("pool of draws", pool(config, sizes), "distill.pool"),
+        Part("a training step", step(config, sizes, fused), "train.batch_size, train.negatives or distill.samples"),
         Part("what reading the data leaves with the allocators", KEPT * sizes.interactions),
-        Part(
-            "the report's models, before and after", 2 * (tables(config.teacher, sizes) + tables(config.student, sizes))
-        ),
+        Part("the report's models, before and after", report, "teacher.dim or student.dim"),
         Part(WIDEST, max(seen, order)),
     ]
+
+
+def shortage(parts: list[Part], have: int | None = None) -> str:
+    """What to say where the parts take more memory than there is; "" where it is enough, or not known.
+
+    have: bytes; this machine's memory by default.
+    """
+    need, have = sum(part.bytes for part in parts), memory_there() if have is None else have
+    if not have or need <= have:
+        return ""
+    ordered = sorted(parts, key=lambda part: -part.bytes)
+    culprits = [part for part in ordered if part.bytes > have] or ordered[:1]
+    options = list(dict.fromkeys(part.lower for part in culprits if part.lower))
+    remedy = f"lower {', or '.join(options)}" if options else "use a machine with more of it, or fewer data"
+    return (
+        f"memory: {gb(need)} are needed and {gb(have)} are there; the most, {gb(ordered[0].bytes)}, goes to"
+        f" {ordered[0].name}: {remedy}"
+    )
+
+
+def gb(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.0f} MB"
 
 
 def memory_there() -> int:

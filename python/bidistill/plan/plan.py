@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bidistill.config import Config
+from bidistill.phases import LEARN_IN, PHASES, TITLES
+from bidistill.plan.auto import planned
 from bidistill.plan.measure import Costs
-from bidistill.plan.memory import Part, checkpoint, disk_there, memory, memory_there, tables
+from bidistill.plan.memory import Part, checkpoint, disk_there, gb, memory, shortage, tables
 from bidistill.plan.sizes import Sizes
-from bidistill.trainer import LEARN_IN, PHASES
-
-TITLES = {"warmup_teacher": "warm-up, teacher", "warmup_student": "warm-up, student", "joint": "joint phase"}
 
 
 class Job(NamedTuple):
@@ -37,6 +36,7 @@ class Plan:
         times: jobs whose sum is the run.
         disk: bytes that the run folder needs at most.
         problems: what does not fit, a sentence each.
+        remarks: what was decided for settings that are "auto", a sentence each.
     """
 
     sizes: Sizes
@@ -44,6 +44,7 @@ class Plan:
     times: list[Job]
     disk: int
     problems: list[str]
+    remarks: list[str]
 
     @property
     def peak(self) -> int:
@@ -65,28 +66,27 @@ class Plan:
             "total_s": self.seconds,
             "disk_bytes": self.disk,
             "problems": self.problems,
+            "remarks": self.remarks,
         }
 
 
 def make_plan(config: Config, sizes: Sizes, costs: Costs) -> Plan:
     """The plan of a run: `bidistill train` with these settings, on data of these sizes, on the machine of these costs."""
-    return made_plan(config, sizes, memory(config, sizes), jobs_of(config, sizes, costs))
+    config, why = planned(config, sizes, costs)
+    return made_plan(config, sizes, memory(config, sizes), jobs_of(config, sizes, costs), why)
 
 
-def made_plan(config: Config, sizes: Sizes, parts: list[Part], jobs: list[Job]) -> Plan:
+def made_plan(config: Config, sizes: Sizes, parts: list[Part], jobs: list[Job], why: str = "") -> Plan:
     """A plan of this memory and these jobs, with what does not fit on this machine."""
     # The old checkpoint goes when the new one is there; the split, the models.
     disk = 2 * checkpoint(config, sizes) + 24 * sizes.interactions
     problems = []
-    have = memory_there()
-    need = sum(part.bytes for part in parts)
-    if have and need > have:
-        largest = max(parts, key=lambda part: part.bytes)
-        problems.append(f"memory: {gb(need)} are needed and {gb(have)} are there; the most goes to {largest.name}")
+    if short := shortage(parts):
+        problems.append(short)
     free = disk_there(Path(config.run.out or "."))
     if disk > free:
         problems.append(f"disk: {gb(disk)} are needed and {gb(free)} are free where the run folder will be")
-    return Plan(sizes, parts, jobs, disk, problems)
+    return Plan(sizes, parts, jobs, disk, problems, [why] if why else [])
 
 
 def jobs_of(config: Config, sizes: Sizes, costs: Costs) -> list[Job]:
@@ -121,8 +121,3 @@ def jobs_of(config: Config, sizes: Sizes, costs: Costs) -> list[Job]:
             saves += epochs * ((steps - 1) // config.run.checkpoint_steps)
         jobs.append(Job(f"{title}: checkpoint", costs.save * checkpoint_bytes, saves if config.run.out else 0))
     return jobs
-
-
-def gb(count: float) -> str:
-    """Bytes for people."""
-    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.0f} MB"

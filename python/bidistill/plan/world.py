@@ -17,6 +17,7 @@ import math
 from typing import NamedTuple
 
 from bidistill.config import Config
+from bidistill.plan.auto import planned
 from bidistill.plan.measure import Costs
 from bidistill.plan.memory import WIDEST, Part, memory
 from bidistill.plan.plan import Job, Plan, jobs_of, made_plan
@@ -42,7 +43,7 @@ class Network(NamedTuple):
 
 def divided(parts: list[Part], world: int) -> list[Part]:
     """Memory of one process."""
-    return [part if part.name in WHOLE else Part(part.name, math.ceil(part.bytes / world)) for part in parts]
+    return [part if part.name in WHOLE else part._replace(bytes=math.ceil(part.bytes / world)) for part in parts]
 
 
 def step_bytes(config: Config, sizes: Sizes, world: int) -> float:
@@ -60,6 +61,7 @@ def draw_bytes(config: Config, world: int) -> float:
 
 def world_plan(config: Config, sizes: Sizes, costs: Costs, world: int, network: Network) -> Plan:
     """The plan of one of W processes."""
+    config, why = planned(config, sizes, costs)
     jobs = []
     for job in jobs_of(config, sizes, costs):
         if job.name.endswith((": step", ": refill of all pools", ": draws of a step", ": evaluation", ": checkpoint")):
@@ -73,4 +75,4 @@ def world_plan(config: Config, sizes: Sizes, costs: Costs, world: int, network: 
             calls = math.ceil(users / 1024) * ROUND_CALLS
             sent = users * draw_bytes(config, world) / 1e9 / network.gbs + calls * network.latency
             jobs.append(Job(f"{job.name}, their traffic", sent, job.times))
-    return made_plan(config, sizes, divided(memory(config, sizes), world), jobs)
+    return made_plan(config, sizes, divided(memory(config, sizes), world), jobs, why)

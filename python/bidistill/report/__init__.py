@@ -2,6 +2,6 @@
 
 from bidistill.report.finished import FinishedRun, open_run
 from bidistill.report.page import write_report
-from bidistill.report.results import CONTROL, DISTILLED, SEPARATE, metrics_by_run, table
+from bidistill.report.results import CONTROL, DISTILLED, SEPARATE, Results, results, table
 
-__all__ = ["CONTROL", "DISTILLED", "SEPARATE", "FinishedRun", "metrics_by_run", "open_run", "table", "write_report"]
+__all__ = ["CONTROL", "DISTILLED", "SEPARATE", "FinishedRun", "Results", "open_run", "results", "table", "write_report"]

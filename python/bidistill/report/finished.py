@@ -10,6 +10,7 @@ from typing import Any
 
 from bidistill.checkpoint import load_model, model_notes
 from bidistill.config import Config
+from bidistill.control import joint_epochs
 from bidistill.data import Split
 from bidistill.errors import UserError
 from bidistill.models import Recommender
@@ -91,7 +92,12 @@ def _mismatch(run: FinishedRun, control: FinishedRun) -> str:
         return "it was trained with distillation"
     if run.split.fingerprint() != control.split.fingerprint():
         return "it was trained on another split"
+    trained = joint_epochs(run.history), joint_epochs(control.history)
+    if trained[0] != trained[1]:
+        return f"its joint phase had {trained[1]} epochs, that of the run {trained[0]}"
     for name in run.config.differences(control.config):
+        if name in ("train.epochs", "train.patience"):  # which only say when the joint phase may end
+            continue
         if not name.startswith(("distill.", "data.", "run.")) or name == "run.seed":
             return f"it was trained with {name} = {control.config[name]!r}, the run with {run.config[name]!r}"
     return "" if control.warmup == run.warmup else "its models began from another warm-up"

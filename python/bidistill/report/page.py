@@ -14,13 +14,11 @@ from bidistill.config import Config, options
 from bidistill.data import Split
 from bidistill.data.files import replacing
 from bidistill.errors import UserError
-from bidistill.evaluate import Comparison, compare
+from bidistill.phases import TITLES
 from bidistill.report.figures import Curve, learning_curve, rank_density, wins_by_popularity
 from bidistill.report.finished import FinishedRun, open_run
-from bidistill.report.results import CONTROL, MODELS, PARTS, heading, metric_names, metrics_by_run, rows
+from bidistill.report.results import CONTROL, MODELS, PARTS, comparisons, heading, kept_cells, results
 from bidistill.report.summary import summary
-
-PHASES = {"warmup_teacher": "warm-up, teacher", "warmup_student": "warm-up, student", "joint": "joint phase"}
 
 
 def write_report(run: str | Path, control: str | Path | None = None) -> Path:
@@ -46,7 +44,9 @@ def write_report(run: str | Path, control: str | Path | None = None) -> Path:
 
 def render(run: FinishedRun) -> str:
     """The report as HTML."""
-    after, before = _compare(run), _compare(run, warmup=True)
+    compared = comparisons(run)
+    before, *_, after = compared.values()
+    found = results(run, compared)
     popularity = np.bincount(run.split.train_items, minlength=run.split.n_items)[after.items]
     ranks = (after.teacher_ranks, after.student_ranks)
     changed = Config().differences(run.config)
@@ -55,11 +55,11 @@ def render(run: FinishedRun) -> str:
     )
     return environment.get_template("template.html").render(
         title=run.path.resolve().name,
-        summary=summary(run, after),
-        remark=run.remark,
+        summary=summary(run, found, after),
+        found=found,
         part=PARTS[run.part],
-        headings=[heading(name) for name in metric_names(run.config.eval.ks)],
-        rows=rows(metrics_by_run(run), run.part, run.config.eval.ks),
+        kept={model: kept_cells(found, model) for model in MODELS},
+        heading=heading,
         monitor=heading(run.config.train.monitor),
         curves=[Markup(learning_curve(model, lines, run.config.train.monitor)) for model, lines in curves(run).items()],
         ranks=Markup(rank_density(*ranks)),
@@ -96,11 +96,6 @@ def _curve(style: str, history: list[dict[str, Any]], phase: str, column: str, s
     return Curve(style, [start + row["epoch"] for row in found], [row[column] for row in found])
 
 
-def _compare(run: FinishedRun, *, warmup: bool = False) -> Comparison:
-    teacher, student = (run.model(name, warmup=warmup) for name in MODELS)
-    return compare(teacher, student, run.split, run.part, batch=run.config.eval.batch, most=run.config.eval.users)
-
-
 def _describe(split: Split) -> Iterator[tuple[str, str]]:
     """What the data are, as names and texts."""
     sizes = split.describe()
@@ -121,7 +116,7 @@ def _describe(split: Split) -> Iterator[tuple[str, str]]:
 def _times(run: FinishedRun) -> Iterator[tuple[str, int, float]]:
     """Name, epochs and seconds of each phase that took part."""
     for source, suffix in ((run, ""), (run.control, f" ({CONTROL})")):
-        for phase, words in PHASES.items():
+        for phase, words in TITLES.items():
             found = [row for row in source.history if row["phase"] == phase] if source is not None else []
             if found:
                 yield words + suffix, int(found[-1]["epoch"]), sum(row["seconds"] for row in found)

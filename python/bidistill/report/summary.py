@@ -2,45 +2,47 @@
 
 from __future__ import annotations
 
+from bidistill.control import joint_epochs
 from bidistill.evaluate import Comparison
 from bidistill.report.finished import FinishedRun
-from bidistill.report.results import MODELS, PARTS, change, heading
+from bidistill.report.results import CONTROL, MODELS, PARTS, Results, heading, metric_names
 
 
-def summary(run: FinishedRun, comparison: Comparison) -> str:
+def summary(run: FinishedRun, found: Results, comparison: Comparison) -> str:
     """A few sentences of plain text."""
     config, split = run.config, run.split
     data = config.data.path or config.data.train_path or "data given in Python"
-    metric, part = heading(config.train.monitor), PARTS[run.part]
+    monitor = config.train.monitor if config.train.monitor in metric_names(config.eval.ks) else "mrr"  # or precision
+    metric, part = heading(monitor), PARTS[run.part]
+    lines = {model: found.line(model, monitor) for model in MODELS}
     sentences = [
         f"A teacher ({config.teacher.dim} numbers for each user and item) and a student ({config.student.dim}) were "
         f"trained on {data}: {split.n_users:,} users, {split.n_items:,} items."
     ]
-    if config.distill.method == "none":
-        values = " and ".join(
-            f"{metric} {run.metrics[model][run.part][config.train.monitor]:.4f} with the {model}" for model in MODELS
-        )
+    if not found.change:
+        values = " and ".join(f"{metric} {line.cells[-1]} with the {model}" for model, line in lines.items())
         sentences.append(
-            f"They did not learn from each other (no distillation), and reach {values} on the {part} part."
+            f"They did not learn from each other (no distillation), and reach {values} on the {part} part, of"
+            f" {found.users:,} users."
         )
     else:
-        base = run.warmup if run.control is None else run.control.metrics
-        changes = []
-        for model in reversed(MODELS):
-            before, after = (source[model][run.part][config.train.monitor] for source in (base, run.metrics))
-            changes.append(f"the {model}'s from {before:.4f} to {after:.4f} ({change(before, after)})")
+        changes = [f"the {model}'s by {lines[model].changed} to {lines[model].cells[-1]}" for model in reversed(MODELS)]
         against = (
-            "against the models after their warm-up. There is no control here, so part of this may come from "
+            f"against the same models given the same {joint_epochs(run.history)} extra epochs without distillation."
+            if CONTROL in found.labels
+            else "against the models after their warm-up. There is no control here, so part of this may come from "
             "the extra epochs alone."
-            if run.control is None
-            else "against the same models given the same extra epochs without distillation."
         )
         sentences.append(
-            f"Learning from each other changed {metric} on the {part} part: {changes[0]}, {changes[1]}, {against}"
+            f"Learning from each other changed {metric} on the {part} part, of {found.users:,} users: {changes[0]},"
+            f" {changes[1]}, {against}"
         )
     sentences.append(
         f"The student ranks {comparison.student_better:.1%} of the {len(comparison.items):,} held-out interactions better "
         f"than the teacher does, the teacher {comparison.teacher_better:.1%} better than the student."
     )
-    sentences.append("This is one seed: a small difference may be chance, so repeat the run with other seeds.")
+    sentences.append(
+        "Numbers after \u00b1 are 95 % intervals over users. They do not cover the seed: repeat the run with other seeds"
+        " before you trust a small difference."
+    )
     return " ".join(sentences)
