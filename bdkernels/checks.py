@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import ranges
 from .factors import Factors
+from .ranges import Range
 from .seen import Seen
 from .step import StepInputs
 from .weights import KINDS
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-FLOAT32 = torch.finfo(torch.float32)
 MAX_ITEMS = 2**31
 ASSERTS = ("cuda",)  # types of the devices that assert values; the others are asked for them
 _ASKED = ContextVar("asked", default=False)
@@ -176,22 +177,20 @@ def like(name: str, t: Tensor, other: Tensor) -> None:
     tensor(name, t, tuple(other.shape), (other.dtype,), t.device)
 
 
-def number(name: str, value: float, low: float, below: float = float("inf")) -> None:
-    expected = f"a finite number >= {low:g}" + ("" if below == float("inf") else f" and < {below:g}")
-    _is(low <= value < below, name, expected, value)
+def within(name: str, value: float, allowed: Range) -> None:
+    _is(value in allowed, name, allowed.words, value)
 
 
 def weight(name: str, kind: str, parameter: float) -> None:
     _is(kind in ("", *KINDS), name, "a weight kind of " + ", ".join(KINDS), repr(kind))
-    _is(
-        kind not in ("tanh", "exp", "rank_only") or 0 < parameter < float("inf"), name, "a finite number > 0", parameter
-    )
+    if kind in ("tanh", "exp", "rank_only"):
+        within(name, parameter, ranges.SHARPNESS)
 
 
 def sample(k: int, step: int, catalog: int, weights: tuple[tuple[str, float, bool], ...]) -> None:
     """The numbers that `sample` is given; a weight is its kind, parameter and flipped."""
-    integer("k", k, 1, 2**31 - 1)  # a draw's number has 32 bits
-    integer("step", step, 0, 2**32 - 1)
+    within("k", k, ranges.DRAWS)
+    within("step", step, ranges.STEP)
     integer("catalog", catalog, 0)
     for name, (kind, parameter, _) in zip(("to_student", "to_teacher"), weights, strict=True):
         weight(name, kind, parameter)
@@ -208,10 +207,8 @@ def thresholds(n_rows: int, n_items: int, t: Tensor, tie_ids: Tensor, item_offse
 
 
 def temperatures(tau_learner: float, tau_guide: float) -> None:
-    for name, tau in (("tau_learner", tau_learner), ("tau_guide", tau_guide)):
-        _is(0 < tau < float("inf"), name, "a finite number > 0", tau)
-        # The scores are divided in float32, where a smaller one is 0 and a larger one infinite.
-        _is(FLOAT32.tiny <= tau <= FLOAT32.max, name, f"a number in [{FLOAT32.tiny}, {FLOAT32.max}]", tau)
+    within("tau_learner", tau_learner, ranges.TAU)
+    within("tau_guide", tau_guide, ranges.TAU)
 
 
 def losses(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None) -> None:
@@ -260,6 +257,16 @@ def state(tables: list[Tensor], state: list[Tensor], per_table: int) -> None:
         _is(t.is_contiguous(), f"state[{i}]", "a contiguous tensor", f"strides {t.stride()}")
 
 
+def rule(kind: str, lr: float, weight_decay: float, beta1: float, beta2: float, eps: float) -> None:
+    """The numbers of an optimizer's rule, whose attributes may have been changed since its construction."""
+    within("lr", lr, ranges.LR)
+    within("weight_decay", weight_decay, ranges.WEIGHT_DECAY)
+    for beta in (beta1, beta2):
+        within("betas", beta, ranges.BETA)
+    if kind != "sgd":
+        within("eps", eps, ranges.EPS)
+
+
 def step(s: StepInputs) -> None:
     tables(*s.tables)
     device, dtype, n_rows = s.user_table.device, (s.user_table.dtype,), s.users.shape[0]
@@ -272,8 +279,9 @@ def step(s: StepInputs) -> None:
     if s.distill_mask is not None:
         tensor("distill_mask", s.distill_mask, shape, (torch.bool,), device)
     choice("cf", s.cf, ("bce", "bpr"))
-    _is(abs(s.lambda_) < float("inf"), "lambda_", "a finite number", s.lambda_)
     temperatures(s.tau_learner, s.tau_guide)
+    within("lambda_", s.lambda_, ranges.LAMBDA)
+    within("lambda_ / tau_learner", s.lambda_ / s.tau_learner, ranges.SLOPE)
 
 
 def step_values(s: StepInputs) -> None:

@@ -31,6 +31,7 @@ def apply_rows(optimizer: RowOptimizer, **rows: tuple[Tensor, Tensor]) -> None:
         checks.tensor(f"{name}: grads", grads, (ids.shape[0], *table.shape[1:]), (table.dtype,), table.device)
         checks.ids_values(f"{name}: ids", ids, table.shape[0])
     rule = optimizer.rule()
+    checks.rule(*rule)
     each = len(optimizer.names)
     with torch.no_grad():
         for i, (name, table) in enumerate(tables.items()):

@@ -300,13 +300,20 @@ def test_errors_change_nothing(backend, name, value, message):
             "tables: expected memory of their own, got two that share it",
         ),
         (lambda u, v, b: bd.SGD([u, None]), "tables: expected user_table, item_table and item_bias or None"),
-        (lambda u, v, b: bd.SGD([u, v, b], weight_decay=-1.0), "weight_decay: expected a finite number >= 0, got -1.0"),
+        (lambda u, v, b: bd.SGD([u, v, b], weight_decay=-1.0), "weight_decay: expected 0 or a number in .*, got -1.0"),
         (
             lambda u, v, b: bd.LazyAdam([u, v, b], betas=(0.9, 1.0)),
             "betas: expected a finite number >= 0 and < 1, got 1.0",
         ),
-        (lambda u, v, b: bd.LazyAdam([u, v, b], eps=-1.0), "eps: expected a finite number >= 0, got -1.0"),
-        (lambda u, v, b: bd.SGD([u, v, b], float("nan")).rule(), "lr: expected a finite number >= 0, got nan"),
+        (lambda u, v, b: bd.LazyAdam([u, v, b], eps=-1.0), "eps: expected a number in .*, got -1.0"),
+        (lambda u, v, b: bd.Adagrad([u, v, b], eps=0.0), "eps: expected a number in .*, got 0.0"),
+        (
+            lambda u, v, b: bd.SGD([u, v, b], weight_decay=1e39),
+            "weight_decay: expected 0 or a number in .*, got 1e\\+39",
+        ),
+        (lambda u, v, b: bd.SGD([u, v, b], float("nan")).rule(), "lr: expected 0 or a number in .*, got nan"),
+        (lambda u, v, b: bd.SGD([u, v, b], 1e39).rule(), "lr: expected 0 or a number in .*, got 1e\\+39"),
+        (lambda u, v, b: bd.LazyAdam([u, v, b], 1e-50).rule(), "lr: expected 0 or a number in .*, got 1e-50"),
     ],
 )
 def test_tables_and_settings(build, message):

@@ -136,6 +136,7 @@ def _bd_step_update(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor]
     (s, rule), state = _checked(*arguments), arguments[3]
     stored.trainable(*s.tables)
     checks.own_memory(*s.tables)
+    checks.rule(*rule)
     checks.step_values(s)
     out = steps(s.user_table.device, backend, s.user_table.dtype).bd_step_update(
         s, state, rule._replace(lr=float(rule.lr))
