@@ -102,8 +102,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cpu, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bdkernels_cpu, CPU, m) {
-  m.impl("bd_step", TORCH_BOX(&bd_step));
-  m.impl("bd_step_update", TORCH_BOX(&bd_step_update));
+  m.impl("bd_step", BDKERNELS_BOX(&bd_step));
+  m.impl("bd_step_update", BDKERNELS_BOX(&bd_step_update));
 }
 
 }  // namespace bdkernels::binding
