@@ -6,7 +6,7 @@ for the device anyway, values of a GPU are asked for like others.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeGuard
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import ranges
+from . import memory, ranges
 from .factors import Factors
 from .ranges import Range
 from .seen import Seen
@@ -34,6 +34,16 @@ class NaNScore(ValueError):
     def __init__(self, name: str, row: int, item: int) -> None:
         super().__init__(f"{name}: expected finite scores, got NaN for user row {row}, item {item}")
         self.name, self.row, self.item = name, row, item
+
+
+class NonFiniteLoss(ValueError):
+    """A training step whose losses are no finite numbers."""
+
+    def __init__(self, cf: float, distill: float) -> None:
+        super().__init__(
+            "user_table, item_table, item_bias, guide_scores: expected rows and scores whose losses are finite,"
+            f" got cf {cf} and distill {distill}"
+        )
 
 
 @contextmanager
@@ -129,16 +139,39 @@ def seen_values(s: Seen | None, limit: int) -> None:
     _holds(rising, "seen.indices", "strictly increasing ids in each row", lambda: "unsorted or repeated ids")
 
 
+def own(t: Tensor) -> Tensor:
+    """The values of an index tensor as they are now: what is checked must be what is used as an address, whatever another thread
+    writes to the caller's tensor meanwhile. A copy on a CPU; a GPU's queue has its own order.
+    """
+    return t if t.device.type in ASSERTS else t.clone(memory_format=torch.contiguous_format)
+
+
+def own_seen(s: Seen | None, limit: int) -> Seen | None:
+    """`own` rows whose values are checked."""
+    rows = None if s is None else Seen(own(s.indptr), own(s.indices))
+    seen_values(rows, limit)
+    return rows
+
+
+def own_ids(name: str, ids: Tensor, limit: int) -> Tensor:
+    """`own` ids whose values are checked."""
+    ids = own(ids)
+    ids_values(name, ids, limit)
+    return ids
+
+
 def ids_values(name: str, ids: Tensor, limit: int) -> None:
     if ids.numel():
         lo, hi = torch.aminmax(ids)
         _holds((lo >= 0) & (hi < limit), name, f"ids in [0, {limit})", lambda: f"{int(lo)} to {int(hi)}")
 
 
-def rising_ids(name: str, ids: Tensor, limit: int) -> None:
+def own_rising_ids(name: str, ids: Tensor, limit: int) -> Tensor:
+    """`own` ids [m], at least one and rising."""
     _is(len(ids) > 0, name, "at least one id", 0)
-    ids_values(name, ids, limit)
+    ids = own_ids(name, ids, limit)
     _holds((ids.diff() > 0).all(), name, "strictly increasing ids", lambda: "unsorted or repeated ids")
+    return ids
 
 
 def no_nan(name: str, t: Tensor) -> None:
@@ -242,10 +275,13 @@ def in_place(user_table: Tensor, item_table: Tensor, item_bias: Tensor | None) -
         _is(item_bias.is_contiguous(), "item_bias", "a contiguous tensor", f"stride {item_bias.stride()}")
 
 
-def own_memory(user_table: Tensor, item_table: Tensor, item_bias: Tensor | None) -> None:
-    """A value, not a shape: fake tensors have no memory to compare."""
-    starts = [t.data_ptr() for t in (user_table, item_table, item_bias) if t is not None and t.numel()]
-    _is(len(set(starts)) == len(starts), "tables", "memory of their own", "two that share it")
+def own_memory(tables: dict[str, Tensor], state: Sequence[Tensor] = ()) -> None:
+    """No number of what a step changes is in two of them: the result would depend on the order of the threads.
+
+    A value, not a shape: fake tensors have no memory to compare.
+    """
+    pair = memory.shared(tables | {f"state[{i}]": t for i, t in enumerate(state)})
+    _is(pair is None, " and ".join(pair or ()), "memory of their own", "memory that both have")
 
 
 def state(tables: list[Tensor], state: list[Tensor], per_table: int) -> None:
@@ -284,9 +320,21 @@ def step(s: StepInputs) -> None:
     within("lambda_ / tau_learner", s.lambda_ / s.tau_learner, ranges.SLOPE)
 
 
-def step_values(s: StepInputs) -> None:
-    ids_values("users", s.users, s.user_table.shape[0])
-    for name, ids in (("positives", s.positives), ("negatives", s.negatives)):
-        ids_values(name, ids, s.item_table.shape[0])
-    live = s.distill_ids if s.distill_mask is None else s.distill_ids.where(s.distill_mask, 0)
-    ids_values("distill_ids", live, s.item_table.shape[0])
+def finite_losses(cf: Tensor, distill: Tensor) -> None:
+    """Raise NonFiniteLoss. On a GPU losses stay where they are: a training that diverges is no reason to lose the device."""
+    if (cf.device.type not in ASSERTS or _ASKED.get()) and not (cf.isfinite() and distill.isfinite()):
+        raise NonFiniteLoss(float(cf), float(distill))
+
+
+def own_step(s: StepInputs) -> StepInputs:
+    """The step with `own` ids and mask, whose values are checked."""
+    n_items, mask = s.item_table.shape[0], None if s.distill_mask is None else own(s.distill_mask)
+    listed = own(s.distill_ids)
+    ids_values("distill_ids", listed if mask is None else listed.where(mask, 0), n_items)
+    return s._replace(
+        users=own_ids("users", s.users, s.user_table.shape[0]),
+        positives=own_ids("positives", s.positives, n_items),
+        negatives=own_ids("negatives", s.negatives, n_items),
+        distill_ids=listed,
+        distill_mask=mask,
+    )

@@ -36,7 +36,8 @@ class RowOptimizer:
 
     Args:
         tables: user_table [U, d], item_table [N, d] and item_bias [N] or None, float32 or float64, of one dtype and device:
-            what `bd_step_loss` takes. Rows may be strided, columns not. They are changed in place. Those of 16 MB and more on
+            what `bd_step_loss` takes. Rows may be strided, columns not. They are changed in place, so no two of them may have a
+            number in common. Those of 16 MB and more on
             a CPU, and their state, are put on large pages where Linux has them (see `pages`).
         lr: learning rate, 0 or in the normal range of float32; the attribute may be changed between steps.
         weight_decay: weight_decay * row is added to the gradient of the touched rows; the same range.
@@ -59,7 +60,7 @@ class RowOptimizer:
         checks.tables(user_table, item_table, self.item_bias)
         checks.in_place(user_table, item_table, self.item_bias)
         stored.trainable(user_table, item_table, self.item_bias)
-        checks.own_memory(user_table, item_table, self.item_bias)
+        checks.own_memory(self.tables())
         checks.within("weight_decay", weight_decay, ranges.WEIGHT_DECAY)
         self.lr, self.weight_decay, self.step = lr, weight_decay, 0
         self.state = [
