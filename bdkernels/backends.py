@@ -4,8 +4,8 @@ Choice: the explicit argument, else the environment variable BDKERNELS_BACKEND, 
 An explicit choice that cannot be honoured raises BackendError with the reason; nothing falls back behind the caller's back. A
 library or an instruction set that the environment names is such a choice, unless another backend is chosen.
 
-The scores, ranks and draws of "cpu" have the same bits in every float mode of the processor; "reference" is torch's own arithmetic,
-which follows the mode (docs/numerics.md).
+The scores, ranks and draws of "cpu" have the same bits in every float mode of the processor; "reference" is torch's own
+arithmetic, which follows the mode (docs/numerics.md).
 """
 
 import os

@@ -19,13 +19,15 @@ wild = 2**60
 f, student = bd.Factors(torch.randn(b, d), torch.randn(n, d)), bd.Factors(torch.randn(b, 2), torch.randn(n, 2))
 one_seen = bd.Seen.from_pairs(torch.arange(b).repeat(20), torch.randint(0, n, (20 * b,)), b)
 ids, users = torch.randint(0, n, (b, c)), torch.arange(b)
-good = {"ids": ids, "indices": one_seen.indices, "indptr": one_seen.indptr, "users": users, "mask": torch.zeros(b, c, dtype=torch.bool)}
+no_mask = torch.zeros(b, c, dtype=torch.bool)
+good = {"ids": ids, "indices": one_seen.indices, "indptr": one_seen.indptr, "users": users, "mask": no_mask}
 t = {name: value.clone() for name, value in good.items()}
 seen = bd.Seen(t["indptr"], t["indices"])
 listed = torch.where(good["mask"], ids, wild)  # what is masked out may hold anything
 tables = torch.randn(b, d), torch.randn(n, d), torch.randn(n)
 optimizer = bd.SGD([x.clone() for x in tables], lr=1e-3)
 step = lambda: (t["users"], t["ids"][:, 0].contiguous(), t["ids"], bd.Draws(listed, t["mask"]), torch.zeros(b, c))
+drawn = {"seed": 1, "step": 1, "user_ids": users}
 grads = torch.zeros(b * c, d)
 calls = {
     "score": ("ids", lambda: bd.score(f, t["ids"])),
@@ -33,8 +35,8 @@ calls = {
     "rank, indices": ("indices", lambda: bd.rank(f, ids, seen)),
     "rank, indptr": ("indptr", lambda: bd.rank(f, ids, seen)),
     "topk": ("indptr", lambda: bd.topk(f, 5, seen)),
-    "sample, indices": ("indices", lambda: bd.sample(f, student, 4, seen, to_student=bd.Exp(500.0), seed=1, step=1, user_ids=users)),
-    "sample, indptr": ("indptr", lambda: bd.sample(f, student, 4, seen, seed=1, step=1, user_ids=users)),
+    "sample, indices": ("indices", lambda: bd.sample(f, student, 4, seen, to_student=bd.Exp(500.0), **drawn)),
+    "sample, indptr": ("indptr", lambda: bd.sample(f, student, 4, seen, **drawn)),
     "count_above": ("indptr", lambda: bd.count_above(f, torch.zeros(b, 2), ids[:, :2], seen)),
     "loss, ids": ("ids", lambda: bd.bd_step_loss(*tables, *step())),
     "loss, users": ("users", lambda: bd.bd_step_loss(*tables, *step())),

@@ -49,7 +49,7 @@ def test_kernels_are_free_of_torch(path):
 
 
 def test_operators_run_in_the_default_float_mode():
-    """Every operator is boxed by BDKERNELS_BOX and enters the pool through parallel_for, both of arguments.h, which set the mode."""
+    """Every operator is boxed by BDKERNELS_BOX and enters the pool through the parallel_for of arguments.h; both set the mode."""
     bindings = sorted(ROOT.glob("csrc/binding/*"))
     assert len(bindings) > 10
     for path in bindings:

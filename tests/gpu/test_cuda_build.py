@@ -31,6 +31,17 @@ def test_no_kernel_spills(cuda_library):
     assert set(frames) == {("0", "0", "0")}
 
 
+@needs_nvcc
+def test_no_kernel_flushes_subnormals(cuda_library):
+    """nvcc's default, which a flag could change; scores and ranks would then differ from those of a CPU."""
+    pytest.importorskip("triton", reason="its disassembler")
+    from compiled import in_library
+
+    kernels = in_library(cuda_library)
+    assert len(kernels) >= 20
+    assert {kernel.name: dict(kernel.flushing()) for kernel in kernels if kernel.flushing()} == {}
+
+
 STAGES = {
     "score",
     "score_block",
