@@ -41,8 +41,8 @@ class NonFiniteLoss(ValueError):
 
     def __init__(self, cf: float, distill: float) -> None:
         super().__init__(
-            "user_table, item_table, item_bias, guide_scores: expected rows and scores whose losses are finite,"
-            f" got cf {cf} and distill {distill}"
+            f"losses: expected finite numbers, got cf {cf} and distill {distill}: a row of the tables or a guide score of this"
+            " batch is not finite or too large; lower the learning rate if they were trained"
         )
 
 

@@ -78,8 +78,8 @@ std::tuple<Tensor, Tensor> bd_step_update(const Tensor& user_table, const Tensor
 
   const auto user_grad = std::make_unique_for_overwrite<float[]>(batch.b * user_rows.d);
   const auto slopes = std::make_unique_for_overwrite<float[]>(batch.b * batch.width());
-  const Losses out = losses(user_rows, item_rows, item_bias, batch, bpr, lambda, tau_learner, tau_guide, user_grad.get(),
-                            slopes.get());
+  const Losses out =
+      losses(user_rows, item_rows, item_bias, batch, bpr, lambda, tau_learner, tau_guide, user_grad.get(), slopes.get());
   if (!out.finite()) return out.as(user_table);
 
   // Items first: their gradients need the old user rows.

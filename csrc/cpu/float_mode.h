@@ -1,5 +1,5 @@
-// The processor's float mode: rounding, flushing of subnormals to zero, and which exceptions trap. It belongs to a thread, and a
-// caller or another library may have changed it; scores and comparisons must not depend on that.
+// The processor's float mode: rounding, flushing of subnormals to zero, and which exceptions trap. It belongs to a thread,
+// and a caller or another library may have changed it; scores and comparisons must not depend on that.
 #pragma once
 #include <cstdint>
 #if defined(__x86_64__)
@@ -43,7 +43,8 @@ class DefaultFloatMode {
 #endif
 };
 
-// Runs f in the default mode. Not inlined: a compiler may move arithmetic across a change of the mode, but not across a call.
+// Runs f in the default mode. Not inlined: a compiler may move arithmetic across a change of the mode, but not across a
+// call.
 template <class F, class... Args>
 [[gnu::noinline]] decltype(auto) call_apart(const F& f, Args&&... args) {
   return f(static_cast<Args&&>(args)...);
