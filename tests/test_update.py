@@ -426,3 +426,40 @@ def test_apply_rows_changes_the_named_tables_alone_and_nothing_on_an_error():
     assert torch.equal(ours.item_table, before[1]) and ours.step == 1
     changed = (ours.user_table != before[0]).any(1)
     assert changed.tolist() == [False, True, False, False]
+
+
+def shared_tables(how: str) -> list[torch.Tensor]:
+    buffer, wide = torch.zeros(150, 8), torch.zeros(60, 20)
+    return {
+        "rows": [buffer[:100], buffer[50:], torch.zeros(100)],
+        "columns": [wide[:40, :9], wide[:, 8:17], torch.zeros(60)],
+        "bias inside": [torch.zeros(40, 8), buffer, buffer.view(-1)[1000:1150]],
+    }[how]
+
+
+@pytest.mark.parametrize("make_one", [bd.SGD, bd.Adagrad, bd.LazyAdam])
+@pytest.mark.parametrize("how", ["rows", "columns", "bias inside"])
+def test_tables_that_share_numbers_are_refused(make_one, how):
+    names = "item_table and item_bias" if how == "bias inside" else "user_table and item_table"
+    with pytest.raises(ValueError, match=f"{names}: expected memory of their own, got memory that both have"):
+        make_one(shared_tables(how)[:2] if how == "columns" else shared_tables(how))
+
+
+def test_a_state_or_a_table_that_comes_to_share_is_refused(backend):
+    tables, batch = tables_and_batch(4, 1, 2)
+    spoiled = make("adagrad", tables), make("sgd", tables)
+    spoiled[0].state[1] = spoiled[0].item_table
+    spoiled[1].item_table = torch.cat([spoiled[1].user_table, spoiled[1].item_table])
+    spoiled[1].user_table = spoiled[1].item_table[:40]
+    named = "item_table and state.1.", "item_table and user_table|user_table and item_table"
+    for optimizer, names in zip(spoiled, named, strict=True):
+        optimizer.item_bias = torch.zeros(len(optimizer.item_table))
+        with pytest.raises(ValueError, match=f"({names}): expected memory of their own"):
+            bd.bd_step_update(optimizer, *batch, backend=backend)
+        with pytest.raises(ValueError, match=f"({names}): expected memory of their own"):
+            bd.apply_rows(optimizer, user_table=(torch.tensor([1]), torch.zeros(1, 19)))
+
+
+def test_columns_beside_each_other_share_nothing():
+    wide = torch.zeros(60, 20)
+    assert bd.SGD([wide[:, :9], wide[:, 9:18]]).step == 0
