@@ -7,6 +7,7 @@ operators as torch.ops.bdkernels.*; it compiles nothing and touches no GPU drive
 from importlib.metadata import PackageNotFoundError, version
 
 from .backends import BackendError
+from .checks import NonFiniteLoss
 from .factors import Factors
 from .functional import (
     Draws,
@@ -44,6 +45,7 @@ __all__ = [
     "Factors",
     "LazyAdam",
     "Linear",
+    "NonFiniteLoss",
     "RankOnly",
     "RowOptimizer",
     "Samples",

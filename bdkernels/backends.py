@@ -1,7 +1,11 @@
 """Which backends are there, why others are not, and which one an operator takes.
 
 Choice: the explicit argument, else the environment variable BDKERNELS_BACKEND, else the best for the operator and the device.
-An explicit choice that cannot be honoured raises BackendError with the reason; nothing falls back behind the caller's back.
+An explicit choice that cannot be honoured raises BackendError with the reason; nothing falls back behind the caller's back. A
+library or an instruction set that the environment names is such a choice, unless another backend is chosen.
+
+The scores, ranks and draws of "cpu" have the same bits in every float mode of the processor; "reference" is torch's own
+arithmetic, which follows the mode (docs/numerics.md).
 """
 
 import os
@@ -10,7 +14,7 @@ from functools import cache
 
 import torch
 
-from . import cpu, cuda, reference, triton
+from . import cpu, cuda, precision, reference, triton
 from .reference import Steps
 
 NAMES = ("reference", "cpu", "triton", "cuda")
@@ -43,9 +47,12 @@ def choose(device: torch.device, asked: str | None = None, dtype: torch.dtype = 
 
     Raises:
         BackendError: the explicit choice cannot be honoured.
+        ValueError: BDKERNELS_PRECISION is no such name.
     """
     source, name = ("backend", asked) if asked else ("BDKERNELS_BACKEND", os.environ.get("BDKERNELS_BACKEND"))
+    precision.asked()
     if not name:
+        _honour(device)
         best = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}.get(device.type, ())
         return next((b for b in best if missing(b) is None and _refuses(b, device, dtype) is None), "reference")
     if name not in NAMES:
@@ -53,6 +60,14 @@ def choose(device: torch.device, asked: str | None = None, dtype: torch.dtype = 
     if (reason := missing(name) or _refuses(name, device, dtype)) is not None:
         raise BackendError(f"{source}={name}: {reason}")
     return name
+
+
+def _honour(device: torch.device) -> None:
+    """Raise BackendError where the environment asks for something of the device's own backend, which is not there."""
+    for backend, asked in (("cpu", cpu.CHOICES), ("cuda", cuda.CHOICES)):
+        given = [f"{name}={os.environ[name]}" for name in asked if os.environ.get(name)]
+        if device.type == backend and given and (reason := missing(backend)) is not None:
+            raise BackendError(f"{' '.join(given)}: the backend {backend!r} is not there: {reason}")
 
 
 def _refuses(name: str, device: torch.device, dtype: torch.dtype) -> str | None:

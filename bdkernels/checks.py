@@ -6,7 +6,7 @@ for the device anyway, values of a GPU are asked for like others.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeGuard
@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import memory, ranges
 from .factors import Factors
+from .ranges import Range
 from .seen import Seen
 from .step import StepInputs
 from .weights import KINDS
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-FLOAT32 = torch.finfo(torch.float32)
 MAX_ITEMS = 2**31
 ASSERTS = ("cuda",)  # types of the devices that assert values; the others are asked for them
 _ASKED = ContextVar("asked", default=False)
@@ -33,6 +34,16 @@ class NaNScore(ValueError):
     def __init__(self, name: str, row: int, item: int) -> None:
         super().__init__(f"{name}: expected finite scores, got NaN for user row {row}, item {item}")
         self.name, self.row, self.item = name, row, item
+
+
+class NonFiniteLoss(ValueError):
+    """A training step whose losses are no finite numbers."""
+
+    def __init__(self, cf: float, distill: float) -> None:
+        super().__init__(
+            f"losses: expected finite numbers, got cf {cf} and distill {distill}: a row of the tables or a guide score of this"
+            " batch is not finite or too large; lower the learning rate if they were trained"
+        )
 
 
 @contextmanager
@@ -128,16 +139,39 @@ def seen_values(s: Seen | None, limit: int) -> None:
     _holds(rising, "seen.indices", "strictly increasing ids in each row", lambda: "unsorted or repeated ids")
 
 
+def own(t: Tensor) -> Tensor:
+    """The values of an index tensor as they are now: what is checked must be what is used as an address, whatever another thread
+    writes to the caller's tensor meanwhile. A copy on a CPU; a GPU's queue has its own order.
+    """
+    return t if t.device.type in ASSERTS else t.clone(memory_format=torch.contiguous_format)
+
+
+def own_seen(s: Seen | None, limit: int) -> Seen | None:
+    """`own` rows whose values are checked."""
+    rows = None if s is None else Seen(own(s.indptr), own(s.indices))
+    seen_values(rows, limit)
+    return rows
+
+
+def own_ids(name: str, ids: Tensor, limit: int) -> Tensor:
+    """`own` ids whose values are checked."""
+    ids = own(ids)
+    ids_values(name, ids, limit)
+    return ids
+
+
 def ids_values(name: str, ids: Tensor, limit: int) -> None:
     if ids.numel():
         lo, hi = torch.aminmax(ids)
         _holds((lo >= 0) & (hi < limit), name, f"ids in [0, {limit})", lambda: f"{int(lo)} to {int(hi)}")
 
 
-def rising_ids(name: str, ids: Tensor, limit: int) -> None:
+def own_rising_ids(name: str, ids: Tensor, limit: int) -> Tensor:
+    """`own` ids [m], at least one and rising."""
     _is(len(ids) > 0, name, "at least one id", 0)
-    ids_values(name, ids, limit)
+    ids = own_ids(name, ids, limit)
     _holds((ids.diff() > 0).all(), name, "strictly increasing ids", lambda: "unsorted or repeated ids")
+    return ids
 
 
 def no_nan(name: str, t: Tensor) -> None:
@@ -176,22 +210,20 @@ def like(name: str, t: Tensor, other: Tensor) -> None:
     tensor(name, t, tuple(other.shape), (other.dtype,), t.device)
 
 
-def number(name: str, value: float, low: float, below: float = float("inf")) -> None:
-    expected = f"a finite number >= {low:g}" + ("" if below == float("inf") else f" and < {below:g}")
-    _is(low <= value < below, name, expected, value)
+def within(name: str, value: float, allowed: Range) -> None:
+    _is(value in allowed, name, allowed.words, value)
 
 
 def weight(name: str, kind: str, parameter: float) -> None:
     _is(kind in ("", *KINDS), name, "a weight kind of " + ", ".join(KINDS), repr(kind))
-    _is(
-        kind not in ("tanh", "exp", "rank_only") or 0 < parameter < float("inf"), name, "a finite number > 0", parameter
-    )
+    if kind in ("tanh", "exp", "rank_only"):
+        within(name, parameter, ranges.SHARPNESS)
 
 
 def sample(k: int, step: int, catalog: int, weights: tuple[tuple[str, float, bool], ...]) -> None:
     """The numbers that `sample` is given; a weight is its kind, parameter and flipped."""
-    integer("k", k, 1, 2**31 - 1)  # a draw's number has 32 bits
-    integer("step", step, 0, 2**32 - 1)
+    within("k", k, ranges.DRAWS)
+    within("step", step, ranges.STEP)
     integer("catalog", catalog, 0)
     for name, (kind, parameter, _) in zip(("to_student", "to_teacher"), weights, strict=True):
         weight(name, kind, parameter)
@@ -208,10 +240,8 @@ def thresholds(n_rows: int, n_items: int, t: Tensor, tie_ids: Tensor, item_offse
 
 
 def temperatures(tau_learner: float, tau_guide: float) -> None:
-    for name, tau in (("tau_learner", tau_learner), ("tau_guide", tau_guide)):
-        _is(0 < tau < float("inf"), name, "a finite number > 0", tau)
-        # The scores are divided in float32, where a smaller one is 0 and a larger one infinite.
-        _is(FLOAT32.tiny <= tau <= FLOAT32.max, name, f"a number in [{FLOAT32.tiny}, {FLOAT32.max}]", tau)
+    within("tau_learner", tau_learner, ranges.TAU)
+    within("tau_guide", tau_guide, ranges.TAU)
 
 
 def losses(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None) -> None:
@@ -245,10 +275,13 @@ def in_place(user_table: Tensor, item_table: Tensor, item_bias: Tensor | None) -
         _is(item_bias.is_contiguous(), "item_bias", "a contiguous tensor", f"stride {item_bias.stride()}")
 
 
-def own_memory(user_table: Tensor, item_table: Tensor, item_bias: Tensor | None) -> None:
-    """A value, not a shape: fake tensors have no memory to compare."""
-    starts = [t.data_ptr() for t in (user_table, item_table, item_bias) if t is not None and t.numel()]
-    _is(len(set(starts)) == len(starts), "tables", "memory of their own", "two that share it")
+def own_memory(tables: dict[str, Tensor], state: Sequence[Tensor] = ()) -> None:
+    """No number of what a step changes is in two of them: the result would depend on the order of the threads.
+
+    A value, not a shape: fake tensors have no memory to compare.
+    """
+    pair = memory.shared(tables | {f"state[{i}]": t for i, t in enumerate(state)})
+    _is(pair is None, " and ".join(pair or ()), "memory of their own", "memory that both have")
 
 
 def state(tables: list[Tensor], state: list[Tensor], per_table: int) -> None:
@@ -258,6 +291,16 @@ def state(tables: list[Tensor], state: list[Tensor], per_table: int) -> None:
         like = tables[i // per_table]
         tensor(f"state[{i}]", t, tuple(like.shape), (like.dtype,), like.device)
         _is(t.is_contiguous(), f"state[{i}]", "a contiguous tensor", f"strides {t.stride()}")
+
+
+def rule(kind: str, lr: float, weight_decay: float, beta1: float, beta2: float, eps: float) -> None:
+    """The numbers of an optimizer's rule, whose attributes may have been changed since its construction."""
+    within("lr", lr, ranges.LR)
+    within("weight_decay", weight_decay, ranges.WEIGHT_DECAY)
+    for beta in (beta1, beta2):
+        within("betas", beta, ranges.BETA)
+    if kind != "sgd":
+        within("eps", eps, ranges.EPS)
 
 
 def step(s: StepInputs) -> None:
@@ -272,13 +315,26 @@ def step(s: StepInputs) -> None:
     if s.distill_mask is not None:
         tensor("distill_mask", s.distill_mask, shape, (torch.bool,), device)
     choice("cf", s.cf, ("bce", "bpr"))
-    _is(abs(s.lambda_) < float("inf"), "lambda_", "a finite number", s.lambda_)
     temperatures(s.tau_learner, s.tau_guide)
+    within("lambda_", s.lambda_, ranges.LAMBDA)
+    within("lambda_ / tau_learner", s.lambda_ / s.tau_learner, ranges.SLOPE)
 
 
-def step_values(s: StepInputs) -> None:
-    ids_values("users", s.users, s.user_table.shape[0])
-    for name, ids in (("positives", s.positives), ("negatives", s.negatives)):
-        ids_values(name, ids, s.item_table.shape[0])
-    live = s.distill_ids if s.distill_mask is None else s.distill_ids.where(s.distill_mask, 0)
-    ids_values("distill_ids", live, s.item_table.shape[0])
+def finite_losses(cf: Tensor, distill: Tensor) -> None:
+    """Raise NonFiniteLoss. On a GPU losses stay where they are: a training that diverges is no reason to lose the device."""
+    if (cf.device.type not in ASSERTS or _ASKED.get()) and not (cf.isfinite() and distill.isfinite()):
+        raise NonFiniteLoss(float(cf), float(distill))
+
+
+def own_step(s: StepInputs) -> StepInputs:
+    """The step with `own` ids and mask, whose values are checked."""
+    n_items, mask = s.item_table.shape[0], None if s.distill_mask is None else own(s.distill_mask)
+    listed = own(s.distill_ids)
+    ids_values("distill_ids", listed if mask is None else listed.where(mask, 0), n_items)
+    return s._replace(
+        users=own_ids("users", s.users, s.user_table.shape[0]),
+        positives=own_ids("positives", s.positives, n_items),
+        negatives=own_ids("negatives", s.negatives, n_items),
+        distill_ids=listed,
+        distill_mask=mask,
+    )

@@ -20,13 +20,16 @@ from .step import StepInputs
 from .weights import KINDS
 
 LIBRARY = Path(os.environ.get("BDKERNELS_LIBRARY") or Path(__file__).parent / "lib" / "libbdkernels_cpu.so")
+CHOICES = ("BDKERNELS_LIBRARY", "BDKERNELS_ISA")  # environment variables that ask for something of this backend
 ISAS = ("portable", "avx2", "avx512")  # the order of isa() in csrc/binding/cpu_score.cpp
 TILE = 0  # items of a tile, 0 = chosen by the kernel; tests change it, results do not
 
 
 def load() -> str | None:
     """Load the library. Returns None, or the reason why it cannot be had."""
-    if not LIBRARY.exists():
+    if not LIBRARY.is_file():
+        if os.environ.get("BDKERNELS_LIBRARY"):
+            return f"BDKERNELS_LIBRARY: expected the file of the library, got {LIBRARY}, which is none"
         return (
             "not built: it needs a C++20 compiler and torch at install time; install both, then bdkernels again "
             "(pip install --force-reinstall --no-deps --no-cache-dir -v), which says what is missing"

@@ -19,6 +19,7 @@ from .step import StepInputs
 from .weights import KINDS
 
 LIBRARY = Path(os.environ.get("BDKERNELS_CUDA_LIBRARY") or Path(__file__).parent / "lib" / "libbdkernels_cuda.so")
+CHOICES = ("BDKERNELS_CUDA_LIBRARY",)  # environment variables that ask for something of this backend
 BLOCKS = 2048  # blocks that a launch aims at, some for every multiprocessor; tests change it, results do not
 MOST_TOPK = 2048  # kMostTopK of csrc/cuda/kernels.h
 RANGES = 0  # of the catalog in topk, 0 = chosen; tests change it, results do not
@@ -26,9 +27,11 @@ RANGES = 0  # of the catalog in topk, 0 = chosen; tests change it, results do no
 
 def load() -> str | None:
     """Load the library. Returns None, or the reason why it cannot be had."""
-    if not LIBRARY.exists():
+    if not LIBRARY.is_file():
+        if os.environ.get("BDKERNELS_CUDA_LIBRARY"):
+            return f"BDKERNELS_CUDA_LIBRARY: expected the file of the library, got {LIBRARY}, which is none"
         return "not built: it needs nvcc at install time; `python setup.py build_kernels` in a checkout says what is missing"
-    if "BDKERNELS_CUDA_LIBRARY" not in os.environ and torch.version.cuda is None:
+    if not os.environ.get("BDKERNELS_CUDA_LIBRARY") and torch.version.cuda is None:
         return "this torch is a build without CUDA"
     try:
         torch.ops.load_library(LIBRARY)

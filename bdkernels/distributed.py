@@ -181,7 +181,7 @@ class Shards:
             checks.sample(k, step, m, codes)
             if given is not None:
                 checks.tensor("catalog", given, ("m",), (torch.int64,), device)
-                checks.rising_ids("catalog", given, self.n_items)
+                checks.own_rising_ids("catalog", given, self.n_items)
             numbers = {"k": k, "seed": seed, "step": step, "catalog": m if given is None else given.tolist()}
             return numbers | {"to_student": codes[0], "to_teacher": codes[1]}
 
@@ -245,7 +245,7 @@ class Shards:
                 settings |= self._check_factors("" if name == "factors" else f"{name}.", f)
             rows = None if seen is None else Seen(*_pair(seen))
             checks.seen(rows, len(users), users.device)
-            checks.seen_values(rows, self.n_items)
+            rows = checks.own_seen(rows, self.n_items)
             settings |= {"device": users.device.type, "precision": precision.asked()} | check()
             # How many rows go at once is agreed with the others, not chosen by who is left or how the tables lie here.
             steps = stages(_name(backend), *own.values())._replace(queued=False, few_rounds=False)

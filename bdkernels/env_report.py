@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from . import __version__, backends, cpu
+from . import __version__, backends, cpu, cuda, precision
 
 
 def report() -> str:
@@ -20,8 +20,8 @@ def report() -> str:
         f"gpu            {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none that torch can use'}",
         f"nvcc           {shutil.which('nvcc') or 'not found'}",
     ]
-    for name in ("BDKERNELS_BACKEND", "BDKERNELS_ISA"):
-        lines.append(f"{name:<17} {os.environ.get(name) or 'not set'}")
+    for name in ("BDKERNELS_BACKEND", *cpu.CHOICES, *cuda.CHOICES, precision.VARIABLE):
+        lines.append(f"{name:<22} {os.environ.get(name) or 'not set'}")
     for name in backends.NAMES:
         reason = backends.missing(name)
         detail = f" ({cpu.isa()})" if name == "cpu" and reason is None else ""
@@ -30,7 +30,7 @@ def report() -> str:
         lines.append(f"backend {name:<10} {'ready' + detail if reason is None else reason}")
     try:
         lines.append(f"on CPU tensors   {backends.choose(torch.device('cpu'))}")
-    except backends.BackendError as error:
+    except (backends.BackendError, ValueError) as error:
         lines.append(f"on CPU tensors   {error}")
     return "\n".join(lines)
 

@@ -276,6 +276,10 @@ def bd_step_loss(
         sparse: gradients as sparse rows, as from torch.nn.Embedding(sparse=True), so that a step's cost does not grow with N
             or U; False for dense gradients, which any optimizer takes.
         backend: see `score`. float64 tables are served by the reference alone, so "cpu" refuses them.
+
+    Raises:
+        ValueError: an argument is wrong, or a score or a loss is not finite. On a GPU the losses are returned as they are: NaN
+            or infinite ones say that the gradient is not to be used.
     """
     checks.instance("distill", distill, Draws)
     ids, mask = distill
@@ -318,6 +322,10 @@ def bd_step_update(
 
     Returns:
         the losses before the update; they carry no gradient.
+
+    Raises:
+        ValueError: an argument is wrong, or a score or a loss is not finite. On a GPU the losses are returned as they are, so as
+            not to wait for them, and rows of the batch have changed: NaN or infinite ones say that the training has diverged.
     """
     checks.instance("optimizer", optimizer, RowOptimizer)
     checks.instance("distill", distill, Draws)

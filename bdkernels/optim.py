@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import checks, stored
+from . import checks, ranges, stored
 from .pages import large_pages
 
 RULES = ("sgd", "adagrad", "adam")  # the index is how many state tensors a table has
@@ -36,10 +36,11 @@ class RowOptimizer:
 
     Args:
         tables: user_table [U, d], item_table [N, d] and item_bias [N] or None, float32 or float64, of one dtype and device:
-            what `bd_step_loss` takes. Rows may be strided, columns not. They are changed in place. Those of 16 MB and more on
+            what `bd_step_loss` takes. Rows may be strided, columns not. They are changed in place, so no two of them may have a
+            number in common. Those of 16 MB and more on
             a CPU, and their state, are put on large pages where Linux has them (see `pages`).
-        lr: learning rate; the attribute may be changed between steps.
-        weight_decay: weight_decay * row is added to the gradient of the touched rows.
+        lr: learning rate, 0 or in the normal range of float32; the attribute may be changed between steps.
+        weight_decay: weight_decay * row is added to the gradient of the touched rows; the same range.
 
     Attributes:
         step: how many steps were taken.
@@ -59,8 +60,8 @@ class RowOptimizer:
         checks.tables(user_table, item_table, self.item_bias)
         checks.in_place(user_table, item_table, self.item_bias)
         stored.trainable(user_table, item_table, self.item_bias)
-        checks.own_memory(user_table, item_table, self.item_bias)
-        checks.number("weight_decay", weight_decay, 0.0)
+        checks.own_memory(self.tables())
+        checks.within("weight_decay", weight_decay, ranges.WEIGHT_DECAY)
         self.lr, self.weight_decay, self.step = lr, weight_decay, 0
         self.state = [
             large_pages(torch.empty_like(table, requires_grad=False, memory_format=torch.contiguous_format)).fill_(
@@ -72,7 +73,7 @@ class RowOptimizer:
 
     def rule(self) -> Rule:
         """The rule of the step `step`."""
-        checks.number("lr", self.lr, 0.0)
+        checks.within("lr", self.lr, ranges.LR)
         return Rule(self.kind, float(self.lr), self.weight_decay)
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,6 +85,7 @@ class RowOptimizer:
         named = self._named()
         if set(state_dict) != {"step", *named}:
             raise ValueError(f"state_dict: expected keys {sorted({'step', *named})}, got {sorted(state_dict)}")
+        checks.integer("state_dict: step", state_dict["step"], 0)
         for name, tensor in named.items():
             checks.like(f"state_dict: {name}", state_dict[name], tensor)
         for name, tensor in named.items():
@@ -114,7 +116,7 @@ class Adagrad(RowOptimizer):
 
     Args:
         tables, lr, weight_decay: see `RowOptimizer`.
-        eps: added to the root, > 0.
+        eps: added to the root; > 0, in the normal range of float32.
         initial_accumulator_value: where each sum of squares starts, >= 0.
     """
 
@@ -128,8 +130,8 @@ class Adagrad(RowOptimizer):
         initial_accumulator_value: float = 0.0,
         weight_decay: float = 0.0,
     ) -> None:
-        checks.number("eps", eps, 0.0)
-        checks.number("initial_accumulator_value", initial_accumulator_value, 0.0)
+        checks.within("eps", eps, ranges.EPS)
+        checks.within("initial_accumulator_value", initial_accumulator_value, ranges.ACCUMULATOR)
         super().__init__(tables, lr, weight_decay, initial=initial_accumulator_value)
         self.eps = eps
 
@@ -143,7 +145,7 @@ class LazyAdam(RowOptimizer):
     Args:
         tables, lr, weight_decay: see `RowOptimizer`.
         betas: decay of the two moments, each in [0, 1).
-        eps: added to the root, > 0.
+        eps: added to the root; > 0, in the normal range of float32.
     """
 
     kind, names = "adam", ("exp_avg", "exp_avg_sq")
@@ -157,8 +159,8 @@ class LazyAdam(RowOptimizer):
         weight_decay: float = 0.0,
     ) -> None:
         for beta in betas:
-            checks.number("betas", beta, 0.0, 1.0)
-        checks.number("eps", eps, 0.0)
+            checks.within("betas", beta, ranges.BETA)
+        checks.within("eps", eps, ranges.EPS)
         super().__init__(tables, lr, weight_decay)
         self.betas, self.eps = betas, eps
 

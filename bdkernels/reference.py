@@ -1,6 +1,7 @@
 """Every stage in plain PyTorch: the definition that all backends are tested against, and the fallback on every device.
 
-It streams the catalog in tiles like the kernels do, and it is exact: a score here has the same bits as in the C++ backend.
+It streams the catalog in tiles like the kernels do, and it is exact: a score here has the same bits as in the C++ backend. That
+holds in the default float mode: this is torch's own arithmetic, which follows the mode of the processor (docs/numerics.md).
 Arguments are checked by `ops`; nothing here checks them again. Shapes: B users, N items, C listed items a user, d factors.
 """
 
@@ -19,6 +20,7 @@ from .step import StepInputs
 
 TILE_ELEMENTS = 1 << 18  # users x items of one tile: a few MB of float64 scratch; tests change it, results do not
 _LOW32 = 0xFFFFFFFF
+NEGATIVE_ZERO = torch.iinfo(torch.int32).min  # the bits of -0.0
 NO_KEY = torch.iinfo(torch.int64).min  # an order key that is no item's
 
 WeightCode = tuple[str, float, bool]  # kind, parameter, flipped; see `weights`
@@ -92,9 +94,13 @@ def score(f: Factors, ids: Tensor) -> Tensor:
 
 def order_key(scores: Tensor, ids: Tensor) -> Tensor:
     """int64 keys whose order is the total order of design.md: higher score first, ties by lower id. Not for NaN."""
-    bits = (scores + 0.0).view(torch.int32).long()  # + 0.0 makes -0.0 equal to 0.0
-    monotone = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    return (monotone << 32) + (_LOW32 - ids)
+    return (order_bits(scores).long() << 32) + (_LOW32 - ids)
+
+
+def order_bits(scores: Tensor) -> Tensor:
+    """int32 in the order of float32 scores, of which -0.0 and 0.0 are equal; by integers, so in any float mode."""
+    bits = scores.contiguous().view(torch.int32)
+    return torch.where(bits < 0, torch.where(bits == NEGATIVE_ZERO, 0, bits ^ 0x7FFFFFFF), bits)
 
 
 def order_score(keys: Tensor) -> Tensor:
@@ -319,14 +325,16 @@ def _count(scores: Tensor, mask: Tensor | None) -> Tensor | int:
 def bd_step(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """One learner's losses and the gradient of the rows that they touch; see `bdkernels.bd_step_loss`.
 
-    Returns: cf loss [], distillation loss [], and the gradient of cf + lambda_ * distillation for the user rows [B, d], for
-    the item rows [B, 1 + M + k, d] (positive, negatives, distilled) and for their biases [B, 1 + M + k].
+    Returns: cf loss [], NaN where a score is not finite; distillation loss []; and the gradient of
+    cf + lambda_ * distillation for the user rows [B, d], for the item rows [B, 1 + M + k, d] (positive, negatives,
+    distilled) and for their biases [B, 1 + M + k].
     """
     listed = s.listed()
     u, v = s.user_table[s.users], s.item_table[listed]
     scores = torch.einsum("bd,bcd->bc", u, v)
     if s.item_bias is not None:
         scores = scores + s.item_bias[listed]
+    none_or_nan = (scores - scores).sum()  # where a score is not finite, the losses may be, though the gradient is not
     m = s.negatives.shape[1]
     positive, negative, distilled = scores[:, :1], scores[:, 1 : 1 + m], scores[:, 1 + m :]
     n_rows = max(1, s.users.shape[0])
@@ -341,15 +349,20 @@ def bd_step(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     loss = distill_loss(*distillation)
     slopes.append(distill_loss_backward(loss.new_full((), s.lambda_), *distillation))
     slope = torch.cat(slopes, 1)
-    return cf_loss, loss, torch.einsum("bc,bcd->bd", slope, v), slope[:, :, None] * u[:, None, :], slope
+    return cf_loss + none_or_nan, loss, torch.einsum("bc,bcd->bd", slope, v), slope[:, :, None] * u[:, None, :], slope
 
 
 # ---- update ----
 
 
 def bd_step_update(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
-    """The losses of `bd_step`, then the rule on the rows that they touch, in place; see `bdkernels.bd_step_update`."""
+    """The losses of `bd_step`, then the rule on the rows that they touch, in place; see `bdkernels.bd_step_update`.
+
+    On a CPU nothing is changed where the losses are not finite. On a GPU nobody waits to know.
+    """
     cf_loss, loss, g_users, g_items, g_bias = bd_step(s)
+    if cf_loss.device.type == "cpu" and not (cf_loss.isfinite() and loss.isfinite()):
+        return cf_loss, loss
     listed = s.listed().flatten()
     touched = [(s.user_table, s.users, g_users), (s.item_table, listed, g_items.flatten(0, 1))]
     if s.item_bias is not None:

@@ -24,14 +24,20 @@ def apply_rows(optimizer: RowOptimizer, **rows: tuple[Tensor, Tensor]) -> None:
     """
     checks.instance("optimizer", optimizer, RowOptimizer)
     tables = {name: table.detach() for name, table in optimizer.tables().items()}
-    for name, (ids, grads) in rows.items():
+    each = len(optimizer.names)
+    found = optimizer.user_table, optimizer.item_table, optimizer.item_bias
+    checks.tables(*found)
+    checks.in_place(*found)
+    checks.state(list(tables.values()), optimizer.state, each)
+    for name, (ids, grads) in tuple(rows.items()):
         checks.choice("rows", name, tuple(tables))
         table = tables[name]
         checks.tensor(f"{name}: ids", ids, ("n",), (torch.int64,), table.device)
         checks.tensor(f"{name}: grads", grads, (ids.shape[0], *table.shape[1:]), (table.dtype,), table.device)
-        checks.ids_values(f"{name}: ids", ids, table.shape[0])
+        rows[name] = checks.own_ids(f"{name}: ids", ids, table.shape[0]), grads
+    checks.own_memory(tables, optimizer.state)
     rule = optimizer.rule()
-    each = len(optimizer.names)
+    checks.rule(*rule)
     with torch.no_grad():
         for i, (name, table) in enumerate(tables.items()):
             if name in rows:

@@ -308,7 +308,9 @@ def _full_ranks(items: Items, b: Batch, rows: Tensor, model: int) -> Tensor:
     """[B, n] integer ranks of the unseen ones of the n counted items by a model, and anything for seen ones. The widest
     moment of the library: a row takes about 40 bytes an item, which is why rows come one by one where the catalog is large."""
     seen, scores = b.counted.seen, items.full_scores(b, rows, model)
-    order = scores.sort(dim=1, descending=True, stable=True).indices  # ties stay in the order of their ids
+    keys = reference.order_bits(scores)  # integers: no float mode can make scores equal that are not
+    order = keys.sort(dim=1, descending=True, stable=True).indices  # ties stay in the order of their ids
+    del keys
     del scores
     places = torch.arange(1, order.shape[1] + 1, dtype=torch.int32, device=order.device).expand_as(order)
     if seen is not None:

@@ -31,6 +31,11 @@ class StepInputs(NamedTuple):
         return self.user_table, self.item_table, self.item_bias
 
     @property
+    def named_tables(self) -> dict[str, Tensor]:
+        """Without a bias where there is none."""
+        return {name: t for name, t in zip(self._fields, self.tables, strict=False) if t is not None}
+
+    @property
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         return self[3:9]
 

@@ -104,8 +104,7 @@ def counted(n_items: int, catalog: int | Tensor, seed: int, step: int) -> Tensor
     """The items that `catalog` means: so many random ones, or those."""
     if isinstance(catalog, Tensor):
         checks.tensor("catalog", catalog, ("m",), (torch.int64,), catalog.device)
-        checks.rising_ids("catalog", catalog, n_items)
-        return catalog
+        return checks.own_rising_ids("catalog", catalog, n_items)
     checks.integer("catalog", catalog, 1, n_items)
     return draw(n_items, catalog, seed, step)
 

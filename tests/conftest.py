@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from chosen import BACKENDS
+from modes import flushed
 
-from bdkernels import backends
+from bdkernels import backends, cpu
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 # What tests start is no worker of pytest-xdist, though this process may be one.
@@ -27,12 +28,18 @@ if "BDKERNELS_TEST_DEVICE" in os.environ:
     carry(torch.device(os.environ["BDKERNELS_TEST_DEVICE"]))
 
 
-@pytest.fixture(params=BACKENDS)
-def backend(request) -> str:
-    """Every backend that is to be tested; one that is not here is left out, and said so."""
-    if (reason := backends.missing(request.param)) is not None:
-        pytest.skip(f"backend {request.param}: {reason}")
-    return request.param
+@pytest.fixture(params=[*BACKENDS, *(["cpu, flushed"] if "cpu" in BACKENDS else [])])
+def backend(request, monkeypatch) -> str:
+    """Every backend that is to be tested; one that is not here is left out, and said so.
+
+    "cpu, flushed" is "cpu" called by a thread whose float mode flushes subnormals to 0, which must change nothing.
+    """
+    name, *mode = request.param.split(", ")
+    if (reason := backends.missing(name)) is not None:
+        pytest.skip(f"backend {name}: {reason}")
+    if mode:
+        monkeypatch.setattr(cpu, "STEPS", flushed(cpu.STEPS))
+    return name
 
 
 @pytest.fixture

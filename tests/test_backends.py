@@ -155,8 +155,51 @@ def test_every_instruction_set_has_the_same_bits(isa):
     assert out.stdout.split() == [isa, want.stdout.split()[1]]
 
 
-def test_unknown_instruction_set_is_a_reason():
-    if backends.missing("cpu") is not None:
+CALL = """
+import torch, bdkernels as bd
+from bdkernels import env_report
+f = bd.Factors(torch.ones(1, 2), torch.ones(3, 2))
+bd.topk(f, 1, backend="reference")
+report = env_report.report()
+try:
+    bd.topk(f, 1)
+except bd.BackendError as error:
+    print(error)
+    assert str(error) in report
+"""
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("BDKERNELS_LIBRARY", "/nonexistent", "BDKERNELS_LIBRARY: expected the file of the library, got /nonexistent"),
+        ("BDKERNELS_LIBRARY", __file__, "BDKERNELS_LIBRARY=.*does not load"),
+        ("BDKERNELS_ISA", "sse9", "BDKERNELS_ISA=sse9: .*BDKERNELS_ISA: expected avx512, avx2 or portable"),
+    ],
+)
+def test_what_the_environment_asks_for_is_honoured_or_refused(variable, value, message):
+    """Nothing falls back to the reference without a word; who chooses it by its name gets it."""
+    if variable == "BDKERNELS_ISA" and backends.missing("cpu") is not None:
         pytest.skip(f"backend cpu: {backends.missing('cpu')}")
-    out = run("-c", "from bdkernels import backends; print(backends.missing('cpu'))", BDKERNELS_ISA="sse9")
-    assert "BDKERNELS_ISA: expected avx512, avx2 or portable" in out.stdout
+    out = run("-c", CALL, **{"BDKERNELS_BACKEND": "", variable: value})
+    assert out.returncode == 0, out.stderr
+    assert re.search(message, out.stdout), out.stdout
+
+
+@pytest.mark.parametrize("error", [bd.BackendError, ValueError])
+def test_unknown_names_in_the_environment(monkeypatch, error):
+    variable = "BDKERNELS_BACKEND" if error is bd.BackendError else "BDKERNELS_PRECISION"
+    monkeypatch.setenv(variable, "fp8")
+    with pytest.raises(error, match=f"{variable}: expected one of .*, got 'fp8'"):
+        bd.topk(bd.Factors(torch.ones(1, 2), torch.ones(3, 2)), 1)
+
+
+def test_a_cuda_library_that_is_not_there_is_refused(monkeypatch):
+    reason = "BDKERNELS_CUDA_LIBRARY: expected the file of the library, got /nonexistent, which is none"
+    monkeypatch.setenv("BDKERNELS_CUDA_LIBRARY", "/nonexistent")
+    monkeypatch.setitem(backends._missing, "cuda", reason)
+    with pytest.raises(
+        bd.BackendError, match=f"BDKERNELS_CUDA_LIBRARY=/nonexistent: the backend 'cuda' is not there: {reason}"
+    ):
+        backends.choose(torch.device("cuda"))
+    assert backends.choose(torch.device("cuda"), "reference") == "reference"

@@ -283,7 +283,10 @@ def test_bd_step_loss(case):
     got = outcome(lambda: bd.bd_step_loss(**step._asdict()), *data.given(step))
     if why := data.bad_step(step):
         return refused([got], why)
-    assert not isinstance(got, str), got
+    if isinstance(got, str):
+        assert got.startswith("losses: expected finite numbers") and case.kind not in ("exact", "ties", "normal"), got
+        return None
+    assert got.loss.isfinite() or abs(step.lambda_) > 1e30
     got.loss.backward()
     assert all(leaf.grad.is_sparse == step.sparse and leaf.grad.shape == leaf.shape for leaf in leaves)
     if case.kind in ("exact", "ties", "normal"):

@@ -48,6 +48,22 @@ def test_kernels_are_free_of_torch(path):
         assert not [i for i in includes if "/" in i]
 
 
+def test_operators_run_in_the_default_float_mode():
+    """Every operator is boxed by BDKERNELS_BOX and enters the pool through the parallel_for of arguments.h; both set the mode."""
+    bindings = sorted(ROOT.glob("csrc/binding/*"))
+    assert len(bindings) > 10
+    for path in bindings:
+        text = path.read_text()
+        if path.name == "arguments.h":
+            assert (text.count("TORCH_BOX("), text.count("stable::parallel_for(")) == (1, 1)
+            assert text.count("in_default_mode(") == 2
+        else:
+            assert not re.findall(r"TORCH_BOX|stable::parallel_for|torch_parallel_for|std::thread|pragma omp", text), (
+                path
+            )
+            assert ".impl(" not in text or text.count(".impl(") == text.count("BDKERNELS_BOX("), path
+
+
 def test_source_files_are_rooms_not_halls():
     long = {p: n for p in ROOT.glob("**/*") if p.suffix in (".py", ".cpp", ".h", ".cu") and not {".venv", "build"} & set(p.parts)
             and (n := len(p.read_text().splitlines())) > 500}  # fmt: skip

@@ -239,10 +239,11 @@ def test_bd_step_loss_gradient_rows_are_touched_rows(backend):
     assert set(item.grad.coalesce().indices()[0].tolist()) == listed
 
 
-def test_bd_step_loss_of_nan_tables_is_nan(backend):
+def test_bd_step_loss_of_nan_tables_is_an_error(backend):
     tables, (users, *rest) = tables_and_batch(8, 2, 3, masked=False)
     tables[0][users[0]] = float("nan")
-    assert bd.bd_step_loss(*tables, users, *rest, backend=backend).loss.isnan()
+    with pytest.raises(bd.NonFiniteLoss, match="losses: expected finite numbers, got cf nan"):
+        bd.bd_step_loss(*tables, users, *rest, backend=backend)
 
 
 def test_bd_step_loss_takes_strided_tables(backend):

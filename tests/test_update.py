@@ -188,14 +188,45 @@ def test_an_empty_batch_moves_nothing(backend, rule):
     assert same(before, results(optimizer))
 
 
-def test_nan_stays_in_the_rows_that_met_it(backend):
-    tables, batch = tables_and_batch(8, 1, 2, n_users=9, n_items=400)
-    users = torch.arange(8)
-    tables[0][3] = float("nan")
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize("cf", ["bce", "bpr"])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda u, v, b, guide: u[3].fill_(NAN),
+        lambda u, v, b, guide: v.fill_(INF),  # of a positive: a loss of 0 or more, and a gradient that is NaN
+        lambda u, v, b, guide: b.fill_(-INF),
+        lambda u, v, b, guide: (u.fill_(1e30), v.fill_(1e30)),
+        lambda u, v, b, guide: guide.fill_(NAN),
+    ],
+    ids=["nan user", "infinite items", "infinite bias", "overflow", "nan guide"],
+)
+def test_losses_that_are_not_finite_are_an_error(backend, spoil, cf):
+    """And nothing has changed then; on a GPU, for which the simulated backends stand, the rows of the batch have."""
+    tables, batch = tables_and_batch(8, 1, 2, n_users=9, n_items=400, masked=False)
+    users, guide = torch.arange(8), batch[-1]
+    spoil(*tables, guide)
     optimizer = make("adam", tables)
-    assert bd.bd_step_update(optimizer, users, *batch[1:], backend=backend).loss.isnan()
-    _, items = touched(tuple(t[3:4] if isinstance(t, torch.Tensor) else bd.Draws(*(x[3:4] for x in t)) for t in batch))
-    assert set(optimizer.item_table.isnan().any(1).nonzero().flatten().tolist()) == set(items.tolist())
+    before = [t.clone() for t in results(optimizer)]
+    message = "losses: expected finite numbers, got cf"
+    with pytest.raises(bd.NonFiniteLoss, match=message):
+        bd.bd_step_update(optimizer, users, *batch[1:], cf=cf, backend=backend)
+    assert optimizer.step == 0
+    if backend in ("reference", "cpu") and "BDKERNELS_TEST_DEVICE" not in os.environ:
+        assert same([t.view(torch.int32) for t in before], [t.view(torch.int32) for t in results(optimizer)])
+        with pytest.raises(bd.NonFiniteLoss, match=message):
+            bd.bd_step_loss(*tables, users, *batch[1:], cf=cf, backend=backend)
+
+
+def test_what_no_row_meets_may_be_anything(backend):
+    tables, (users, positives, negatives, draws, guide) = tables_and_batch(20, 2, 6)
+    tables[1][59] = NAN
+    no = [torch.where(ids == 59, 1, ids) for ids in (positives, negatives, draws.ids)]
+    guide = guide.where(draws.mask, NAN)
+    out = bd.bd_step_update(make("adam", tables), users, *no[:2], bd.Draws(no[2], draws.mask), guide, backend=backend)
+    assert out.loss.isfinite()
 
 
 def test_parameters_and_strided_rows(backend):
@@ -295,18 +326,23 @@ def test_errors_change_nothing(backend, name, value, message):
             r"user_table: expected rows in one piece each, got strides",
         ),
         (lambda u, v, b: bd.SGD([u, v, v[:, 0]]), "item_bias: expected a contiguous tensor, got stride"),
-        (
-            lambda u, v, b: bd.SGD([u, v, v.flatten()[:60]]),
-            "tables: expected memory of their own, got two that share it",
-        ),
+        (lambda u, v, b: bd.SGD([u, v, v.flatten()[:60]]), "item_table and item_bias: expected memory of their own"),
+        (lambda u, v, b: bd.SGD([u, v, v.flatten()[-60:]]), "item_table and item_bias: expected memory of their own"),
         (lambda u, v, b: bd.SGD([u, None]), "tables: expected user_table, item_table and item_bias or None"),
-        (lambda u, v, b: bd.SGD([u, v, b], weight_decay=-1.0), "weight_decay: expected a finite number >= 0, got -1.0"),
+        (lambda u, v, b: bd.SGD([u, v, b], weight_decay=-1.0), "weight_decay: expected 0 or a number in .*, got -1.0"),
         (
             lambda u, v, b: bd.LazyAdam([u, v, b], betas=(0.9, 1.0)),
             "betas: expected a finite number >= 0 and < 1, got 1.0",
         ),
-        (lambda u, v, b: bd.LazyAdam([u, v, b], eps=-1.0), "eps: expected a finite number >= 0, got -1.0"),
-        (lambda u, v, b: bd.SGD([u, v, b], float("nan")).rule(), "lr: expected a finite number >= 0, got nan"),
+        (lambda u, v, b: bd.LazyAdam([u, v, b], eps=-1.0), "eps: expected a number in .*, got -1.0"),
+        (lambda u, v, b: bd.Adagrad([u, v, b], eps=0.0), "eps: expected a number in .*, got 0.0"),
+        (
+            lambda u, v, b: bd.SGD([u, v, b], weight_decay=1e39),
+            "weight_decay: expected 0 or a number in .*, got 1e\\+39",
+        ),
+        (lambda u, v, b: bd.SGD([u, v, b], float("nan")).rule(), "lr: expected 0 or a number in .*, got nan"),
+        (lambda u, v, b: bd.SGD([u, v, b], 1e39).rule(), "lr: expected 0 or a number in .*, got 1e\\+39"),
+        (lambda u, v, b: bd.LazyAdam([u, v, b], 1e-50).rule(), "lr: expected 0 or a number in .*, got 1e-50"),
     ],
 )
 def test_tables_and_settings(build, message):
@@ -390,3 +426,40 @@ def test_apply_rows_changes_the_named_tables_alone_and_nothing_on_an_error():
     assert torch.equal(ours.item_table, before[1]) and ours.step == 1
     changed = (ours.user_table != before[0]).any(1)
     assert changed.tolist() == [False, True, False, False]
+
+
+def shared_tables(how: str) -> list[torch.Tensor]:
+    buffer, wide = torch.zeros(150, 8), torch.zeros(60, 20)
+    return {
+        "rows": [buffer[:100], buffer[50:], torch.zeros(100)],
+        "columns": [wide[:40, :9], wide[:, 8:17], torch.zeros(60)],
+        "bias inside": [torch.zeros(40, 8), buffer, buffer.view(-1)[1000:1150]],
+    }[how]
+
+
+@pytest.mark.parametrize("make_one", [bd.SGD, bd.Adagrad, bd.LazyAdam])
+@pytest.mark.parametrize("how", ["rows", "columns", "bias inside"])
+def test_tables_that_share_numbers_are_refused(make_one, how):
+    names = "item_table and item_bias" if how == "bias inside" else "user_table and item_table"
+    with pytest.raises(ValueError, match=f"{names}: expected memory of their own, got memory that both have"):
+        make_one(shared_tables(how)[:2] if how == "columns" else shared_tables(how))
+
+
+def test_a_state_or_a_table_that_comes_to_share_is_refused(backend):
+    tables, batch = tables_and_batch(4, 1, 2)
+    spoiled = make("adagrad", tables), make("sgd", tables)
+    spoiled[0].state[1] = spoiled[0].item_table
+    spoiled[1].item_table = torch.cat([spoiled[1].user_table, spoiled[1].item_table])
+    spoiled[1].user_table = spoiled[1].item_table[:40]
+    named = "item_table and state.1.", "item_table and user_table|user_table and item_table"
+    for optimizer, names in zip(spoiled, named, strict=True):
+        optimizer.item_bias = torch.zeros(len(optimizer.item_table))
+        with pytest.raises(ValueError, match=f"({names}): expected memory of their own"):
+            bd.bd_step_update(optimizer, *batch, backend=backend)
+        with pytest.raises(ValueError, match=f"({names}): expected memory of their own"):
+            bd.apply_rows(optimizer, user_table=(torch.tensor([1]), torch.zeros(1, 19)))
+
+
+def test_columns_beside_each_other_share_nothing():
+    wide = torch.zeros(60, 20)
+    assert bd.SGD([wide[:, :9], wide[:, 9:18]]).step == 0

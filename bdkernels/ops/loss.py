@@ -102,7 +102,7 @@ def _bd_step(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, Tensor
     s = StepInputs(*arguments)
     checks.step(s)
     stored.trainable(*s.tables)
-    checks.step_values(s)
+    s = checks.own_step(s)
     return steps(s.user_table.device, backend, s.user_table.dtype).bd_step(s)
 
 
@@ -135,11 +135,13 @@ def _bd_step_update_fake(*arguments: Any, backend: str = "") -> tuple[Tensor, Te
 def _bd_step_update(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor]:
     (s, rule), state = _checked(*arguments), arguments[3]
     stored.trainable(*s.tables)
-    checks.own_memory(*s.tables)
-    checks.step_values(s)
+    checks.own_memory(s.named_tables, state)
+    checks.rule(*rule)
+    s = checks.own_step(s)
     out = steps(s.user_table.device, backend, s.user_table.dtype).bd_step_update(
         s, state, rule._replace(lr=float(rule.lr))
     )
+    checks.finite_losses(*out)
     increment_version([t for t in (*s.tables, *state) if t is not None])  # the kernels write behind autograd's back
     return out
 

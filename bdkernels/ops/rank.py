@@ -45,9 +45,8 @@ def _count_above(
     backend: str = "",
 ) -> Tensor:
     _count_above_fake(users, items, item_bias, thresholds, tie_ids, seen_indptr, seen_indices, item_offset)
-    seen = seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
+    seen = checks.own_seen(seen_rows(seen_indptr, seen_indices, users.shape[0], users.device), checks.MAX_ITEMS)
     checks.no_nan("thresholds", thresholds)
-    checks.seen_values(seen, checks.MAX_ITEMS)
     f = Factors(users, items, item_bias)
     return stages(backend, f).count_above(f, thresholds, _ids_or_bounds(tie_ids), seen, item_offset)
 
@@ -87,9 +86,8 @@ def _count_above_block(
     backend: str = "",
 ) -> Tensor:
     _count_above_block_fake(scores, thresholds, tie_ids, seen_indptr, seen_indices, item_offset)
-    seen = seen_rows(seen_indptr, seen_indices, scores.shape[0], scores.device)
+    seen = checks.own_seen(seen_rows(seen_indptr, seen_indices, scores.shape[0], scores.device), checks.MAX_ITEMS)
     checks.no_nan("thresholds", thresholds)
-    checks.seen_values(seen, checks.MAX_ITEMS)
     ties = _ids_or_bounds(tie_ids)
     run = steps(scores.device, backend, work=scores.numel())
     return run.count_above_block(scores, thresholds, ties, seen, item_offset)
@@ -131,8 +129,8 @@ def _rank(
 ) -> Tensor:
     _rank_fake(users, items, item_bias, ids, seen_indptr, seen_indices)
     f, seen = Factors(users, items, item_bias), seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
-    checks.ids_values("ids", ids, items.shape[0])
-    checks.seen_values(seen, items.shape[0])
+    ids = checks.own_ids("ids", ids, items.shape[0])
+    seen = checks.own_seen(seen, items.shape[0])
     run = stages(backend, f)
     return 1 + run.count_above(f, run.score(f, ids), ids, seen, 0)
 

@@ -84,10 +84,9 @@ def _sample(
         catalog, counted,
     )  # fmt: skip
     if counted is not None:
-        checks.rising_ids("catalog", counted, items.shape[0])
-    seen = seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
-    checks.seen_values(seen, items.shape[0])
-    checks.ids_values("user_ids", user_ids, 2**32)
+        counted = checks.own_rising_ids("catalog", counted, items.shape[0])
+    seen = checks.own_seen(seen_rows(seen_indptr, seen_indices, users.shape[0], users.device), items.shape[0])
+    user_ids = checks.own_ids("user_ids", user_ids, 2**32)
     counted = subset.of(items.shape[0], catalog, seed, step) if counted is None else counted
     return sampler.sample(
         stages(backend, teacher, student), teacher, student, k, seen, weights, seed, step, user_ids, counted

@@ -16,7 +16,7 @@ def _score_fake(users: Tensor, items: Tensor, item_bias: Tensor | None, ids: Ten
 
 def _score(users: Tensor, items: Tensor, item_bias: Tensor | None, ids: Tensor, *, backend: str = "") -> Tensor:
     _score_fake(users, items, item_bias, ids)
-    checks.ids_values("ids", ids, items.shape[0])
+    ids = checks.own_ids("ids", ids, items.shape[0])
     f = Factors(users, items, item_bias)
     scores = stages(backend, f, listed=ids.shape[1]).score(f, ids)
     checks.no_nan_listed(scores, ids)

@@ -36,8 +36,7 @@ def _topk(
     backend: str = "",
 ) -> tuple[Tensor, Tensor]:
     _topk_fake(users, items, item_bias, k, seen_indptr, seen_indices)
-    seen = seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
-    checks.seen_values(seen, items.shape[0])
+    seen = checks.own_seen(seen_rows(seen_indptr, seen_indices, users.shape[0], users.device), items.shape[0])
     f = Factors(users, items, item_bias)
     return stages(backend, f).topk(f, k, seen)
 

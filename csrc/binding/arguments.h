@@ -10,12 +10,29 @@
 
 #include "../core/score.h"
 #include "../core/seen.h"
+#include "../cpu/float_mode.h"
 
 namespace bdkernels::binding {
 
 using torch::headeronly::ScalarType;
-using torch::stable::parallel_for;
 using torch::stable::Tensor;
+
+// An operator runs in the default float mode: its own thread between these two, and every thread of the pool in each body.
+// Nothing else of this folder may box a function or enter the pool (tests/test_layering.py).
+template <auto f>
+struct InDefaultMode;
+
+template <class R, class... Args, R (*f)(Args...)>
+struct InDefaultMode<f> {
+  static R run(Args... args) { return cpu::in_default_mode(*f, static_cast<Args&&>(args)...); }
+};
+
+#define BDKERNELS_BOX(f) TORCH_BOX((&InDefaultMode<f>::run))
+
+template <class F>
+void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& body) {
+  torch::stable::parallel_for(begin, end, grain, [&](int64_t a, int64_t b) { cpu::in_default_mode(body, a, b); });
+}
 
 template <class T>
 const T* data(const Tensor& t, ScalarType dtype, const char* name) {

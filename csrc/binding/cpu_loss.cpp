@@ -1,4 +1,5 @@
 // loss
+#include <cmath>
 #include <memory>
 #include <numeric>
 #include <tuple>
@@ -12,16 +13,23 @@ namespace {
 
 constexpr int64_t kRows = 16, kTouches = 256;  // of a task, at least
 
-Tensor scalar(const Tensor& like, double value) {
-  Tensor out = torch::stable::new_empty(like, {});
-  *static_cast<float*>(out.mutable_data_ptr()) = static_cast<float>(value);
-  return out;
-}
+struct Losses {
+  float cf, distill;
+
+  bool finite() const { return std::isfinite(cf) && std::isfinite(distill); }
+  std::tuple<Tensor, Tensor> as(const Tensor& like) const { return {scalar(like, cf), scalar(like, distill)}; }
+
+ private:
+  static Tensor scalar(const Tensor& like, float value) {
+    Tensor out = torch::stable::new_empty(like, {});
+    *static_cast<float*>(out.mutable_data_ptr()) = value;
+    return out;
+  }
+};
 
 // Losses of the batch, from the rows' in their order; user_grad [b, d] and slopes [b, width] are filled.
-std::tuple<Tensor, Tensor> losses(const Tensor& like, const Rows& users, const Rows& items, const float* bias,
-                                  const Batch& batch, bool bpr, double lambda, double tau_learner, double tau_guide,
-                                  float* user_grad, float* slopes) {
+Losses losses(const Rows& users, const Rows& items, const float* bias, const Batch& batch, bool bpr, double lambda,
+              double tau_learner, double tau_guide, float* user_grad, float* slopes) {
   int64_t live = batch.b * batch.k;
   if (batch.mask) live = std::accumulate(batch.mask, batch.mask + live, int64_t{0});
   const Objective objective{bpr, lambda, tau_learner, tau_guide, live > 0 ? static_cast<double>(live) : 1.0};
@@ -30,8 +38,8 @@ std::tuple<Tensor, Tensor> losses(const Tensor& like, const Rows& users, const R
   parallel_for(0, batch.b, kRows,
                [&](int64_t a, int64_t b) { cpu::step_rows(users, items, bias, batch, objective, a, b, out); });
   const double rows = batch.b > 0 ? static_cast<double>(batch.b) : 1.0;
-  return {scalar(like, std::accumulate(cf.begin(), cf.end(), 0.0) / rows),
-          scalar(like, std::accumulate(distill.begin(), distill.end(), 0.0) / objective.live)};
+  return {static_cast<float>(std::accumulate(cf.begin(), cf.end(), 0.0) / rows),
+          static_cast<float>(std::accumulate(distill.begin(), distill.end(), 0.0) / objective.live)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bd_step(const Tensor& user_table, const Tensor& item_table,
@@ -46,12 +54,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bd_step(const Tensor& user_ta
   Tensor slopes = torch::stable::new_empty(user_table, {batch.b, batch.width()});
   float* slope = static_cast<float*>(slopes.mutable_data_ptr());
   float* grad = static_cast<float*>(item_grad.mutable_data_ptr());
-  auto [cf, distill] = losses(user_table, user_rows, item_rows, bias_of(bias), batch, bpr, lambda, tau_learner, tau_guide,
-                              static_cast<float*>(user_grad.mutable_data_ptr()), slope);
+  const auto [cf, distill] = losses(user_rows, item_rows, bias_of(bias), batch, bpr, lambda, tau_learner, tau_guide,
+                                    static_cast<float*>(user_grad.mutable_data_ptr()), slope)
+                                 .as(user_table);
   parallel_for(0, batch.b, kRows, [&](int64_t a, int64_t b) { cpu::item_grads(user_rows, batch, slope, a, b, grad); });
   return {cf, distill, user_grad, item_grad, slopes};
 }
 
+// Where the losses are not finite nothing is changed.
 std::tuple<Tensor, Tensor> bd_step_update(const Tensor& user_table, const Tensor& item_table, const Tensor& bias,
                                           std::vector<Tensor> state, const Tensor& users, const Tensor& positives,
                                           const Tensor& negatives, const Tensor& distilled, const Tensor& guide,
@@ -68,8 +78,9 @@ std::tuple<Tensor, Tensor> bd_step_update(const Tensor& user_table, const Tensor
 
   const auto user_grad = std::make_unique_for_overwrite<float[]>(batch.b * user_rows.d);
   const auto slopes = std::make_unique_for_overwrite<float[]>(batch.b * batch.width());
-  auto out = losses(user_table, user_rows, item_rows, item_bias, batch, bpr, lambda, tau_learner, tau_guide, user_grad.get(),
-                    slopes.get());
+  const Losses out =
+      losses(user_rows, item_rows, item_bias, batch, bpr, lambda, tau_learner, tau_guide, user_grad.get(), slopes.get());
+  if (!out.finite()) return out.as(user_table);
 
   // Items first: their gradients need the old user rows.
   const auto items = cpu::sort_touches(cpu::listed_items(batch).data(), batch.b * batch.width(), item_rows.n);
@@ -84,7 +95,7 @@ std::tuple<Tensor, Tensor> bd_step_update(const Tensor& user_table, const Tensor
   const auto touched = cpu::sort_touches(batch.users, batch.b, user_rows.n);
   parallel_for(0, touched.size(), kTouches,
                [&](int64_t a, int64_t b) { cpu::update_own(user_training, user_grad.get(), rule, touched, a, b); });
-  return out;
+  return out.as(user_table);
 }
 
 }  // namespace
@@ -102,8 +113,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cpu, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bdkernels_cpu, CPU, m) {
-  m.impl("bd_step", TORCH_BOX(&bd_step));
-  m.impl("bd_step_update", TORCH_BOX(&bd_step_update));
+  m.impl("bd_step", BDKERNELS_BOX(&bd_step));
+  m.impl("bd_step_update", BDKERNELS_BOX(&bd_step_update));
 }
 
 }  // namespace bdkernels::binding

@@ -46,8 +46,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cpu, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bdkernels_cpu, CPU, m) {
-  m.impl("count_above", TORCH_BOX(&count_above));
-  m.impl("count_above_block", TORCH_BOX(&count_above_block));
+  m.impl("count_above", BDKERNELS_BOX(&count_above));
+  m.impl("count_above_block", BDKERNELS_BOX(&count_above_block));
 }
 
 }  // namespace bdkernels::binding

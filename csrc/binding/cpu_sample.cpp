@@ -104,9 +104,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cpu, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bdkernels_cpu, CPU, m) {
-  m.impl("propose", TORCH_BOX(&propose));
-  m.impl("accept", TORCH_BOX(&accept));
-  m.impl("draw", TORCH_BOX(&draw));
+  m.impl("propose", BDKERNELS_BOX(&propose));
+  m.impl("accept", BDKERNELS_BOX(&accept));
+  m.impl("draw", BDKERNELS_BOX(&draw));
 }
 
 }  // namespace bdkernels::binding

@@ -40,10 +40,10 @@ STABLE_TORCH_LIBRARY(bdkernels_cpu, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bdkernels_cpu, CPU, m) {
-  m.impl("score", TORCH_BOX(&score));
-  m.impl("score_block", TORCH_BOX(&score_block));
+  m.impl("score", BDKERNELS_BOX(&score));
+  m.impl("score_block", BDKERNELS_BOX(&score_block));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(bdkernels_cpu, CompositeExplicitAutograd, m) { m.impl("isa", TORCH_BOX(&isa)); }
+STABLE_TORCH_LIBRARY_IMPL(bdkernels_cpu, CompositeExplicitAutograd, m) { m.impl("isa", BDKERNELS_BOX(&isa)); }
 
 }  // namespace bdkernels::binding

@@ -30,6 +30,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cpu, m) {
       "-> (Tensor, Tensor, int)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(bdkernels_cpu, CPU, m) { m.impl("topk", TORCH_BOX(&topk)); }
+STABLE_TORCH_LIBRARY_IMPL(bdkernels_cpu, CPU, m) { m.impl("topk", BDKERNELS_BOX(&topk)); }
 
 }  // namespace bdkernels::binding

@@ -96,8 +96,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cuda, m) {
 }
 
 BDKERNELS_CUDA_IMPL(m) {
-  m.impl("bd_step", TORCH_BOX(&bd_step));
-  m.impl("bd_step_update", TORCH_BOX(&bd_step_update));
+  m.impl("bd_step", BDKERNELS_BOX(&bd_step));
+  m.impl("bd_step_update", BDKERNELS_BOX(&bd_step_update));
 }
 
 }  // namespace bdkernels::binding

@@ -50,8 +50,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cuda, m) {
 }
 
 BDKERNELS_CUDA_IMPL(m) {
-  m.impl("count_above", TORCH_BOX(&count_above));
-  m.impl("count_above_block", TORCH_BOX(&count_above_block));
+  m.impl("count_above", BDKERNELS_BOX(&count_above));
+  m.impl("count_above_block", BDKERNELS_BOX(&count_above_block));
 }
 
 }  // namespace bdkernels::binding

@@ -40,8 +40,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cuda, m) {
 }
 
 BDKERNELS_CUDA_IMPL(m) {
-  m.impl("propose", TORCH_BOX(&propose));
-  m.impl("accept", TORCH_BOX(&accept));
+  m.impl("propose", BDKERNELS_BOX(&propose));
+  m.impl("accept", BDKERNELS_BOX(&accept));
 }
 
 }  // namespace bdkernels::binding

@@ -36,10 +36,10 @@ STABLE_TORCH_LIBRARY(bdkernels_cuda, m) {
 }
 
 BDKERNELS_CUDA_IMPL(m) {
-  m.impl("score", TORCH_BOX(&score));
-  m.impl("score_block", TORCH_BOX(&score_block));
+  m.impl("score", BDKERNELS_BOX(&score));
+  m.impl("score_block", BDKERNELS_BOX(&score_block));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(bdkernels_cuda, CompositeExplicitAutograd, m) { m.impl("simulated", TORCH_BOX(&simulated)); }
+STABLE_TORCH_LIBRARY_IMPL(bdkernels_cuda, CompositeExplicitAutograd, m) { m.impl("simulated", BDKERNELS_BOX(&simulated)); }
 
 }  // namespace bdkernels::binding

@@ -30,6 +30,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cuda, m) {
       "-> (Tensor, Tensor)");
 }
 
-BDKERNELS_CUDA_IMPL(m) { m.impl("topk", TORCH_BOX(&topk)); }
+BDKERNELS_CUDA_IMPL(m) { m.impl("topk", BDKERNELS_BOX(&topk)); }
 
 }  // namespace bdkernels::binding

@@ -111,7 +111,7 @@ class TopK {
 // ---- loss ----
 
 // What each row gives: sums of its loss terms, the gradient of its user row, and the slope of the loss in each of its
-// scores.
+// scores. Where a score is not finite, cf is NaN.
 struct RowLosses {
   double *cf, *distill;  // [b]
   float* user_grad;      // [b, d]

@@ -35,6 +35,13 @@ double cf_terms(const float* scores, const Batch& batch, bool bpr, float* slopes
   return sum;
 }
 
+// 0, or NaN where a score is not finite: a loss may be finite then, though the gradient is not.
+float none_or_nan(const std::vector<float>& scores) {
+  float sum = 0;
+  for (const float s : scores) sum += s - s;
+  return sum;
+}
+
 double distill_terms(const float* scores, const Batch& batch, const Objective& objective, int64_t row, float* slopes) {
   const auto tau_learner = static_cast<float>(objective.tau_learner), tau_guide = static_cast<float>(objective.tau_guide);
   const auto scale = static_cast<float>(objective.lambda / (objective.tau_learner * objective.live));
@@ -112,7 +119,7 @@ void step_rows(const Rows& users, const Rows& items, const float* bias, const Ba
       for (int64_t c = 0; c < width; ++c) scores[c] += bias[batch.item(row, c)];
     }
     float* slopes = out.slopes + row * width;
-    out.cf[row] = cf_terms(scores.data(), batch, objective.bpr, slopes);
+    out.cf[row] = cf_terms(scores.data(), batch, objective.bpr, slopes) + none_or_nan(scores);
     out.distill[row] = distill_terms(scores.data() + 1 + batch.m, batch, objective, row, slopes + 1 + batch.m);
     float* user_grad = out.user_grad + row * d;
     std::fill_n(user_grad, d, 0.0f);

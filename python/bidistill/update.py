@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from bdkernels import SGD, Adagrad, Draws, LazyAdam, RowOptimizer, bd_step_update, distill_loss
+from bdkernels import SGD, Adagrad, Draws, LazyAdam, NonFiniteLoss, RowOptimizer, StepLoss, bd_step_update, distill_loss
 from bidistill.config import ModelConfig
 from bidistill.losses import LOSSES
 from bidistill.models import Recommender, TableModel
@@ -166,15 +166,21 @@ class FusedUpdate:
         self.optimizer = FUSED[config.optimizer](tables, lr=config.lr)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        found = bd_step_update(
-            self.optimizer,
-            batch.users,
-            batch.positives,
-            batch.negatives.ids,
-            batch.distill,
-            batch.guide_scores,
-            **self.terms._asdict(),
-        )
+        try:
+            found = bd_step_update(
+                self.optimizer,
+                batch.users,
+                batch.positives,
+                batch.negatives.ids,
+                batch.distill,
+                batch.guide_scores,
+                **self.terms._asdict(),
+            )
+        except NonFiniteLoss:  # as a GPU leaves it: the trainer looks for diverged rows at the end of an epoch
+            with torch.no_grad():
+                self.optimizer.user_table[batch.users] = torch.nan
+            nan = batch.guide_scores.new_full((), torch.nan)
+            found = StepLoss(nan, nan, nan)
         return {"cf": found.cf, "distill": found.distill} if batch.distill.ids.shape[1] else {"cf": found.cf}
 
     def state(self) -> dict[str, Any]:

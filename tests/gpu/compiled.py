@@ -26,6 +26,7 @@ INSTRUCTION = re.compile(
     r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)([^;]*);", re.MULTILINE
 )
 LABEL_OR_INSTRUCTION = re.compile(rf"^(\.L_x_\d+):|{INSTRUCTION.pattern}", re.MULTILINE)
+UPPER_HALF = re.compile(r"FADD R\d+, (-RZ, \|R\d+\||\|R\d+\|, -RZ)\s*")
 TENSOR_CORE = re.compile(r"[HQI]?G?MMA|UTC\w*MMA")
 SPILL = ("LDL", "STL")
 
@@ -53,6 +54,13 @@ class Kernel(NamedTuple):
 
     def tensor_cores(self) -> int:
         return sum(n for name, n in self.instructions().items() if TENSOR_CORE.fullmatch(name))
+
+    def flushing(self) -> Counter[str]:
+        """Instructions that take subnormals of float32 for 0, or give 0 for them. Not those of a division of integers (F2I of a
+        reciprocal), nor of the function tanh of float64, which looks at the upper half of a number as if it were a float32.
+        """
+        found = (m for m in INSTRUCTION.finditer(self.sass) if ".FTZ" in m[2])
+        return Counter(m[1] for m in found if m[1] != "F2I" and not UPPER_HALF.fullmatch(m[1] + m[3]))
 
     def widest(self) -> int:
         """Bits of the widest access to global memory."""

@@ -31,6 +31,20 @@ def test_no_kernel_spills(cuda_library):
     assert set(frames) == {("0", "0", "0")}
 
 
+@needs_nvcc
+def test_no_kernel_flushes_subnormals(cuda_library):
+    """nvcc's default, which a flag could change; scores and ranks would then differ from those of a CPU. In the kernels of the
+    losses and the update some are part of how a division is rounded, which scales its numbers first.
+    """
+    pytest.importorskip("triton", reason="its disassembler")
+    from compiled import in_library
+
+    kernels = in_library(cuda_library)
+    deciding = [kernel for kernel in kernels if not kernel.name.startswith(("step_kernel", "update_kernel"))]
+    assert len(deciding) >= 15
+    assert {kernel.name: dict(kernel.flushing()) for kernel in deciding if kernel.flushing()} == {}
+
+
 STAGES = {
     "score",
     "score_block",

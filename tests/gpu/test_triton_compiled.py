@@ -24,6 +24,8 @@ from gpus import GPUS, blocks_of_sm
 PROOF = os.environ.get("BDKERNELS_PROOF") == "1"
 LARGE = ("rank ieee", "rank tf32", "rank biased, seen, live", "topk 100", "loss bce masked")
 LONG = (20, 100, 256, 512)
+# Of scores, ranks, draws and lists. In the losses the logarithm of a number from 1 to 2 is made of instructions that flush.
+DECIDING = ("score_pairs", "count_tiles", "count_seen", "best_of_run", "propose_block", "accept_block")
 NAMES = [name for name, _ in call_sites()]
 CASES = [(cc, 64, torch.float32, name) for cc in GPUS for name in NAMES if PROOF or cc == 90 or name in LARGE]
 if PROOF:
@@ -47,6 +49,8 @@ def test_compiled(case):
         where = f"{kernel.name} {kernel.config}"
         assert kernel.spills() == 0, f"{where}: {kernel.stack} bytes of stack"
         assert blocks_of_sm(cc, kernel.warps, kernel.registers, kernel.shared) > 0, f"{where} does not fit"
+        if kernel.name in DECIDING:
+            assert not kernel.flushing(), f"{where} flushes subnormals to 0: {kernel.flushing()}"
         meant = kernel.name == "count_tiles" and kernel.config["PRECISION"] != "ieee" and not kernel.config["SCORED"]
         assert (kernel.tensor_cores() > 0) == meant, where
         large = kernel.name in ("count_tiles", "best_of_run", "step_rows") and kernel.config.get("COLUMNS") != 8
