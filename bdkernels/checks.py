@@ -64,7 +64,9 @@ def _holds(condition: Tensor | bool, name: str, expected: str, got: Callable[[],
 
 def instance(name: str, value: object, *types: type) -> None:
     """TypeError unless it is one; what the schema would refuse in words of its own, and what it would not."""
-    if not isinstance(value, types):
+    if not isinstance(value, types) or (
+        isinstance(value, bool) and bool not in types
+    ):  # a bool is an int to Python alone
         raise TypeError(f"{name}: expected {types[0].__name__}, got {type(value).__name__}")
 
 
@@ -128,10 +130,10 @@ def seen_values(s: Seen | None, limit: int) -> None:
     _holds(rising, "seen.indices", "strictly increasing ids in each row", lambda: "unsorted or repeated ids")
 
 
-def ids_values(name: str, ids: Tensor, limit: int) -> None:
+def ids_values(name: str, ids: Tensor, limit: int, what: str = "ids") -> None:
     if ids.numel():
         lo, hi = torch.aminmax(ids)
-        _holds((lo >= 0) & (hi < limit), name, f"ids in [0, {limit})", lambda: f"{int(lo)} to {int(hi)}")
+        _holds((lo >= 0) & (hi < limit), name, f"{what} in [0, {limit})", lambda: f"{int(lo)} to {int(hi)}")
 
 
 def rising_ids(name: str, ids: Tensor, limit: int) -> None:
@@ -188,11 +190,11 @@ def weight(name: str, kind: str, parameter: float) -> None:
     )
 
 
-def sample(k: int, step: int, catalog: int, weights: tuple[tuple[str, float, bool], ...]) -> None:
+def sample(k: int, step: int, catalog: int, n_items: int, weights: tuple[tuple[str, float, bool], ...]) -> None:
     """The numbers that `sample` is given; a weight is its kind, parameter and flipped."""
     integer("k", k, 1, 2**31 - 1)  # a draw's number has 32 bits
     integer("step", step, 0, 2**32 - 1)
-    integer("catalog", catalog, 0)
+    integer("catalog", catalog, 0, n_items)
     for name, (kind, parameter, _) in zip(("to_student", "to_teacher"), weights, strict=True):
         weight(name, kind, parameter)
 

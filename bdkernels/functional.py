@@ -164,33 +164,45 @@ def sample(
     *,
     to_student: Weight | None = Tanh(),  # noqa: B008 (immutable)
     to_teacher: Weight | None = Exp(),  # noqa: B008
+    user_ids: Tensor,
+    step: int,
     seed: int = 0,
-    step: int = 0,
-    user_ids: Tensor | None = None,
+    occurrence: Tensor | None = None,
+    independent_directions: bool = False,
     catalog: int | Tensor | None = None,
     backend: str | None = None,
 ) -> Samples:
     """Items by the discrepancy of their ranks under the two models: exact draws of Kweon, Kang, Yu (WWW 2021), section 4.
 
-    Draws are independent, with replacement, among unseen items. They depend only on (seed, step, user id, index of the draw):
-    not on k, batch split, tile, thread count or backend. Exact means: the accepted proposals' ranks are counted over the whole
-    catalog, and probabilities differ from the weights' by rounding of float64 alone.
+    Draws are made with replacement among unseen items. A draw depends on the row's user under both models and on (seed, step,
+    user id, occurrence, direction, index of the draw) alone: not on k, other rows, batch split, tile, thread count or backend.
+    Exact means: the accepted proposals' ranks are counted over the whole catalog, and probabilities differ from the weights' by
+    rounding of float64 alone.
+
+    Draws of one direction are independent of each other: those of one row, and those of rows, calls and runs that differ in the
+    user id, the occurrence, the step or the seed. Rows that have all four in common draw equal items. The two directions of a
+    row accept from the same proposals, so they are not independent of each other unless you ask for it; with `Uniform` both
+    ways they are equal.
 
     Args:
         teacher: users [B, d_t], items [N, d_t], item_bias [N] or None.
         student: users [B, d_s], items [N, d_s], item_bias [N] or None, of the same users and items.
-        k: draws a user and direction, from 1 to 2^31 - 1.
+        k: draws a row and direction, from 1 to 2^31 - 1.
         seen: rows of the B users, never drawn; None for nothing seen.
         to_student: weight of the items that the student learns from the teacher; None turns the direction off.
         to_teacher: weight of the items that the teacher learns from the student; None turns the direction off.
+        user_ids: [B] int64 in [0, 2^32), which user each row is.
+        step: in [0, 2^32): the number of the training step or refresh, so that each draws anew.
         seed: any integer in [-2^63, 2^63).
-        step: in [0, 2^32): training step or refresh, so that each draws anew.
-        user_ids: [B] int64 in [0, 2^32), which user each row is; row numbers unless given. Repeats get equal draws.
-        catalog: None counts ranks over all items. m counts them over m random items, others for each (seed, step) and the same
-            for all users, so that the cost does not grow with N: draws then follow estimated ranks. The share of the catalog
-            that an estimate is off by passes `rank_error(m, delta)` with a probability of at most delta. Proposals come from
-            all items, but for users whose weights are so peaked that hardly any is accepted: those draw from the m. Or the
-            m items themselves, ids [m] int64, rising; those that `Strata` draws estimate ranks better.
+        occurrence: [B] int64 in [0, 2^24), how many earlier rows have the same user, so that repeats of a user draw items of
+            their own: `occurrence(user_ids)` of the whole batch, which may then be split in any way. None: zeros.
+        independent_directions: True makes the draws of the two directions independent of each other, at the cost of a second
+            pass of counting over the catalog. The draws to the student are the same either way.
+        catalog: None counts ranks over all items. m, from 1 to N, counts them over m random items, others for each (seed, step)
+            and the same for all users, so that the cost does not grow with N: draws then follow estimated ranks. The share of
+            the catalog that an estimate is off by passes `rank_error(m, delta)` with a probability of at most delta. Proposals
+            come from all items, but for users whose weights are so peaked that hardly any is accepted: those draw from the m.
+            Or the m items themselves, ids [m] int64, rising; those that `Strata` draws estimate ranks better.
         backend: see `score`.
 
     Item tables of `open_table` are read from disk once for each round of proposals of a group of users. A group has 2^18 /
@@ -201,11 +213,11 @@ def sample(
     models = *_detach(teacher, "teacher"), *_detach(student, "student")
     m, counted = _catalog(catalog)
     weights = _codes(k, seed, step, (to_student, to_teacher), len(teacher.items))
-    if user_ids is None:
-        user_ids = torch.arange(len(teacher.users), device=teacher.users.device)
+    checks.instance("independent_directions", independent_directions, bool)
+    rows = _tensor("user_ids", user_ids), None if occurrence is None else _tensor("occurrence", occurrence)
     drawn = torch.ops.bdkernels.sample(
-        *models, *_pair(seen), _tensor("user_ids", user_ids), k, seed, step, *weights[0], *weights[1],
-        m, counted, backend=_name(backend),
+        *models, *_pair(seen), rows[0], k, seed, step, *weights[0], *weights[1],
+        m, counted, rows[1], independent_directions, backend=_name(backend),
     )  # fmt: skip
     return _samples(drawn, weights)
 

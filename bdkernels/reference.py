@@ -205,13 +205,14 @@ def check_scores_at(scores: Tensor, rows: Tensor, ids: Tensor) -> None:
 PROPOSE, ACCEPT, FALLBACK, SUBSET = 0, 1, 2, 3  # streams of random numbers; the first three as in csrc/core/philox.h
 
 
-def philox(seed: int, index: Tensor, stream: int, users: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four 32-bit words (in int64) of Philox4x32-10 for each (index, stream, user, step), with the seed as its key.
+def philox(seed: int, index: Tensor, stream: int, keys: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four 32-bit words (in int64) of Philox4x32-10 for each (index, stream, row key, step), with the seed as its own key.
 
-    Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). `index` and `users` broadcast.
+    Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). `index` and `keys` broadcast;
+    `keys.py` makes row keys, and a user's id is one.
     """
-    c0, c2 = torch.broadcast_tensors(index, users)
-    c1, c3 = torch.full_like(c0, stream), torch.full_like(c0, step)
+    c0, key = torch.broadcast_tensors(index, keys)
+    c1, c2, c3 = stream | key >> 32 & _LOW32, key & _LOW32, torch.full_like(c0, step)
     k0, k1 = seed & _LOW32, (seed >> 32) & _LOW32
     for _ in range(10):
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wrap in int64; both halves are still right
@@ -232,11 +233,11 @@ def candidate_counts(n_items: int, n_rows: int, seen: Seen | None, device: torch
     return n_items - seen.counts()
 
 
-def propose(seed: int, step: int, user_ids: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
+def propose(seed: int, step: int, row_keys: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
     """[B, stop - start] int64: proposals start .. stop - 1 of each user, uniform over the unseen items (-1 if none)."""
-    index = torch.arange(start, stop, device=user_ids.device)
-    hi, lo, _, _ = philox(seed, index, PROPOSE, user_ids[:, None], step)
-    n = candidate_counts(n_items, user_ids.shape[0], seen, user_ids.device)[:, None]
+    index = torch.arange(start, stop, device=row_keys.device)
+    hi, lo, _, _ = philox(seed, index, PROPOSE, row_keys[:, None], step)
+    n = candidate_counts(n_items, row_keys.shape[0], seen, row_keys.device)[:, None]
     nth = (hi * n + (lo * n >> 32)) >> 32  # floor(64 random bits * n / 2^64): off by less than n / 2^64
     return nth if seen is None else seen.nth_unseen(nth, n_items)
 
@@ -269,7 +270,7 @@ def max_log_weight(kind: str, parameter: float, n: Tensor) -> Tensor:
 def accept(
     seed: int,
     step: int,
-    user_ids: Tensor,
+    row_keys: Tensor,
     start: int,
     rank_guide: Tensor,
     rank_learner: Tensor,
@@ -279,8 +280,8 @@ def accept(
 ) -> Tensor:
     """[B, C] bool: which of the proposals start .. start + C - 1 are draws from the weight's distribution."""
     kind, parameter, flipped = weight
-    index = torch.arange(start, start + rank_guide.shape[1], device=user_ids.device)
-    words = philox(seed, index, ACCEPT, user_ids[:, None], step)
+    index = torch.arange(start, start + rank_guide.shape[1], device=row_keys.device)
+    words = philox(seed, index, ACCEPT, row_keys[:, None], step)
     u = uniform(*words[2:]) if to_teacher else uniform(*words[:2])
     n = n[:, None]
     delta = rank_learner - rank_guide if flipped else rank_guide - rank_learner

@@ -18,6 +18,7 @@ import oracle
 import pytest
 import torch
 from chosen import BACKENDS
+from draws import numbered
 from fuzz_data import Case, Numbers
 from hypothesis import HealthCheck, given, settings
 
@@ -310,7 +311,7 @@ def test_mapped(case):
         lambda t, s: bd.rank(t, ids, seen),
         lambda t, s: bd.count_above(t, thresholds, ties, seen),
         lambda t, s: torch.cat([part.double() for part in bd.topk(t, k, seen)]),
-        lambda t, s: torch.cat([each.ids for each in bd.sample(t, s, draws, seen, seed=3)]),
+        lambda t, s: torch.cat([each.ids for each in bd.sample(t, s, draws, seen, **numbered(t, seed=3))]),
     )
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(streamed, "SLICE_BYTES", max(1, case.tile * 8))

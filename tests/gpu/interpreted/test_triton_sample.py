@@ -3,6 +3,7 @@
 import oracle
 import pytest
 import torch
+from draws import numbered
 
 import bdkernels as bd
 from bdkernels import reference
@@ -57,7 +58,7 @@ def test_the_whole_sampler(released, rng):
     seen = oracle.random_seen(rng, 3, 90, 20)
     weights = (bd.Tanh(252.0), bd.Exp(2.5)) if released else (bd.RankOnly(0.2), bd.Linear(side="under"))
     got, want = (
-        bd.sample(*f, 4, seen, to_student=weights[0], to_teacher=weights[1], seed=3, backend=backend)
+        bd.sample(*f, 4, seen, to_student=weights[0], to_teacher=weights[1], **numbered(f[0], seed=3), backend=backend)
         for backend in ("triton", "reference")
     )
     for mine, theirs in zip(got, want, strict=True):
