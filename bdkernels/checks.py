@@ -94,10 +94,10 @@ def tensor(
     _is(t.device == device, name, f"device {device}", t.device)
 
 
-def factors(f: Factors, prefix: str = "") -> None:
+def factors(f: Factors, prefix: str = "", dtypes: tuple[torch.dtype, ...] = FLOATS) -> None:
     users, items, bias = f
     device = users.device
-    tensor(f"{prefix}users", users, ("B", "d"), FLOATS, device)
+    tensor(f"{prefix}users", users, ("B", "d"), dtypes, device)
     tensor(f"{prefix}items", items, ("N", users.shape[1]), (users.dtype,), device)
     if bias is not None:
         tensor(f"{prefix}item_bias", bias, (items.shape[0],), (users.dtype,), device)
@@ -226,7 +226,7 @@ def losses(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float,
 
 
 def loss_dtype(scores: Tensor) -> torch.dtype:
-    """Of the loss of scores: half precision is widened first."""
+    """Of scores and of their loss: half precision is widened first."""
     return torch.float64 if scores.dtype == torch.float64 else torch.float32
 
 

@@ -175,24 +175,24 @@ class Shards:
             n_rows, device = len(teacher.users), teacher.users.device
             checks.tensor("student.users", student.users, (n_rows, "d"), checks.FLOATS, device)
             checks.integer("number of items", self.n_items, 1)
-            for name, each in (("user_ids", user_ids), ("occurrence", occurrence)):
-                if each is not None or name == "user_ids":
-                    checks.tensor(name, _tensor(name, each), (n_rows,), (torch.int64,), device)
+            own = {"user_ids": user_ids} | ({} if occurrence is None else {"occurrence": occurrence})
+            for name, each in own.items():
+                checks.tensor(name, _tensor(name, each), (n_rows,), (torch.int64,), device)
             keys.of_rows(user_ids, occurrence)
             checks.instance("independent_directions", independent_directions, bool)
             codes = _codes(k, seed, step, (to_student, to_teacher), self.n_items)
-            m, given = _catalog(catalog)
+            m, given = _catalog(catalog, self.n_items)
             checks.sample(k, step, m, self.n_items, codes)
             if given is not None:
                 checks.tensor("catalog", given, ("m",), (torch.int64,), device)
                 checks.rising_ids("catalog", given, self.n_items)
-            numbers = {"k": k, "seed": seed, "step": step, "catalog": m if given is None else given.tolist()}
-            directions = {"to_student": codes[0], "to_teacher": codes[1]}
-            return numbers | directions | {"independent_directions": independent_directions}
+            asked: Settings = {"k": k, "seed": seed, "step": step, "to_student": codes[0], "to_teacher": codes[1]}
+            asked["independent_directions"] = independent_directions
+            return asked | {"catalog": m if given is None else given.tolist()}
 
         steps, own, rows, _ = self._agree("sample", models, seen, backend, check)
         codes = _codes(k, seed, step, (to_student, to_teacher), self.n_items)
-        m, given = _catalog(catalog)
+        m, given = _catalog(catalog, self.n_items)
         counted = subset.of(self.n_items, m, seed, step) if given is None else given
         items = ShardedItems(self._exchange, steps, self._catalog)
         t, s = own["teacher"], own["student"]

@@ -2,8 +2,9 @@
 
 Shapes: B users of a batch, N items, C listed items a user, d factors, k draws. Every function raises ValueError that names the
 argument, what was expected and what was found (wrong shape, dtype, device, id out of range, unsorted `seen`, NaN scores),
-TypeError where its Python type is wrong, and `backends.BackendError` where an explicit backend cannot be honoured. Only the two
-losses have gradients; the others detach.
+TypeError where its Python type is wrong, and `backends.BackendError` where an explicit backend cannot be honoured. `score`,
+`distill_loss` and `bd_step_loss` have gradients: first derivatives by torch.autograd, while torch.func, forward mode and second
+derivatives raise RuntimeError. To all others their arguments are constants, and so are the scores of `topk` to what follows.
 """
 
 from typing import NamedTuple
@@ -59,21 +60,24 @@ class StepLoss(NamedTuple):
     distill: Tensor
 
 
-def score(factors: Factors, ids: Tensor, *, backend: str | None = None) -> Tensor:
-    """Scores of listed items.
+def score(factors: Factors, ids: Tensor, *, sparse: bool = False, backend: str | None = None) -> Tensor:
+    """Scores of listed items, with gradients for users, items and item_bias where they require them.
 
     One sequential fused multiply-add over d in fp32 that starts at the bias: the same bits as the scores that `rank` counts,
     in every backend, tile, thread count and instruction set.
 
     Args:
-        factors: users [B, d], items [N, d], item_bias [N] or None.
+        factors: users [B, d], items [N, d], item_bias [N] or None; here also float64, which the reference alone serves.
         ids: [B, C] int64 in [0, N).
-        backend: one of `backends.NAMES`; None for BDKERNELS_BACKEND or the best.
+        sparse: the gradients of items and item_bias as sparse rows, as from torch.nn.Embedding(sparse=True), so that their cost
+            does not grow with N; False for dense gradients, which any optimizer takes.
+        backend: one of `backends.NAMES`; None for BDKERNELS_BACKEND or the best. The gradients are the reference's.
 
     Returns:
-        [B, C] float32.
+        [B, C] float32 (float64 for float64 factors). Gradients have the dtypes of the factors.
     """
-    return torch.ops.bdkernels.score(*_detach(factors), _tensor("ids", ids), backend=_name(backend))
+    checks.instance("sparse", sparse, bool)
+    return torch.ops.bdkernels.score(*_parts(factors), _tensor("ids", ids), sparse=sparse, backend=_name(backend))
 
 
 def rank(factors: Factors, ids: Tensor, seen: Seen | None = None, *, backend: str | None = None) -> Tensor:
@@ -211,8 +215,8 @@ def sample(
     With `catalog` the tables are not read through: just the rows of the m items and of the proposals are.
     """
     models = *_detach(teacher, "teacher"), *_detach(student, "student")
-    m, counted = _catalog(catalog)
-    weights = _codes(k, seed, step, (to_student, to_teacher), len(teacher.items))
+    m, counted = _catalog(catalog, teacher.n_items)
+    weights = _codes(k, seed, step, (to_student, to_teacher), teacher.n_items)
     checks.instance("independent_directions", independent_directions, bool)
     rows = _tensor("user_ids", user_ids), None if occurrence is None else _tensor("occurrence", occurrence)
     drawn = torch.ops.bdkernels.sample(
@@ -290,6 +294,7 @@ def bd_step_loss(
         backend: see `score`. float64 tables are served by the reference alone, so "cpu" refuses them.
     """
     checks.instance("distill", distill, Draws)
+    checks.instance("sparse", sparse, bool)
     ids, mask = distill
     batch = users, positives, negatives, ids, guide_scores, mask
     step = StepInputs(user_table, item_table, item_bias, *batch, cf, lambda_, tau_learner, tau_guide)
@@ -346,12 +351,12 @@ def bd_step_update(
     return StepLoss(cf_loss + lambda_ * distill_loss, cf_loss, distill_loss)
 
 
-def _catalog(catalog: int | Tensor | None) -> tuple[int, Tensor | None]:
+def _catalog(catalog: int | Tensor | None, n_items: int) -> tuple[int, Tensor | None]:
     """How many random items ranks are counted over, 0 for all or those that are given; and the given ones."""
     if catalog is None or isinstance(catalog, Tensor):
         return 0, catalog
     checks.int64("catalog", catalog)
-    checks.integer("catalog", catalog, 1)
+    checks.integer("catalog", catalog, 1, n_items)
     return catalog, None
 
 
@@ -396,11 +401,16 @@ def _name(backend: str | None) -> str:
     return backend or ""
 
 
-def _detach(f: Factors, name: str = "factors") -> tuple[Tensor, Tensor, Tensor | None]:
+def _parts(f: Factors, name: str = "factors") -> tuple[Tensor, Tensor, Tensor | None]:
     checks.instance(name, f, Factors)
     users, items, bias = f
-    users, items = _tensor(f"{name}.users", users).detach(), _tensor(f"{name}.items", items).detach()
-    return users, items, None if bias is None else _tensor(f"{name}.item_bias", bias).detach()
+    users, items = _tensor(f"{name}.users", users), _tensor(f"{name}.items", items)
+    return users, items, None if bias is None else _tensor(f"{name}.item_bias", bias)
+
+
+def _detach(f: Factors, name: str = "factors") -> tuple[Tensor, Tensor, Tensor | None]:
+    users, items, bias = _parts(f, name)
+    return users.detach(), items.detach(), None if bias is None else bias.detach()
 
 
 def _pair(seen: Seen | None) -> tuple[Tensor, Tensor] | tuple[None, None]:

