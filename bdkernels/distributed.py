@@ -186,19 +186,25 @@ class Shards:
             if given is not None:
                 checks.tensor("catalog", given, ("m",), (torch.int64,), device)
                 checks.rising_ids("catalog", given, self.n_items)
-            asked: Settings = {"k": k, "seed": seed, "step": step, "to_student": codes[0], "to_teacher": codes[1]}
+            asked: Settings = {
+                "k": int(k),
+                "seed": int(seed),
+                "step": int(step),
+                "to_student": codes[0],
+                "to_teacher": codes[1],
+            }
             asked["independent_directions"] = independent_directions
             return asked | {"catalog": m if given is None else given.tolist()}
 
         steps, own, rows, _ = self._agree("sample", models, seen, backend, check)
         codes = _codes(k, seed, step, (to_student, to_teacher), self.n_items)
         m, given = _catalog(catalog, self.n_items)
-        counted = subset.of(self.n_items, m, seed, step) if given is None else given
+        counted = subset.of(self.n_items, m, int(seed), int(step)) if given is None else given
         items = ShardedItems(self._exchange, steps, self._catalog)
         t, s = own["teacher"], own["student"]
         row_keys = keys.of_rows(user_ids, occurrence)
         drawn = sampler.sample(
-            steps, t, s, k, rows, codes, seed, step, row_keys, counted, items, independent_directions
+            steps, t, s, int(k), rows, codes, int(seed), int(step), row_keys, counted, items, independent_directions
         )
         return _samples(drawn, codes)
 
