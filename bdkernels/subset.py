@@ -50,7 +50,8 @@ def rank_errors(
     Raises:
         ValueError: an argument is wrong, as for `sample` and `rank`.
     """
-    factors = Factors(*(t if t is None else t.detach() for t in factors))
+    users, items, bias = factors
+    factors = Factors(users.detach(), items.detach(), None if bias is None else bias.detach())
     some_items = counted(factors.n_items, catalog, seed, step).to(ids.device)
     pair = (None, None) if seen is None else seen
     exact = torch.ops.bdkernels.rank(*factors, ids, *pair)
