@@ -24,6 +24,7 @@ from .functional import (
     score,
     topk,
 )
+from .keys import occurrence
 from .optim import SGD, Adagrad, LazyAdam, RowOptimizer
 from .rows import apply_rows
 from .seen import Seen
@@ -62,6 +63,7 @@ __all__ = [
     "count_above",
     "count_above_block",
     "distill_loss",
+    "occurrence",
     "open_table",
     "rank",
     "rank_error",

@@ -75,7 +75,9 @@ def _holds(condition: Tensor | bool, name: str, expected: str, got: Callable[[],
 
 def instance(name: str, value: object, *types: type) -> None:
     """TypeError unless it is one; what the schema would refuse in words of its own, and what it would not."""
-    if not isinstance(value, types):
+    if not isinstance(value, types) or (
+        isinstance(value, bool) and bool not in types
+    ):  # a bool is an int to Python alone
         raise TypeError(f"{name}: expected {types[0].__name__}, got {type(value).__name__}")
 
 
@@ -103,10 +105,10 @@ def tensor(
     _is(t.device == device, name, f"device {device}", t.device)
 
 
-def factors(f: Factors, prefix: str = "") -> None:
+def factors(f: Factors, prefix: str = "", dtypes: tuple[torch.dtype, ...] = FLOATS) -> None:
     users, items, bias = f
     device = users.device
-    tensor(f"{prefix}users", users, ("B", "d"), FLOATS, device)
+    tensor(f"{prefix}users", users, ("B", "d"), dtypes, device)
     tensor(f"{prefix}items", items, ("N", users.shape[1]), (users.dtype,), device)
     if bias is not None:
         tensor(f"{prefix}item_bias", bias, (items.shape[0],), (users.dtype,), device)
@@ -153,17 +155,17 @@ def own_seen(s: Seen | None, limit: int) -> Seen | None:
     return rows
 
 
-def own_ids(name: str, ids: Tensor, limit: int) -> Tensor:
+def own_ids(name: str, ids: Tensor, limit: int, what: str = "ids") -> Tensor:
     """`own` ids whose values are checked."""
     ids = own(ids)
-    ids_values(name, ids, limit)
+    ids_values(name, ids, limit, what)
     return ids
 
 
-def ids_values(name: str, ids: Tensor, limit: int) -> None:
+def ids_values(name: str, ids: Tensor, limit: int, what: str = "ids") -> None:
     if ids.numel():
         lo, hi = torch.aminmax(ids)
-        _holds((lo >= 0) & (hi < limit), name, f"ids in [0, {limit})", lambda: f"{int(lo)} to {int(hi)}")
+        _holds((lo >= 0) & (hi < limit), name, f"{what} in [0, {limit})", lambda: f"{int(lo)} to {int(hi)}")
 
 
 def own_rising_ids(name: str, ids: Tensor, limit: int) -> Tensor:
@@ -220,11 +222,11 @@ def weight(name: str, kind: str, parameter: float) -> None:
         within(name, parameter, ranges.SHARPNESS)
 
 
-def sample(k: int, step: int, catalog: int, weights: tuple[tuple[str, float, bool], ...]) -> None:
+def sample(k: int, step: int, catalog: int, n_items: int, weights: tuple[tuple[str, float, bool], ...]) -> None:
     """The numbers that `sample` is given; a weight is its kind, parameter and flipped."""
     within("k", k, ranges.DRAWS)
     within("step", step, ranges.STEP)
-    integer("catalog", catalog, 0)
+    integer("catalog", catalog, 0, n_items)
     for name, (kind, parameter, _) in zip(("to_student", "to_teacher"), weights, strict=True):
         weight(name, kind, parameter)
 
@@ -254,7 +256,7 @@ def losses(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float,
 
 
 def loss_dtype(scores: Tensor) -> torch.dtype:
-    """Of the loss of scores: half precision is widened first."""
+    """Of scores and of their loss: half precision is widened first."""
     return torch.float64 if scores.dtype == torch.float64 else torch.float32
 
 

@@ -86,15 +86,15 @@ def count_above_block(
     return counts
 
 
-def propose(seed: int, step: int, user_ids: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
-    rows = user_ids.contiguous()
-    return torch.ops.bdkernels_cpu.propose(seed, step, rows, start, stop, n_items, *_seen(seen, user_ids))
+def propose(seed: int, step: int, row_keys: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
+    rows = row_keys.contiguous()
+    return torch.ops.bdkernels_cpu.propose(seed, step, rows, start, stop, n_items, *_seen(seen, row_keys))
 
 
 def accept(
     seed: int,
     step: int,
-    user_ids: Tensor,
+    row_keys: Tensor,
     start: int,
     rank_guide: Tensor,
     rank_learner: Tensor,
@@ -104,7 +104,7 @@ def accept(
 ) -> Tensor:
     kind, parameter, flipped = weight
     return torch.ops.bdkernels_cpu.accept(
-        seed, step, user_ids, start, rank_guide, rank_learner, n, KINDS.index(kind), parameter, flipped, to_teacher
+        seed, step, row_keys, start, rank_guide, rank_learner, n, KINDS.index(kind), parameter, flipped, to_teacher
     )
 
 
@@ -115,8 +115,8 @@ def draw(
     counted = _subset(batch)
     codes = [(KINDS.index(kind) if kind else -1, parameter, flipped) for kind, parameter, flipped in weights]
     to_student, to_teacher, model, row, item = torch.ops.bdkernels_cpu.draw(
-        *_factors(batch.teacher), *_factors(batch.student), *_seen(batch.seen, batch.user_ids),
-        batch.user_ids.contiguous(), k, seed, step, *codes[0], *codes[1], *counted, *limits, TILE,
+        *_factors(batch.teacher), *_factors(batch.student), *_seen(batch.seen, batch.row_keys),
+        batch.row_keys.contiguous(), k, seed, step, *codes[0], *codes[1], *counted, *limits, TILE,
     )  # fmt: skip
     if model >= 0:
         raise checks.NaNScore(("teacher", "student")[model], row, item)
@@ -125,12 +125,12 @@ def draw(
 
 def _subset(batch: Any) -> tuple[Tensor, ...]:
     """The items that ranks are counted over, their rows, and who has seen them; nothing for all."""
-    none, no_rows = batch.user_ids.new_empty(0), torch.empty(0)
+    none, no_rows = batch.row_keys.new_empty(0), torch.empty(0)
     if batch.subset is None:
         return none, no_rows, no_rows, no_rows, no_rows, none, none
     part = batch.counted
     tables = *_factors(part.teacher)[1:], *_factors(part.student)[1:]
-    return batch.subset.ids.contiguous(), *tables, *_seen(part.seen, batch.user_ids)
+    return batch.subset.ids.contiguous(), *tables, *_seen(part.seen, batch.row_keys)
 
 
 def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:

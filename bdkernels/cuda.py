@@ -84,15 +84,15 @@ def count_above_block(
     return reference._suffix_counts(histogram, order)
 
 
-def propose(seed: int, step: int, user_ids: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
-    rows = user_ids.contiguous()
-    return torch.ops.bdkernels_cuda.propose(seed, step, rows, start, stop, n_items, *_seen(seen, user_ids))
+def propose(seed: int, step: int, row_keys: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
+    rows = row_keys.contiguous()
+    return torch.ops.bdkernels_cuda.propose(seed, step, rows, start, stop, n_items, *_seen(seen, row_keys))
 
 
 def accept(
     seed: int,
     step: int,
-    user_ids: Tensor,
+    row_keys: Tensor,
     start: int,
     rank_guide: Tensor,
     rank_learner: Tensor,
@@ -101,7 +101,7 @@ def accept(
     to_teacher: bool,
 ) -> Tensor:
     kind, parameter, flipped = weight
-    per_user, ranks = (user_ids.contiguous(), start), (rank_guide.contiguous(), rank_learner.contiguous())
+    per_user, ranks = (row_keys.contiguous(), start), (rank_guide.contiguous(), rank_learner.contiguous())
     return torch.ops.bdkernels_cuda.accept(
         seed, step, *per_user, *ranks, n.contiguous(), KINDS.index(kind), parameter, flipped, to_teacher
     )

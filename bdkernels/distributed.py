@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from . import __version__, checks, precision, reference, sampler, subset
+from . import __version__, checks, keys, precision, reference, sampler, subset
 from .exchange import Exchange, ShardError
 from .factors import Factors
 from .functional import Samples, TopK, _catalog, _codes, _detach, _name, _pair, _samples, _tensor
@@ -149,9 +149,11 @@ class Shards:
         *,
         to_student: Weight | None = Tanh(),  # noqa: B008 (immutable)
         to_teacher: Weight | None = Exp(),  # noqa: B008
+        user_ids: Tensor,
+        step: int,
         seed: int = 0,
-        step: int = 0,
-        user_ids: Tensor | None = None,
+        occurrence: Tensor | None = None,
+        independent_directions: bool = False,
         catalog: int | Tensor | None = None,
         backend: str | None = None,
     ) -> Samples:
@@ -162,10 +164,10 @@ class Shards:
 
         Args:
             teacher, student: users [B, d], this process's; items [n, d] and item_bias [n], this process's shard.
-            user_ids: [B] int64 in [0, 2^32); this process's row numbers unless given: give them where processes have different
-                users, whose draws are else of the same random numbers.
-            k, seen, to_student, to_teacher, seed, step, catalog, backend: see `bdkernels.sample`; all but `seen` and `backend`
-                are the same on every process.
+            user_ids, occurrence: [B], of this process's users. Number the occurrences over the batch of all processes where a
+                user may be on several of them.
+            k, seen, to_student, to_teacher, step, seed, independent_directions, catalog, backend: see `bdkernels.sample`; all
+                but `seen` and `backend` are the same on every process.
         """
         models = {"teacher": teacher, "student": student}
 
@@ -173,27 +175,37 @@ class Shards:
             n_rows, device = len(teacher.users), teacher.users.device
             checks.tensor("student.users", student.users, (n_rows, "d"), checks.FLOATS, device)
             checks.integer("number of items", self.n_items, 1)
-            if user_ids is not None:
-                checks.tensor("user_ids", _tensor("user_ids", user_ids), (n_rows,), (torch.int64,), device)
-                checks.ids_values("user_ids", user_ids, 2**32)
+            own = {"user_ids": user_ids} | ({} if occurrence is None else {"occurrence": occurrence})
+            for name, each in own.items():
+                checks.tensor(name, _tensor(name, each), (n_rows,), (torch.int64,), device)
+            keys.of_rows(user_ids, occurrence)
+            checks.instance("independent_directions", independent_directions, bool)
             codes = _codes(k, seed, step, (to_student, to_teacher), self.n_items)
-            m, given = _catalog(catalog)
-            checks.sample(k, step, m, codes)
+            m, given = _catalog(catalog, self.n_items)
+            checks.sample(k, step, m, self.n_items, codes)
             if given is not None:
                 checks.tensor("catalog", given, ("m",), (torch.int64,), device)
                 checks.own_rising_ids("catalog", given, self.n_items)
-            numbers = {"k": k, "seed": seed, "step": step, "catalog": m if given is None else given.tolist()}
-            return numbers | {"to_student": codes[0], "to_teacher": codes[1]}
+            asked: Settings = {
+                "k": int(k),
+                "seed": int(seed),
+                "step": int(step),
+                "to_student": codes[0],
+                "to_teacher": codes[1],
+            }
+            asked["independent_directions"] = independent_directions
+            return asked | {"catalog": m if given is None else given.tolist()}
 
         steps, own, rows, _ = self._agree("sample", models, seen, backend, check)
         codes = _codes(k, seed, step, (to_student, to_teacher), self.n_items)
-        m, given = _catalog(catalog)
-        counted = subset.of(self.n_items, m, seed, step) if given is None else given
+        m, given = _catalog(catalog, self.n_items)
+        counted = subset.of(self.n_items, m, int(seed), int(step)) if given is None else given
         items = ShardedItems(self._exchange, steps, self._catalog)
         t, s = own["teacher"], own["student"]
-        if user_ids is None:
-            user_ids = torch.arange(len(t.users), device=t.users.device)
-        drawn = sampler.sample(steps, t, s, k, rows, codes, seed, step, user_ids, counted, items)
+        row_keys = keys.of_rows(user_ids, occurrence)
+        drawn = sampler.sample(
+            steps, t, s, int(k), rows, codes, int(seed), int(step), row_keys, counted, items, independent_directions
+        )
         return _samples(drawn, codes)
 
     def rank_errors(

@@ -2,8 +2,9 @@
 
 Shapes: B users of a batch, N items, C listed items a user, d factors, k draws. Every function raises ValueError that names the
 argument, what was expected and what was found (wrong shape, dtype, device, id out of range, unsorted `seen`, NaN scores),
-TypeError where its Python type is wrong, and `backends.BackendError` where an explicit backend cannot be honoured. Only the two
-losses have gradients; the others detach.
+TypeError where its Python type is wrong, and `backends.BackendError` where an explicit backend cannot be honoured. `score`,
+`distill_loss` and `bd_step_loss` have gradients: first derivatives by torch.autograd, while torch.func, forward mode and second
+derivatives raise RuntimeError. To all others their arguments are constants, and so are the scores of `topk` to what follows.
 """
 
 from typing import NamedTuple
@@ -59,21 +60,24 @@ class StepLoss(NamedTuple):
     distill: Tensor
 
 
-def score(factors: Factors, ids: Tensor, *, backend: str | None = None) -> Tensor:
-    """Scores of listed items.
+def score(factors: Factors, ids: Tensor, *, sparse: bool = False, backend: str | None = None) -> Tensor:
+    """Scores of listed items, with gradients for users, items and item_bias where they require them.
 
     One sequential fused multiply-add over d in fp32 that starts at the bias: the same bits as the scores that `rank` counts,
     in every backend, tile, thread count and instruction set.
 
     Args:
-        factors: users [B, d], items [N, d], item_bias [N] or None.
+        factors: users [B, d], items [N, d], item_bias [N] or None; here also float64, which the reference alone serves.
         ids: [B, C] int64 in [0, N).
-        backend: one of `backends.NAMES`; None for BDKERNELS_BACKEND or the best.
+        sparse: the gradients of items and item_bias as sparse rows, as from torch.nn.Embedding(sparse=True), so that their cost
+            does not grow with N; False for dense gradients, which any optimizer takes.
+        backend: one of `backends.NAMES`; None for BDKERNELS_BACKEND or the best. The gradients are the reference's.
 
     Returns:
-        [B, C] float32.
+        [B, C] float32 (float64 for float64 factors). Gradients have the dtypes of the factors.
     """
-    return torch.ops.bdkernels.score(*_detach(factors), _tensor("ids", ids), backend=_name(backend))
+    checks.instance("sparse", sparse, bool)
+    return torch.ops.bdkernels.score(*_parts(factors), _tensor("ids", ids), sparse=sparse, backend=_name(backend))
 
 
 def rank(factors: Factors, ids: Tensor, seen: Seen | None = None, *, backend: str | None = None) -> Tensor:
@@ -164,33 +168,45 @@ def sample(
     *,
     to_student: Weight | None = Tanh(),  # noqa: B008 (immutable)
     to_teacher: Weight | None = Exp(),  # noqa: B008
+    user_ids: Tensor,
+    step: int,
     seed: int = 0,
-    step: int = 0,
-    user_ids: Tensor | None = None,
+    occurrence: Tensor | None = None,
+    independent_directions: bool = False,
     catalog: int | Tensor | None = None,
     backend: str | None = None,
 ) -> Samples:
     """Items by the discrepancy of their ranks under the two models: exact draws of Kweon, Kang, Yu (WWW 2021), section 4.
 
-    Draws are independent, with replacement, among unseen items. They depend only on (seed, step, user id, index of the draw):
-    not on k, batch split, tile, thread count or backend. Exact means: the accepted proposals' ranks are counted over the whole
-    catalog, and probabilities differ from the weights' by rounding of float64 alone.
+    Draws are made with replacement among unseen items. A draw depends on the row's user under both models and on (seed, step,
+    user id, occurrence, direction, index of the draw) alone: not on k, other rows, batch split, tile, thread count or backend.
+    Exact means: the accepted proposals' ranks are counted over the whole catalog, and probabilities differ from the weights' by
+    rounding of float64 alone.
+
+    Draws of one direction are independent of each other: those of one row, and those of rows, calls and runs that differ in the
+    user id, the occurrence, the step or the seed. Rows that have all four in common draw equal items. The two directions of a
+    row accept from the same proposals, so they are not independent of each other unless you ask for it; with `Uniform` both
+    ways they are equal.
 
     Args:
         teacher: users [B, d_t], items [N, d_t], item_bias [N] or None.
         student: users [B, d_s], items [N, d_s], item_bias [N] or None, of the same users and items.
-        k: draws a user and direction, from 1 to 2^31 - 1.
+        k: draws a row and direction, from 1 to 2^31 - 1.
         seen: rows of the B users, never drawn; None for nothing seen.
         to_student: weight of the items that the student learns from the teacher; None turns the direction off.
         to_teacher: weight of the items that the teacher learns from the student; None turns the direction off.
+        user_ids: [B] int64 in [0, 2^32), which user each row is.
+        step: in [0, 2^32): the number of the training step or refresh, so that each draws anew.
         seed: any integer in [-2^63, 2^63).
-        step: in [0, 2^32): training step or refresh, so that each draws anew.
-        user_ids: [B] int64 in [0, 2^32), which user each row is; row numbers unless given. Repeats get equal draws.
-        catalog: None counts ranks over all items. m counts them over m random items, others for each (seed, step) and the same
-            for all users, so that the cost does not grow with N: draws then follow estimated ranks. The share of the catalog
-            that an estimate is off by passes `rank_error(m, delta)` with a probability of at most delta. Proposals come from
-            all items, but for users whose weights are so peaked that hardly any is accepted: those draw from the m. Or the
-            m items themselves, ids [m] int64, rising; those that `Strata` draws estimate ranks better.
+        occurrence: [B] int64 in [0, 2^24), how many earlier rows have the same user, so that repeats of a user draw items of
+            their own: `occurrence(user_ids)` of the whole batch, which may then be split in any way. None: zeros.
+        independent_directions: True makes the draws of the two directions independent of each other, at the cost of a second
+            pass of counting over the catalog. The draws to the student are the same either way.
+        catalog: None counts ranks over all items. m, from 1 to N, counts them over m random items, others for each (seed, step)
+            and the same for all users, so that the cost does not grow with N: draws then follow estimated ranks. The share of
+            the catalog that an estimate is off by passes `rank_error(m, delta)` with a probability of at most delta. Proposals
+            come from all items, but for users whose weights are so peaked that hardly any is accepted: those draw from the m.
+            Or the m items themselves, ids [m] int64, rising; those that `Strata` draws estimate ranks better.
         backend: see `score`.
 
     Item tables of `open_table` are read from disk once for each round of proposals of a group of users. A group has 2^18 /
@@ -199,13 +215,13 @@ def sample(
     With `catalog` the tables are not read through: just the rows of the m items and of the proposals are.
     """
     models = *_detach(teacher, "teacher"), *_detach(student, "student")
-    m, counted = _catalog(catalog)
-    weights = _codes(k, seed, step, (to_student, to_teacher), len(teacher.items))
-    if user_ids is None:
-        user_ids = torch.arange(len(teacher.users), device=teacher.users.device)
+    m, counted = _catalog(catalog, teacher.n_items)
+    weights = _codes(k, seed, step, (to_student, to_teacher), teacher.n_items)
+    checks.instance("independent_directions", independent_directions, bool)
+    rows = _tensor("user_ids", user_ids), None if occurrence is None else _tensor("occurrence", occurrence)
     drawn = torch.ops.bdkernels.sample(
-        *models, *_pair(seen), _tensor("user_ids", user_ids), k, seed, step, *weights[0], *weights[1],
-        m, counted, backend=_name(backend),
+        *models, *_pair(seen), rows[0], k, seed, step, *weights[0], *weights[1],
+        m, counted, rows[1], independent_directions, backend=_name(backend),
     )  # fmt: skip
     return _samples(drawn, weights)
 
@@ -282,6 +298,7 @@ def bd_step_loss(
             or infinite ones say that the gradient is not to be used.
     """
     checks.instance("distill", distill, Draws)
+    checks.instance("sparse", sparse, bool)
     ids, mask = distill
     batch = users, positives, negatives, ids, guide_scores, mask
     step = StepInputs(user_table, item_table, item_bias, *batch, cf, lambda_, tau_learner, tau_guide)
@@ -342,12 +359,12 @@ def bd_step_update(
     return StepLoss(cf_loss + lambda_ * distill_loss, cf_loss, distill_loss)
 
 
-def _catalog(catalog: int | Tensor | None) -> tuple[int, Tensor | None]:
+def _catalog(catalog: int | Tensor | None, n_items: int) -> tuple[int, Tensor | None]:
     """How many random items ranks are counted over, 0 for all or those that are given; and the given ones."""
     if catalog is None or isinstance(catalog, Tensor):
         return 0, catalog
     checks.int64("catalog", catalog)
-    checks.integer("catalog", catalog, 1)
+    checks.integer("catalog", catalog, 1, n_items)
     return catalog, None
 
 
@@ -392,11 +409,16 @@ def _name(backend: str | None) -> str:
     return backend or ""
 
 
-def _detach(f: Factors, name: str = "factors") -> tuple[Tensor, Tensor, Tensor | None]:
+def _parts(f: Factors, name: str = "factors") -> tuple[Tensor, Tensor, Tensor | None]:
     checks.instance(name, f, Factors)
     users, items, bias = f
-    users, items = _tensor(f"{name}.users", users).detach(), _tensor(f"{name}.items", items).detach()
-    return users, items, None if bias is None else _tensor(f"{name}.item_bias", bias).detach()
+    users, items = _tensor(f"{name}.users", users), _tensor(f"{name}.items", items)
+    return users, items, None if bias is None else _tensor(f"{name}.item_bias", bias)
+
+
+def _detach(f: Factors, name: str = "factors") -> tuple[Tensor, Tensor, Tensor | None]:
+    users, items, bias = _parts(f, name)
+    return users.detach(), items.detach(), None if bias is None else bias.detach()
 
 
 def _pair(seen: Seen | None) -> tuple[Tensor, Tensor] | tuple[None, None]:

@@ -99,7 +99,8 @@ def sample(args: argparse.Namespace) -> Job:
     rows = seen(args)
     work = catalog_work(args, [teacher, student], *rows)
     work = work._replace(bytes=work.bytes + 2 * args.users * args.k * 8)
-    return Job(lambda: functional.sample(teacher, student, args.k, rows, backend=args.backend), work)
+    row = {"user_ids": torch.arange(args.users, device=teacher.users.device), "step": 0, "backend": args.backend}
+    return Job(lambda: functional.sample(teacher, student, args.k, rows, **row), work)
 
 
 def distill_loss(args: argparse.Namespace) -> Job:

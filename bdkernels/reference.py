@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import stored
 from .checks import NaNScore
 from .factors import Factors
 from .optim import Rule
@@ -52,11 +53,14 @@ class Steps(NamedTuple):
 
 
 def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """a * b + c in float32 with one rounding, as the hardware's fused multiply-add does it, from float64 operations.
+    """a * b + c in float32 with one rounding, as the hardware's fused multiply-add does it, from float64 operations. Of float64
+    numbers, which this module alone has: with two roundings.
 
     The product of two float32 is exact in float64. Their sum with c is rounded to odd (Boldo and Melquiond, "Emulation of
     FMA and correctly rounded sums", 2008), so that the second rounding, to float32, is the only one that counts.
     """
+    if c.dtype == torch.float64:
+        return a * b + c
     p, c64 = a.double() * b.double(), c.double()
     s = p + c64
     back = s - c64
@@ -77,16 +81,23 @@ def score_block(f: Factors) -> Tensor:
 
 
 def score(f: Factors, ids: Tensor) -> Tensor:
-    """[B, C] float32 scores of the listed items, the same bits as `score_block` gives them."""
-    users, items = f.users.float().T.contiguous(), f.items[ids].float().movedim(2, 0).contiguous()  # [d, B], [d, B, C]
-    acc = (
-        torch.zeros(ids.shape, dtype=torch.float32, device=ids.device)
-        if f.item_bias is None
-        else f.item_bias[ids].float()
-    )
+    """[B, C] float32 scores of the listed items, the same bits as `score_block` gives them; float64 of float64 factors."""
+    users, items = _wide(f.users).T.contiguous(), _wide(f.items[ids]).movedim(2, 0).contiguous()  # [d, B], [d, B, C]
+    acc = users.new_zeros(ids.shape) if f.item_bias is None else _wide(f.item_bias[ids])
     for u, v in zip(users, items, strict=True):
         acc = fma(u[:, None], v, acc)
     return acc
+
+
+def score_backward_users(grad: Tensor, items: Tensor, ids: Tensor) -> Tensor:
+    """[B, d] gradient of `score` for the users, from that of the scores [B, C]."""
+    rows = stored.take(items, ids.flatten()).to(grad.dtype)
+    return torch.bmm(grad[:, None], rows.view(*ids.shape, items.shape[1])).squeeze(1)
+
+
+def score_backward_items(grad: Tensor, users: Tensor) -> Tensor:
+    """[B * C, d] gradient of `score` for the rows of the listed items; for their biases it is that of the scores."""
+    return (grad[:, :, None] * users.to(grad.dtype)[:, None]).flatten(0, 1)
 
 
 # ---- rank ----
@@ -211,13 +222,14 @@ def check_scores_at(scores: Tensor, rows: Tensor, ids: Tensor) -> None:
 PROPOSE, ACCEPT, FALLBACK, SUBSET = 0, 1, 2, 3  # streams of random numbers; the first three as in csrc/core/philox.h
 
 
-def philox(seed: int, index: Tensor, stream: int, users: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four 32-bit words (in int64) of Philox4x32-10 for each (index, stream, user, step), with the seed as its key.
+def philox(seed: int, index: Tensor, stream: int, keys: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four 32-bit words (in int64) of Philox4x32-10 for each (index, stream, row key, step), with the seed as its own key.
 
-    Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). `index` and `users` broadcast.
+    Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). `index` and `keys` broadcast;
+    `keys.py` makes row keys, and a user's id is one.
     """
-    c0, c2 = torch.broadcast_tensors(index, users)
-    c1, c3 = torch.full_like(c0, stream), torch.full_like(c0, step)
+    c0, key = torch.broadcast_tensors(index, keys)
+    c1, c2, c3 = stream | key >> 32 & _LOW32, key & _LOW32, torch.full_like(c0, step)
     k0, k1 = seed & _LOW32, (seed >> 32) & _LOW32
     for _ in range(10):
         p0, p1 = c0 * 0xD2511F53, c2 * 0xCD9E8D57  # wrap in int64; both halves are still right
@@ -238,11 +250,11 @@ def candidate_counts(n_items: int, n_rows: int, seen: Seen | None, device: torch
     return n_items - seen.counts()
 
 
-def propose(seed: int, step: int, user_ids: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
+def propose(seed: int, step: int, row_keys: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
     """[B, stop - start] int64: proposals start .. stop - 1 of each user, uniform over the unseen items (-1 if none)."""
-    index = torch.arange(start, stop, device=user_ids.device)
-    hi, lo, _, _ = philox(seed, index, PROPOSE, user_ids[:, None], step)
-    n = candidate_counts(n_items, user_ids.shape[0], seen, user_ids.device)[:, None]
+    index = torch.arange(start, stop, device=row_keys.device)
+    hi, lo, _, _ = philox(seed, index, PROPOSE, row_keys[:, None], step)
+    n = candidate_counts(n_items, row_keys.shape[0], seen, row_keys.device)[:, None]
     nth = (hi * n + (lo * n >> 32)) >> 32  # floor(64 random bits * n / 2^64): off by less than n / 2^64
     return nth if seen is None else seen.nth_unseen(nth, n_items)
 
@@ -275,7 +287,7 @@ def max_log_weight(kind: str, parameter: float, n: Tensor) -> Tensor:
 def accept(
     seed: int,
     step: int,
-    user_ids: Tensor,
+    row_keys: Tensor,
     start: int,
     rank_guide: Tensor,
     rank_learner: Tensor,
@@ -285,8 +297,8 @@ def accept(
 ) -> Tensor:
     """[B, C] bool: which of the proposals start .. start + C - 1 are draws from the weight's distribution."""
     kind, parameter, flipped = weight
-    index = torch.arange(start, start + rank_guide.shape[1], device=user_ids.device)
-    words = philox(seed, index, ACCEPT, user_ids[:, None], step)
+    index = torch.arange(start, start + rank_guide.shape[1], device=row_keys.device)
+    words = philox(seed, index, ACCEPT, row_keys[:, None], step)
     u = uniform(*words[2:]) if to_teacher else uniform(*words[:2])
     n = n[:, None]
     delta = rank_learner - rank_guide if flipped else rank_guide - rank_learner

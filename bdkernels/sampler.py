@@ -1,6 +1,6 @@
 """The exact sampler: propose, score, count, accept, in rounds; then the full row for the few users that need it.
 
-The rounds are the same for every backend: a backend supplies the steps (`reference.Steps`). Draw i of a user is its i-th accepted
+The rounds are the same for every backend: a backend supplies the steps (`reference.Steps`). Draw i of a row is its i-th accepted
 proposal in the order of the proposals' counters, so the size of a round, the batch and the number k asked for change nothing.
 
 Where the steps are queued on a GPU, nothing here waits for it but one question at the end: does any user need the full row? A
@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import checks, reference, subset
+from . import checks, keys, reference, subset
 from .checks import NaNScore
 from .factors import Factors
 from .reference import Steps, WeightCode
@@ -36,6 +36,7 @@ IN_FLIGHT = 1 << 18  # proposals of a round over all users, at most, where round
 ROWS = 1024  # most users in flight, which bounds the scratch memory
 QUEUED_ROWS = 16 << 10  # the same where the steps are queued: the next chunk waits for the device
 ROW_ELEMENTS = 1 << 20  # users x items ranked at once by the fallback (one user at least)
+OFF: WeightCode = ("", 0.0, False)  # of a direction that draws nothing
 
 
 class Batch(NamedTuple):
@@ -44,18 +45,18 @@ class Batch(NamedTuple):
     teacher: Factors
     student: Factors
     seen: Seen | None
-    user_ids: Tensor  # [B] int64
+    row_keys: Tensor  # [B] int64, whose random numbers each row draws: keys.py
     candidates: Tensor  # [B] int64, unseen items of each user
     subset: "Subset | None" = None  # of the items, to count ranks over; None: all
 
     def take(self, rows: Tensor) -> "Batch":
         """The same for some rows, none of them twice."""
-        nnz = None if self.seen is None or len(rows) < len(self.user_ids) else len(self.seen.indices)
+        nnz = None if self.seen is None or len(rows) < len(self.row_keys) else len(self.seen.indices)
         return Batch(
             self.teacher._replace(users=self.teacher.users[rows]),
             self.student._replace(users=self.student.users[rows]),
             None if self.seen is None else self.seen.rows(rows, nnz),
-            self.user_ids[rows],
+            self.row_keys[rows],
             self.candidates[rows],
             None if self.subset is None else Subset(self.subset.ids, self.subset.batch.take(rows)),
         )
@@ -63,9 +64,9 @@ class Batch(NamedTuple):
     def among(self, ids: Tensor, rows: Tensor) -> "Batch":
         """The same users, with ranks from the items `ids`, rising, of which those in these rows of the tables are here."""
         seen = None if self.seen is None else subset.within(self.seen, ids)
-        candidates = reference.candidate_counts(len(ids), len(self.user_ids), seen, ids.device)
+        candidates = reference.candidate_counts(len(ids), len(self.row_keys), seen, ids.device)
         teacher, student = (subset.among(f, rows) for f in (self.teacher, self.student))
-        part = Batch(teacher, student, seen, self.user_ids, candidates)
+        part = Batch(teacher, student, seen, self.row_keys, candidates)
         return self._replace(subset=Subset(ids, part))
 
     @property
@@ -172,24 +173,34 @@ def sample(
     weights: tuple[WeightCode, WeightCode],
     seed: int,
     step: int,
-    user_ids: Tensor,
+    row_keys: Tensor,
     counted: Tensor | None = None,
     items: Items | None = None,
+    independent_directions: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Draw k items a user and direction; returns their ids [B, k] to the student and to the teacher, -1 where none.
+    """Draw k items a row and direction; returns their ids [B, k] to the student and to the teacher, -1 where none.
 
     `weights` are those to the student and to the teacher; a direction whose kind is "" is off and has no columns. Ranks are
-    counted over the items `counted` [m], rising; over all unless given. `items` says where they are: in the tables.
+    counted over the items `counted` [m], rising; over all by default. `items` says where they are: in the tables. Independent
+    directions take a pass each, with row keys that have nothing in common.
     """
     draw = steps.draw if items is None else None
     items = items or Items(steps, teacher.n_items)
-    candidates = reference.candidate_counts(items.n_items, len(user_ids), seen, user_ids.device)
-    everyone = Batch(teacher, student, seen, user_ids, candidates)
+    candidates = reference.candidate_counts(items.n_items, len(row_keys), seen, row_keys.device)
+    everyone = Batch(teacher, student, seen, row_keys, candidates)
     if counted is not None:
-        everyone = items.subset(everyone, counted.to(user_ids.device))
+        everyone = items.subset(everyone, counted.to(row_keys.device))
     draw = draw or partial(_draw, items)
-    ids = draw(everyone, k, weights, seed, step, (PROBE, MIN_HITS, CAP))
-    to_student, to_teacher = (drawn if kind else drawn[:, :0] for drawn, (kind, _, _) in zip(ids, weights, strict=True))
+    out = [row_keys.new_empty(len(row_keys), 0) for _ in weights]
+    passes = [(everyone, weights)]
+    if independent_directions:
+        other = everyone._replace(row_keys=keys.apart(row_keys))
+        passes = [(everyone, (weights[0], OFF)), (other, (OFF, weights[1]))]
+    for batch, codes in passes:
+        if codes != (OFF, OFF):
+            ids = draw(batch, k, codes, seed, step, (PROBE, MIN_HITS, CAP))
+            out = [new if kind else old for old, new, (kind, _, _) in zip(out, ids, codes, strict=True)]
+    to_student, to_teacher = out
     return to_student, to_teacher
 
 
@@ -203,9 +214,9 @@ def _draw(
     limits: tuple[int, int, int],
 ) -> tuple[Tensor, Tensor]:
     """`sample` made of the steps of a backend."""
-    n_users, n_counted = len(everyone.user_ids), items.n_items if everyone.subset is None else len(everyone.subset.ids)
-    out = [everyone.user_ids.new_full((n_users, k + 1), -1) for _ in weights]
-    for rows in items.turns(torch.arange(n_users, device=everyone.user_ids.device), items.at_once(k)):
+    n_users, n_counted = len(everyone.row_keys), items.n_items if everyone.subset is None else len(everyone.subset.ids)
+    out = [everyone.row_keys.new_full((n_users, k + 1), -1) for _ in weights]
+    for rows in items.turns(torch.arange(n_users, device=everyone.row_keys.device), items.at_once(k)):
         batch = everyone.take(rows)
         directions = [
             Direction(to_teacher, weight, ids[rows], torch.zeros_like(rows), batch.candidates > 0)
@@ -259,13 +270,13 @@ def _accept_in_rounds(
             size = max(size, IN_FLIGHT // len(rows))
         stop = min(start + size, cap if start >= probe else probe)
         b = batch.take(rows)
-        ids = steps.propose(seed, step, b.user_ids, start, stop, items.n_items, b.seen)
+        ids = steps.propose(seed, step, b.row_keys, start, stop, items.n_items, b.seen)
         listed = ids.clamp(min=0)  # of a user without candidates, who is not open, any item
         rank_t, rank_s = map(b.ranks, items.counts(b, rows, listed, **live))
         for d in directions:
             guide, learner = (rank_s, rank_t) if d.to_teacher else (rank_t, rank_s)
             hit = steps.accept(
-                seed, step, b.user_ids, start, guide, learner, b.candidates, d.weight, bool(d.to_teacher)
+                seed, step, b.row_keys, start, guide, learner, b.candidates, d.weight, bool(d.to_teacher)
             )
             _place(d, rows, ids, hit & d.open[rows, None], k)
             d.open.logical_and_(d.hits < k)
@@ -296,7 +307,7 @@ def _draw_from_full_rows(items: Items, b: Batch, d: Direction, rows: Tensor, see
     cumulative = (log_w - top).exp_().nan_to_num_(0.0).cumsum_(1)  # NaN: no weight anywhere
     total = cumulative[:, -1:].contiguous()
     index = torch.arange(d.ids.shape[1] - 1, device=rows.device)
-    words = reference.philox(seed, index, reference.FALLBACK, b.user_ids[:, None], step)
+    words = reference.philox(seed, index, reference.FALLBACK, b.row_keys[:, None], step)
     u = reference.uniform(*words[2:]) if d.to_teacher else reference.uniform(*words[:2])
     last = torch.searchsorted(cumulative, total)  # the last item with weight: u * total may round up to total
     drawn = torch.searchsorted(cumulative, u * total, right=True).minimum(last)

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,8 +28,14 @@ class Seen(NamedTuple):
             n_users: number of rows.
 
         Raises:
-            ValueError: lengths differ, a user is not in [0, n_users) or an item not in [0, 2^31).
+            TypeError: n_users is no integer.
+            ValueError: users or items are no integers, lengths differ, a user is not in [0, n_users) or an item not in [0, 2^31).
         """
+        for name, t in (("users", users), ("items", items)):
+            if t.dtype == torch.bool or t.is_floating_point() or t.is_complex():
+                raise ValueError(f"{name}: expected integers, got {t.dtype}")
+        if isinstance(n_users, bool) or not isinstance(n_users, (int, np.integer)):
+            raise TypeError(f"n_users: expected int, got {type(n_users).__name__}")
         if users.shape != items.shape or users.dim() != 1:
             raise ValueError(
                 f"users, items: expected two 1-D tensors of one length, got {list(users.shape)} and {list(items.shape)}"

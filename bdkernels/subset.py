@@ -25,6 +25,8 @@ def rank_error(m: int, delta: float = 0.05) -> float:
     Raises:
         ValueError: m or delta is out of range.
     """
+    checks.int64("m", m)
+    checks.float64("delta", delta)
     if m < 1 or not 0 < delta < 1:
         raise ValueError(f"m, delta: expected m >= 1 and delta in (0, 1), got {m} and {delta}")
     return math.sqrt(math.log(2 / delta) / (2 * m))
@@ -48,6 +50,8 @@ def rank_errors(
     Raises:
         ValueError: an argument is wrong, as for `sample` and `rank`.
     """
+    users, items, bias = factors
+    factors = Factors(users.detach(), items.detach(), None if bias is None else bias.detach())
     some_items = counted(factors.n_items, catalog, seed, step).to(ids.device)
     pair = (None, None) if seen is None else seen
     exact = torch.ops.bdkernels.rank(*factors, ids, *pair)
@@ -102,11 +106,21 @@ def draw(n_items: int, m: int, seed: int, step: int) -> Tensor:
 
 def counted(n_items: int, catalog: int | Tensor, seed: int, step: int) -> Tensor:
     """The items that `catalog` means: so many random ones, or those."""
+    seed, step = numbered(seed, step)
     if isinstance(catalog, Tensor):
         checks.tensor("catalog", catalog, ("m",), (torch.int64,), catalog.device)
         return checks.own_rising_ids("catalog", catalog, n_items)
+    checks.int64("catalog", catalog)
     checks.integer("catalog", catalog, 1, n_items)
     return draw(n_items, catalog, seed, step)
+
+
+def numbered(seed: int, step: int) -> tuple[int, int]:
+    """Both as Python's integers; TypeError or ValueError unless they are a seed and a step, as for `sample`."""
+    checks.int64("seed", seed)
+    checks.int64("step", step)
+    checks.integer("step", step, 0, 2**32 - 1)
+    return int(seed), int(step)
 
 
 def of(n_items: int, m: int, seed: int, step: int) -> Tensor | None:
@@ -126,6 +140,7 @@ class Strata:
     """
 
     def __init__(self, popularity: Tensor) -> None:
+        checks.instance("popularity", popularity, Tensor)
         checks.tensor("popularity", popularity, ("N",), (popularity.dtype,), popularity.device)
         self.order = popularity.cpu().argsort(stable=True)
 
@@ -135,7 +150,9 @@ class Strata:
         Where m does not divide N, parts differ by one item, and so do by 1 / (N / m) the chances of their items.
         """
         n = len(self.order)
+        checks.int64("m", m)
         checks.integer("m", m, 1, n)
+        seed, step = numbered(seed, step)
         index, user = torch.arange(m), torch.zeros((), dtype=torch.int64)
         _, _, hi, _ = reference.philox(seed, index, reference.SUBSET, user, step)
         edges = torch.arange(m + 1) * n // m

@@ -14,8 +14,10 @@ Side = Literal["over", "under"]
 
 
 def _positive(name: str, value: float | None) -> None:
-    if not isinstance(value, (float, int, np.floating, np.integer, type(None))):
+    if isinstance(value, bool) or not isinstance(value, (float, int, np.floating, np.integer, type(None))):
         raise TypeError(f"{name}: expected float, got {type(value).__name__}")
+    if isinstance(value, (np.floating, np.integer)):
+        value = value.item()  # a narrow one would be compared in its own type
     if value is not None and not 0 < value <= sys.float_info.max:
         raise ValueError(f"{name}: expected a finite number > 0, got {value!r}")
 

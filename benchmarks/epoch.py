@@ -63,7 +63,7 @@ def published_refresh(trainer: Trainer, first: bool) -> float:
     drawn = peers.per_user_argsort(t, s, rows, k)
     taken = (time.perf_counter() - start) * teacher.n_users / len(users)
     if first:
-        ours = bd.sample(t, s, k, rows)
+        ours = bd.sample(t, s, k, rows, user_ids=users, step=0)
         check(t, s, rows, {"bdkernels": (ours.to_student.ids, ours.to_teacher.ids), "per_user_argsort": drawn})
     return taken
 

@@ -77,7 +77,8 @@ def inputs(n_users: int, n_items: int, dims: tuple[int, int]) -> tuple[bd.Factor
 
 def draws(teacher: bd.Factors, student: bd.Factors, seen: bd.Seen, k: int) -> tuple[Tensor, Tensor]:
     """This library, with the backend that it chooses."""
-    out = bd.sample(teacher, student, k, seen)
+    user_ids = torch.arange(len(teacher.users), device=teacher.users.device)
+    out = bd.sample(teacher, student, k, seen, user_ids=user_ids, step=0)
     assert out.to_student is not None and out.to_teacher is not None
     return out.to_student.ids, out.to_teacher.ids
 

@@ -66,7 +66,9 @@ def refill(threads: list[int], size: tuple[int, int, tuple[int, int]], rounds: i
     for turn in range(rounds + 1):
         for n in threads:
             torch.set_num_threads(n)
-            took = seconds(lambda t=turn: bd.sample(teacher, student, sample.K, seen, step=t))
+            took = seconds(
+                lambda t=turn: bd.sample(teacher, student, sample.K, seen, user_ids=torch.arange(users), step=t)
+            )
             times[n] += [took] if turn else []
     torch.set_num_threads(before)
     scores = 2 * users * items

@@ -41,7 +41,10 @@ def cost(n_items: int) -> list[dict[str, Any]]:
     """Median times, 64 users, teacher 64 and student 16, 32 draws a direction."""
     teacher, student, seen = inputs(64, n_items, (64, 16))
     calls = {
-        m: partial(bd.sample, teacher, student, K, seen, seed=7, catalog=m) for m in (None, min(COUNTED, n_items - 1))
+        m: partial(
+            bd.sample, teacher, student, K, seen, user_ids=torch.arange(len(teacher.users)), step=0, seed=7, catalog=m
+        )
+        for m in (None, min(COUNTED, n_items - 1))
     }
     times: dict[int | None, list[float]] = {m: [] for m in calls}
     for call in calls.values():

@@ -31,9 +31,9 @@ def main() -> None:
     before = shards.traffic
     same = torch.equal(shards.rank(part[0], ids[own]), bd.rank(whole[0], ids[own]))
     of_rank, before = shards.traffic - before, shards.traffic
-    drawn = shards.sample(*part, DRAWS, user_ids=user_ids)
+    drawn = shards.sample(*part, DRAWS, user_ids=user_ids, step=0)
     of_sample = shards.traffic - before
-    alone = bd.sample(*whole, DRAWS, user_ids=user_ids)
+    alone = bd.sample(*whole, DRAWS, user_ids=user_ids, step=0)
     same = same and all(torch.equal(a.ids, b.ids) for a, b in zip(drawn, alone, strict=True))
 
     found = [None] * world

@@ -149,6 +149,10 @@ def user_ids(case: Case) -> torch.Tensor:
     return some_ids(case, 5, 2**32, case.b)
 
 
+def occurrences(case: Case) -> torch.Tensor | None:
+    return None if case.rng(17).random() < 0.5 else some_ids(case, 18, 2**24, case.b)
+
+
 def ties(case: Case) -> torch.Tensor:
     rng = case.rng(6)
     values = rng.integers(-3, case.n + 3, (case.b, case.c))

@@ -15,6 +15,7 @@ import oracle
 import pytest
 import torch
 import torch.distributed as dist
+from draws import numbered
 
 import bdkernels as bd
 from bdkernels import lockstep, sampler
@@ -137,12 +138,16 @@ WEIGHTS = {  # to the student, to the teacher
 }
 
 
-def draw(w: World, t: bd.Factors, s: bd.Factors, k: int, seen: bd.Seen | None, weights, **more) -> None:
+def draw(
+    w, t: bd.Factors, s: bd.Factors, k: int, seen: bd.Seen | None, weights, ids=None, backend=None, **more
+) -> None:
     """Ours are those of one process."""
-    ids = torch.arange(w.n_users) * 3 + 2**31
+    ids = torch.arange(w.n_users) * 3 + 2**31 if ids is None else ids
     to = dict(zip(("to_student", "to_teacher"), weights, strict=True)) | {"seed": -5, "step": 9}
-    theirs = bd.sample(t, s, k, seen, user_ids=ids, **to, **({"catalog": more["catalog"]} if "catalog" in more else {}))
-    ours = w.shards.sample(w.own(t), w.own(s), k, w.rows(seen), user_ids=ids[w.users], **to, **more)
+    to |= more
+    theirs = bd.sample(t, s, k, seen, user_ids=ids, **to)
+    own = {name: to[name][w.users] for name in ("occurrence",) if name in to}
+    ours = w.shards.sample(w.own(t), w.own(s), k, w.rows(seen), user_ids=ids[w.users], **to | own, backend=backend)
     for mine, whole in zip(ours, theirs, strict=True):
         assert (mine is None) == (whole is None)
         if mine is not None:
@@ -173,7 +178,7 @@ def sample_with_ranks_from_a_subset(w: World) -> None:
         ("released", 40),
         ("peaked", 40),
         ("released", 150),
-        ("released", 2**40),
+        ("released", N),
         ("released", ids),
     ):
         draw(w, w.factors("normal"), w.factors("no bias", d=3), 32, w.seen(), WEIGHTS[name], catalog=catalog)
@@ -212,10 +217,13 @@ def sample_in_turns(w: World) -> None:
 
 
 @check
-def sample_by_row_number(w: World) -> None:
-    t, s = w.own(w.factors("normal")), w.own(w.factors("normal", d=2))
-    numbers = torch.arange(len(t.users))
-    same(w.shards.sample(t, s, 3).to_student.ids, w.shards.sample(t, s, 3, user_ids=numbers).to_student.ids)
+def sample_repeated_users(w: World) -> None:
+    """Numbered over the whole batch; and directions of their own."""
+    repeated = torch.arange(w.n_users) % 5
+    for weights in (WEIGHTS["released"], WEIGHTS["peaked"]):
+        for catalog in (None, 60):
+            more = {"occurrence": bd.occurrence(repeated), "independent_directions": True, "catalog": catalog}
+            draw(w, w.factors("normal"), w.factors("no bias", d=3), 12, w.seen(), weights, ids=repeated, **more)
 
 
 @check
@@ -275,7 +283,7 @@ def traffic(w: World) -> None:
         ranked = shards.traffic
         shards.topk(f, k, seen)
         best = shards.traffic
-        shards.sample(f, f, 4, seen, **uniform)
+        shards.sample(f, f, 4, seen, **uniform, **numbered(f))
         sent.append((ranked - before, best - ranked, shards.traffic - best))
     assert sent[0] == sent[1], sent
     agreed, seen_ids = 32 * w.size, 4 * 2 * b + 4 * b * w.size
@@ -304,9 +312,9 @@ def a_wrong_argument_on_one_process(w: World) -> None:
     with raises(bd.BackendError if wrong else ShardError, "backend: expected one of"):
         w.shards.score(f, ids, backend="abacus" if wrong else None)
     with raises(TypeError if wrong else ValueError, "user_ids: expected Tensor, got list"):
-        w.shards.sample(f, f, 3, user_ids=[1] if wrong else None)
+        w.shards.sample(f, f, 3, **numbered(f) | ({"user_ids": [1]} if wrong else {}))
     with raises(TypeError if wrong else ValueError, "teacher: expected Factors, got NoneType"):
-        w.shards.sample(None if wrong else f, f, 3)
+        w.shards.sample(None if wrong else f, f, 3, **numbered(f))
     with raises(ValueError, "n_local: expected an integer >= 0", *who):
         Shards(-1 if wrong else 5, group=w.group)
     w.shards.rank(f, ids)  # and all go on
@@ -322,9 +330,9 @@ def bad_ids_and_nan_on_one_process(w: World) -> None:
             call()
     for odd, even, catalog in ((own, w.own(w.factors("normal")), None), (own, own, 200)):
         with raises(ValueError, "teacher: expected finite scores, got NaN for user row 0 of rank 0, item 77"):
-            w.shards.sample(odd, even, 3, catalog=catalog, step=1)
+            w.shards.sample(odd, even, 3, catalog=catalog, **numbered(odd, step=1))
         with raises(ValueError, "expected finite scores, got NaN for user row 0 of rank 0, item 77"):
-            w.shards.sample(even, odd, 3, to_student=bd.Exp(500.0), catalog=catalog, step=1)
+            w.shards.sample(even, odd, 3, to_student=bd.Exp(500.0), catalog=catalog, **numbered(odd, step=1))
     same(w.shards.score(own, ids + 76), bd.score(f, torch.full((w.n_users, 2), 76))[w.users])
     if w.place == 0:
         ids[0, 0] = N
@@ -362,7 +370,7 @@ def processes_that_differ(w: World) -> None:
         ("to_teacher", bd.Linear(), bd.Linear(side="under")),
     ):
         with raises(ValueError, f"sample: {name}: expected the same on every process"):
-            w.shards.sample(f, f, 3, **{name: other if odd else value})
+            w.shards.sample(f, f, 3, **numbered(f) | {name: other if odd else value})
     w.shards.topk(f, 4)
 
 

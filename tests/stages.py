@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from draws import numbered
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
@@ -51,7 +52,7 @@ def problem(b: int = 5, n: int = 203, d: int = 5) -> Problem:
 
 
 def sample(p: Problem) -> tuple[Tensor, ...]:
-    drawn = bd.sample(p.teacher, p.student, 9, p.seen, seed=3)
+    drawn = bd.sample(p.teacher, p.student, 9, p.seen, **numbered(p.teacher, seed=3))
     return drawn.to_student.ids, drawn.to_teacher.ids
 
 

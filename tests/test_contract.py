@@ -19,13 +19,16 @@ def arguments() -> dict[str, tuple]:
     table = (torch.randn(7, d), torch.randn(n, d), torch.randn(n))
     users, positives, negatives = torch.tensor([1, 6, 0, 1]), torch.randint(0, n, (b,)), torch.randint(0, n, (b, 2))
     return {
-        "score": (*f, ids),
+        "score": (*(x.clone().requires_grad_() for x in f), ids),
+        "score_forward": (*f, ids),
+        "score_backward": (t, *f[:2], ids, True, True),
         "rank": (*f, ids, *seen),
         "count_above": (*f, t, ids, *seen, 2),
         "count_above_block": (torch.randn(b, n), t, ids, None, None, 0),
         "topk": (*f, 6, *seen),
         "sample": (*f, *s, *seen, torch.arange(b), 5, 1, 2, "tanh", 252.0, False, "exp", 2.5, True),
         "distill_loss": (scores, torch.randn(b, c), 1.0, 2.0, torch.rand(b, c) < 0.5),
+        "distill_loss_forward": (scores.detach(), torch.randn(b, c), 1.0, 2.0, None),
         "distill_loss_backward": (torch.ones(()), torch.randn(b, c), torch.randn(b, c), 1.0, 2.0, None),
         "bd_step_update": (
             *table,
@@ -78,7 +81,9 @@ def test_every_operator_is_checked():
     assert registered == set(arguments())
 
 
-@pytest.mark.parametrize("name", ["score", "rank", "count_above", "topk", "sample", "bd_step", "bd_step_update"])
+@pytest.mark.parametrize(
+    "name", ["score_forward", "score_backward", "rank", "count_above", "topk", "sample", "bd_step", "bd_step_update"]
+)
 def test_fake_shapes_and_dtypes(name):
     """The fake's answer is the real one's, on meta tensors."""
     real = getattr(OPS, name)(*arguments()[name])
@@ -133,8 +138,7 @@ def test_compile_fullgraph_training_step():
 
 
 def test_factors_are_detached():
-    """Ranks and draws carry no gradient, and ask for none."""
+    """Ranks, draws and the scores of the best carry no gradient, and ask for none."""
     items = torch.nn.Parameter(torch.randn(9, 2))
     f = bd.Factors(torch.randn(3, 2, requires_grad=True), items)
-    assert not bd.score(f, torch.zeros(3, 1, dtype=torch.int64)).requires_grad
     assert not bd.topk(f, 2).scores.requires_grad

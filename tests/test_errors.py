@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from draws import numbered
 
 import bdkernels as bd
 
@@ -64,7 +65,7 @@ def test_nan_scores_are_named(backend, where, c):
     with pytest.raises(ValueError, match="expected finite scores, got NaN"):
         bd.topk(f, 2, backend=backend)
     with pytest.raises(ValueError, match="expected finite scores, got NaN"):
-        bd.sample(f, f, 2, backend=backend)
+        bd.sample(f, f, 2, **numbered(f), backend=backend)
     with pytest.raises(ValueError, match="expected finite scores, got NaN"):
         bd.score(f, torch.ones(3, 1, dtype=torch.int64), backend=backend)
 
@@ -101,18 +102,18 @@ def test_nan_thresholds(backend):
 def test_sample_arguments(backend, kwargs, message):
     f = bd.Factors(torch.randn(3, 4), torch.randn(10, 4))
     with pytest.raises(ValueError, match=message):
-        bd.sample(f, f, **{"k": 2, **kwargs}, backend=backend)
+        bd.sample(f, f, **numbered(f, k=2) | kwargs, backend=backend)
 
 
 def test_models_of_different_sizes(backend):
     f = bd.Factors(torch.randn(3, 4), torch.randn(10, 4))
     with pytest.raises(ValueError, match=r"student.items: expected shape \[10, d\], got \[11, 4\]"):
-        bd.sample(f, bd.Factors(f.users, torch.randn(11, 4)), 2, backend=backend)
+        bd.sample(f, bd.Factors(f.users, torch.randn(11, 4)), 2, **numbered(f), backend=backend)
     with pytest.raises(ValueError, match=r"student.users: expected shape \[3, d\], got \[2, 4\]"):
-        bd.sample(f, bd.Factors(f.users[:2], f.items), 2, backend=backend)
+        bd.sample(f, bd.Factors(f.users[:2], f.items), 2, **numbered(f), backend=backend)
     empty = bd.Factors(torch.randn(3, 4), torch.randn(0, 4))
     with pytest.raises(ValueError, match="number of items: expected an integer >= 1, got 0"):
-        bd.sample(empty, empty, 2, backend=backend)
+        bd.sample(empty, empty, 2, **numbered(f), backend=backend)
 
 
 @pytest.mark.parametrize("k", [0, 11])

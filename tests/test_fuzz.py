@@ -18,6 +18,7 @@ import oracle
 import pytest
 import torch
 from chosen import BACKENDS
+from draws import numbered
 from fuzz_data import Case, Numbers
 from hypothesis import HealthCheck, given, settings
 
@@ -189,10 +190,13 @@ def test_sample(case):
         assert NAMED.match(weight)
         return None
     settings = {"to_student": weight, "to_teacher": weight, "seed": seed, "step": step, "user_ids": users}
-    given = data.given(t, s, seen, users)
+    occurrence = data.occurrences(case)
+    settings |= {"occurrence": occurrence, "independent_directions": bool(case.rng(19).integers(2))}
+    given = data.given(t, s, seen, users, occurrence)
     got = everywhere(case, lambda name: bd.sample(t, s, k, seen, **settings, backend=name), *given)
     bad = data.bad_factors(t) or data.bad_factors(s) or data.bad_seen(seen, case.b, case.n) or (case.n < 1 and "N")
     bad = bad or data.bad_ids(users[:, None], case.b, 2**32) or (k not in range(1, 2**31) and "k")
+    bad = bad or (occurrence is not None and data.bad_ids(occurrence[:, None], case.b, 2**24))
     bad = bad or (step not in range(2**32) and "step") or (seed not in range(-(2**63), 2**63) and "seed")
     if bad:
         return refused(got, bad)
@@ -206,7 +210,7 @@ def test_sample(case):
             assert torch.equal(a.ids, b.ids)
         check_draws(o, weight, [data.ranks(x, seen) for x in scores], seen, k)
     some = everywhere(
-        case, lambda name: bd.sample(t, s, k, seen, **settings, catalog=1 + case.n // 2, backend=name), *given
+        case, lambda name: bd.sample(t, s, k, seen, **settings, catalog=max(1, case.n // 2), backend=name), *given
     )
     for o in some:
         for a, b in zip(o, some[0], strict=True):
@@ -313,7 +317,7 @@ def test_mapped(case):
         lambda t, s: bd.rank(t, ids, seen),
         lambda t, s: bd.count_above(t, thresholds, ties, seen),
         lambda t, s: torch.cat([part.double() for part in bd.topk(t, k, seen)]),
-        lambda t, s: torch.cat([each.ids for each in bd.sample(t, s, draws, seen, seed=3)]),
+        lambda t, s: torch.cat([each.ids for each in bd.sample(t, s, draws, seen, **numbered(t, seed=3))]),
     )
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(streamed, "SLICE_BYTES", max(1, case.tile * 8))

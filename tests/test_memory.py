@@ -24,12 +24,12 @@ seen = bd.Seen.from_pairs(torch.arange(b).repeat(20), torch.randint(0, n, (20 * 
 ids = torch.randint(0, n, (b, 64))
 small = [f._replace(users=f.users[:2], items=f.items[:5000]) for f in (t, s)]
 one = [f._replace(users=f.users[:1]) for f in (t, s)]
-bd.sample(*small, 32), bd.topk(small[0], 10)  # libraries, thread pools
+bd.sample(*small, 32, user_ids=torch.arange(len(small[0].users)), step=0), bd.topk(small[0], 10)  # libraries, thread pools
 run = {
     "rank": lambda: bd.rank(t, ids, seen),
     "rank one query": lambda: bd.rank(t, ids[:, :1], seen),
-    "sample": lambda: bd.sample(t, s, 32, seen),
-    "full row": lambda: bd.sample(*one, 32, to_student=bd.Exp(500.0), to_teacher=None),
+    "sample": lambda: bd.sample(t, s, 32, seen, user_ids=torch.arange(len(t.users)), step=0),
+    "full row": lambda: bd.sample(*one, 32, to_student=bd.Exp(500.0), to_teacher=None, user_ids=torch.arange(1), step=0),
     "topk": lambda: bd.topk(t, 100, seen),
     "topk of many": lambda: bd.topk(t, 2048, seen),
 }[sys.argv[1]]

@@ -12,7 +12,8 @@ from bdkernels import profile
 from bdkernels.measure import Peaks, Work, extra_mb, peaks, quartiles, rates
 
 SMALL = ["--users", "3", "--items", "50", "--repeats", "2"]
-INNER = {"distill_loss_backward", "bd_step"}  # operators that the public ones call
+# Operators that the public ones call:
+INNER = {"score_forward", "score_backward", "distill_loss_forward", "distill_loss_backward", "bd_step"}
 
 
 @pytest.fixture(autouse=True)

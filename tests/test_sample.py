@@ -4,6 +4,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from draws import numbered
 
 import bdkernels as bd
 from bdkernels import cpu, reference, sampler
@@ -36,7 +37,7 @@ def some_seen(b: int, n: int, most: int = 30) -> bd.Seen:
 
 
 def draw(t, s, k, seen=None, weight=None, backward=None, **kwargs):
-    out = bd.sample(t, s, k, seen, to_student=weight, to_teacher=backward or weight, **kwargs)
+    out = bd.sample(t, s, k, seen, to_student=weight, to_teacher=backward or weight, **numbered(t) | kwargs)
     return torch.stack([out.to_student.ids, out.to_teacher.ids])
 
 
@@ -70,7 +71,7 @@ def test_support_is_exact(rng, backend, weight, n):
     b, k = 9, 40
     t, s = oracle.factors(rng, b, n, 2), oracle.factors(rng, b, n, 1, bias=False)
     seen = oracle.random_seen(rng, b, n, 30)
-    out = bd.sample(t, s, k, seen, to_student=weight, to_teacher=weight, backend=backend)
+    out = bd.sample(t, s, k, seen, to_student=weight, to_teacher=weight, **numbered(t), backend=backend)
     rank_t, rank_s = oracle.ranks(t, seen), oracle.ranks(s, seen)
     for row in range(b):
         unseen = np.ones(n, bool)
@@ -90,7 +91,7 @@ def test_extreme_parameters(backend, weight):
     """Peaked beyond float64's range, a weight still has its best item; flat to its end, it still has its support."""
     t = bd.Factors(torch.ones(1, 1), torch.tensor([[3.0], [2], [1], [0]]))
     s = bd.Factors(torch.ones(1, 1), torch.tensor([[1.0], [0], [3], [2]]))  # gaps: -2, -2, 2, 2
-    drawn = bd.sample(t, s, 64, to_student=weight, to_teacher=None, backend=backend).to_student.ids
+    drawn = bd.sample(t, s, 64, to_student=weight, to_teacher=None, **numbered(t), backend=backend).to_student.ids
     assert set(drawn[0].tolist()) == ({0} if weight.kind == "rank_only" else {2, 3})
 
 
@@ -143,20 +144,20 @@ def test_reference_and_cpp_draw_the_same(weight):
 
 def test_a_direction_does_not_change_the_other(backend):
     t, s = models(8, 400)
-    both = bd.sample(t, s, 12, to_student=bd.Exp(60.0), to_teacher=bd.Exp(2.5), backend=backend)
-    alone = bd.sample(t, s, 12, to_student=None, to_teacher=bd.Exp(2.5), backend=backend)
+    both = bd.sample(t, s, 12, to_student=bd.Exp(60.0), to_teacher=bd.Exp(2.5), **numbered(t), backend=backend)
+    alone = bd.sample(t, s, 12, to_student=None, to_teacher=bd.Exp(2.5), **numbered(t), backend=backend)
     assert alone.to_student is None
     assert torch.equal(alone.to_teacher.ids, both.to_teacher.ids)
-    alone = bd.sample(t, s, 12, to_student=bd.Exp(60.0), to_teacher=None, backend=backend)
+    alone = bd.sample(t, s, 12, to_student=bd.Exp(60.0), to_teacher=None, **numbered(t), backend=backend)
     assert torch.equal(alone.to_student.ids, both.to_student.ids)
-    neither = bd.sample(t, s, 12, to_student=None, to_teacher=None, backend=backend)
+    neither = bd.sample(t, s, 12, to_student=None, to_teacher=None, **numbered(t), backend=backend)
     assert neither == bd.Samples(None, None)
 
 
 def test_agreeing_models_have_nothing_to_teach(backend):
     """Equal ranks: tanh and linear draw nothing, exp draws uniformly, and nothing hangs."""
     t, _ = models(5, 300)
-    out = bd.sample(t, t, 6, to_student=bd.Tanh(), to_teacher=bd.Exp(), backend=backend)
+    out = bd.sample(t, t, 6, to_student=bd.Tanh(), to_teacher=bd.Exp(), **numbered(t), backend=backend)
     assert not out.to_student.mask.any()
     assert (out.to_student.ids == -1).all()
     assert out.to_teacher.mask.all()
@@ -164,18 +165,20 @@ def test_agreeing_models_have_nothing_to_teach(backend):
 
 def test_one_item_and_everything_seen(backend):
     one = bd.Factors(torch.randn(2, 3), torch.randn(1, 3))
-    out = bd.sample(one, one, 4, to_student=bd.Linear(), to_teacher=bd.Uniform(), backend=backend)
+    out = bd.sample(one, one, 4, to_student=bd.Linear(), to_teacher=bd.Uniform(), **numbered(one), backend=backend)
     assert not out.to_student.mask.any()
     assert (out.to_teacher.ids == 0).all()
     t, s = models(2, 9)
-    out = bd.sample(t, s, 4, oracle.seen_of([range(9), range(8)]), to_teacher=bd.Uniform(), backend=backend)
+    out = bd.sample(
+        t, s, 4, oracle.seen_of([range(9), range(8)]), to_teacher=bd.Uniform(), **numbered(t), backend=backend
+    )
     assert not out.to_student.mask.any()
     assert out.to_teacher.ids.tolist() == [[-1] * 4, [8] * 4]
 
 
 def test_no_users(backend):
     t, s = models(0, 9)
-    out = bd.sample(t, s, 4, backend=backend)
+    out = bd.sample(t, s, 4, **numbered(t), backend=backend)
     assert out.to_student.ids.shape == out.to_teacher.mask.shape == (0, 4)
 
 
@@ -236,7 +239,15 @@ def test_backends_draw_the_same_where_one_direction_is_done_first(weights, n, k)
         for _ in range(2)
     ]
     ours, reference = (
-        bd.sample(*rounded, k, None, to_student=weights[0], to_teacher=weights[1], seed=3, backend=backend)
+        bd.sample(
+            *rounded,
+            k,
+            None,
+            to_student=weights[0],
+            to_teacher=weights[1],
+            **numbered(rounded[0], seed=3),
+            backend=backend,
+        )
         for backend in ("cpu", "reference")
     )
     assert torch.equal(ours.to_student.ids, reference.to_student.ids)

@@ -9,6 +9,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from draws import numbered
 from scipy import stats
 
 import bdkernels as bd
@@ -63,7 +64,7 @@ def p_values(weight, side, n, seed, backend, rows=64, k=64) -> tuple[float, floa
     teacher, student, seen, unseen = two_models(n, seed)
     t, s = (f._replace(users=f.users.expand(rows, -1)) for f in (teacher, student))
     same = seen.rows(torch.zeros(rows, dtype=torch.int64))
-    out = bd.sample(t, s, k, same, to_student=weight, to_teacher=weight, seed=seed, backend=backend)
+    out = bd.sample(t, s, k, same, to_student=weight, to_teacher=weight, **numbered(t, seed=seed), backend=backend)
     rank_t, rank_s = oracle.ranks(teacher, seen)[0], oracle.ranks(student, seen)[0]
     result = []
     for draws, guide, learner in ((out.to_student, rank_t, rank_s), (out.to_teacher, rank_s, rank_t)):
@@ -105,7 +106,9 @@ def test_draws_of_a_user_are_independent(backend):
     """Pairs of consecutive draws against the product of their probabilities, on a catalog of 12 items."""
     teacher, student, seen, unseen = two_models(12, 7)
     t, s = (f._replace(users=f.users.expand(600, -1)) for f in (teacher, student))
-    out = bd.sample(t, s, 40, seen.rows(torch.zeros(600, dtype=torch.int64)), to_teacher=bd.Exp(2.5), backend=backend)
+    out = bd.sample(
+        t, s, 40, seen.rows(torch.zeros(600, dtype=torch.int64)), to_teacher=bd.Exp(2.5), **numbered(t), backend=backend
+    )
     p = oracle.probabilities("exp", 2.5, "over", oracle.ranks(student, seen)[0], oracle.ranks(teacher, seen)[0], unseen)
     ids = out.to_teacher.ids.numpy()
     assert p_value((ids[:, :-1:2] * 12 + ids[:, 1::2]).flatten(), np.outer(p, p).flatten()) > P_LOW

@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from draws import numbered
 from safetensors.torch import save_file
 
 import bdkernels as bd
@@ -70,7 +71,7 @@ def test_same_draws_as_from_memory(backend, weight, catalog, slices, tmp_path, r
     n, b = 150, 6
     teacher, student = (bd.Factors(torch.randn(b, d), torch.randn(n, d), torch.randn(n)) for d in (7, 3))
     seen = oracle.random_seen(rng, b, n, 30)
-    on = {"to_student": weight, "to_teacher": weight, "seed": 3, "step": 2, "catalog": catalog}
+    on = {"to_student": weight, "to_teacher": weight, **numbered(teacher, seed=3, step=2), "catalog": catalog}
     want = bd.sample(teacher, student, 20, seen, **on)
     t, s = pair(tmp_path, teacher, "t"), pair(tmp_path, student, "s")
     for models in ((t, s), (teacher, s)):
@@ -89,7 +90,9 @@ def test_draws_need_few_readings(tmp_path, monkeypatch):
         return count_above(steps, f, *rest)
 
     monkeypatch.setattr(streamed, "count_above", counted)
-    bd.sample(pair(tmp_path, teacher, "t"), pair(tmp_path, student, "s"), 100, to_student=bd.Tanh(2.0))
+    bd.sample(
+        pair(tmp_path, teacher, "t"), pair(tmp_path, student, "s"), 100, to_student=bd.Tanh(2.0), **numbered(teacher)
+    )
     assert readings[:2] == [64, 64] and len(readings) <= 4
 
 
@@ -182,16 +185,19 @@ from bdkernels import stored
 def high_water():  # KB
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 
+def rows(b):
+    return {"user_ids": torch.arange(b), "step": 0}
+
 b, n = 32, 1_000_000
 here = [bd.Factors(torch.randn(2, d), torch.randn(5000, d)) for d in (64, 2)]
-bd.sample(*here, 8), bd.topk(here[0], 10)  # libraries, thread pools
+bd.sample(*here, 8, **rows(2)), bd.topk(here[0], 10)  # libraries, thread pools
 ids = torch.randint(0, n, (b, 500))
 runs = {
     "rank": lambda: bd.rank(t, ids[:, :64]),
     "topk": lambda: bd.topk(t, 100),
     "score": lambda: bd.score(t, ids),
-    "sample": lambda: bd.sample(t, s, 8, to_teacher=None),
-    "sample of a subset": lambda: bd.sample(t, s, 8, catalog=10_000),
+    "sample": lambda: bd.sample(t, s, 8, to_teacher=None, **rows(b)),
+    "sample of a subset": lambda: bd.sample(t, s, 8, catalog=10_000, **rows(b)),
 }
 extra = {}
 for name in sys.argv[3:]:

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from draws import numbered
 from safetensors.torch import save_file
 from test_stored import on_disk
 
@@ -159,7 +160,7 @@ def test_a_file_that_changes_its_size_is_an_error_not_a_crash(change, tmp_path, 
         lambda: bd.rank(f, ids, backend=backend),
         lambda: bd.topk(f, 2, backend=backend),
         lambda: bd.score(f, ids, backend=backend),
-        lambda: bd.sample(f, f, 2, catalog=10, backend=backend),
+        lambda: bd.sample(f, f, 2, catalog=10, **numbered(f), backend=backend),
     ):
         with pytest.raises(ValueError, match=f"t: expected a file of {size} bytes, as it was opened, got"):
             run()

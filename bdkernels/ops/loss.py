@@ -1,4 +1,4 @@
-"""The operators of the stage `loss`: schema, checks, dispatch."""
+"""The operators of the stage `loss`: schema, checks, dispatch. `autograd` makes the differentiable ones of them."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ def _distill_loss(
     return run(learner, guide, tau_learner, tau_guide, mask)
 
 
-define("distill_loss", f"({SCORES}, {OPTIONS}) -> Tensor", _distill_loss, _distill_loss_fake)
+define("distill_loss_forward", f"({SCORES}, {OPTIONS}) -> Tensor", _distill_loss, _distill_loss_fake)
 
 
 def _distill_loss_backward_fake(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .. import checks, sampler, subset
+from .. import checks, keys, sampler, subset
 from ..factors import Factors
 from .define import FACTORS, OPTIONS, SEEN, define, seen_rows, stages
 
@@ -29,6 +29,8 @@ def _sample_fake(
     to_teacher_flipped: bool,
     catalog: int = 0,
     counted: Tensor | None = None,
+    occurrence: Tensor | None = None,
+    independent_directions: bool = False,
     *,
     backend: str = "",
 ) -> tuple[Tensor, Tensor]:
@@ -44,7 +46,9 @@ def _sample_fake(
         (to_student, to_student_parameter, to_student_flipped),
         (to_teacher, to_teacher_parameter, to_teacher_flipped),
     )
-    checks.sample(k, step, catalog, codes)
+    checks.sample(k, step, catalog, items.shape[0], codes)
+    if occurrence is not None:
+        checks.tensor("occurrence", occurrence, (n_rows,), (torch.int64,), device)
     if counted is not None:
         checks.tensor("catalog", counted, ("m",), (torch.int64,), device)
     return user_ids.new_empty(n_rows, k if to_student else 0), user_ids.new_empty(n_rows, k if to_teacher else 0)
@@ -71,6 +75,8 @@ def _sample(
     to_teacher_flipped: bool,
     catalog: int = 0,
     counted: Tensor | None = None,
+    occurrence: Tensor | None = None,
+    independent_directions: bool = False,
     *,
     backend: str = "",
 ) -> tuple[Tensor, Tensor]:
@@ -81,24 +87,25 @@ def _sample(
     )
     _sample_fake(
         *teacher, *student, seen_indptr, seen_indices, user_ids, k, seed, step, *weights[0], *weights[1],
-        catalog, counted,
+        catalog, counted, occurrence,
     )  # fmt: skip
     if counted is not None:
         counted = checks.own_rising_ids("catalog", counted, items.shape[0])
     seen = checks.own_seen(seen_rows(seen_indptr, seen_indices, users.shape[0], users.device), items.shape[0])
-    user_ids = checks.own_ids("user_ids", user_ids, 2**32)
+    row_keys = keys.of_rows(user_ids, occurrence)
     counted = subset.of(items.shape[0], catalog, seed, step) if counted is None else counted
     return sampler.sample(
-        stages(backend, teacher, student), teacher, student, k, seen, weights, seed, step, user_ids, counted
-    )
+        stages(backend, teacher, student), teacher, student, k, seen, weights, seed, step, row_keys, counted,
+        independent_directions=independent_directions,
+    )  # fmt: skip
 
 
 define(
     "sample",
     f"({FACTORS}, Tensor student_users, Tensor student_items, Tensor? student_item_bias, {SEEN}, "
     "Tensor user_ids, int k, int seed, SymInt step, str to_student, float to_student_parameter, bool to_student_flipped, "
-    f"str to_teacher, float to_teacher_parameter, bool to_teacher_flipped, "
-    f"int catalog=0, Tensor? counted=None, {OPTIONS}) -> (Tensor, Tensor)",
+    "str to_teacher, float to_teacher_parameter, bool to_teacher_flipped, int catalog=0, Tensor? counted=None, "
+    f"Tensor? occurrence=None, bool independent_directions=False, {OPTIONS}) -> (Tensor, Tensor)",
     _sample,
     _sample_fake,
 )

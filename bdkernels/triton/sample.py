@@ -25,11 +25,11 @@ TANH, EXP, LINEAR, UNIFORM, RANK_ONLY = (
 
 
 @triton.jit
-def philox(key0, key1, index, stream, user, step):
+def philox(seed, index, stream, row_key, step):
     """Four words of 32 bits (Salmon, Moraes, Dror, Shaw, SC 2011), uint32 tensors; see csrc/core/philox.h."""
-    c0, c2 = index, user
-    c1, c3 = tl.zeros_like(c0) + stream, tl.zeros_like(c0) + step
-    k0, k1 = tl.zeros_like(c0) + key0, tl.zeros_like(c0) + key1
+    c0, c2 = index, row_key.to(tl.uint32)
+    c1, c3 = (row_key >> 32).to(tl.uint32) | stream, tl.zeros_like(c0) + step
+    k0, k1 = tl.zeros_like(c0) + seed.to(tl.uint32), tl.zeros_like(c0) + (seed >> 32).to(tl.uint32)
     for _ in tl.static_range(10):
         p0, p1 = c0.to(tl.uint64) * 0xD2511F53, c2.to(tl.uint64) * 0xCD9E8D57
         c0 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0
@@ -42,23 +42,22 @@ def philox(key0, key1, index, stream, user, step):
 
 
 @triton.jit
-def random_words(seed, step, user_ids, at, wanted, start, size, STREAM: tl.constexpr):
-    """The words of pair number at, [B, size] in rows: of its user, and of index start + column."""
-    user = tl.load(user_ids + at // size, mask=wanted, other=0).to(tl.uint32)
+def random_words(seed, step, row_keys, at, wanted, start, size, STREAM: tl.constexpr):
+    """The words of pair number at, [B, size] in rows: of its row's key, and of index start + column."""
+    row_key = tl.load(row_keys + at // size, mask=wanted, other=0)
     index = (start + at % size).to(tl.uint32)
-    key = seed.to(tl.int64)
-    return philox(key.to(tl.uint32), (key >> 32).to(tl.uint32), index, STREAM, user, step.to(tl.uint32))
+    return philox(seed.to(tl.int64), index, STREAM, row_key, step.to(tl.uint32))
 
 
 @triton.jit(do_not_specialize=["seed", "step", "start"])
 def propose_block(
-    user_ids, indptr, indices, out, seed, step, start, n, size, n_items,
+    row_keys, indptr, indices, out, seed, step, start, n, size, n_items,
     STREAM: tl.constexpr, SEEN: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out [B, size]: proposals start, start + 1, ... of each user: uniform unseen items, -1 where there are none."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     wanted = at < n
-    hi, lo, _, _ = random_words(seed, step, user_ids, at, wanted, start, size, STREAM)
+    hi, lo, _, _ = random_words(seed, step, row_keys, at, wanted, start, size, STREAM)
     row = at // size
     begin = tl.zeros_like(at)
     count = tl.zeros_like(at)
@@ -107,13 +106,13 @@ def log_weight(gap, rank_guide, parameter, KIND: tl.constexpr):
 
 @triton.jit(do_not_specialize=["seed", "step", "start"])
 def accept_block(
-    user_ids, rank_guide, rank_learner, candidates, parameter, out, seed, step, start, n, size,
+    row_keys, rank_guide, rank_learner, candidates, parameter, out, seed, step, start, n, size,
     STREAM: tl.constexpr, KIND: tl.constexpr, FLIPPED: tl.constexpr, TO_TEACHER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out [B, size] uint8: 1 where the proposal is a draw; parameter float64 [1]."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     wanted = at < n
-    a, b, c, d = random_words(seed, step, user_ids, at, wanted, start, size, STREAM)
+    a, b, c, d = random_words(seed, step, row_keys, at, wanted, start, size, STREAM)
     hi, lo = a, b
     if TO_TEACHER:
         hi, lo = c, d
@@ -131,14 +130,14 @@ def accept_block(
     tl.store(out + at, (tl.log(u) < weight - most).to(tl.uint8), mask=wanted)
 
 
-def propose(seed: int, step: int, user_ids: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
+def propose(seed: int, step: int, row_keys: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
     """As in the reference."""
     size = stop - start
-    out = user_ids.new_empty(user_ids.shape[0], size)
+    out = row_keys.new_empty(row_keys.shape[0], size)
     indptr, indices = (None, None) if seen is None else (seen.indptr.contiguous(), seen.indices.contiguous())
     if n := out.numel():
         propose_block[(triton.cdiv(n, BLOCK),)](
-            user_ids.contiguous(), indptr, indices, out, seed, step, start, n, size, n_items,
+            row_keys.contiguous(), indptr, indices, out, seed, step, start, n, size, n_items,
             STREAM=reference.PROPOSE, SEEN=indices is not None, BLOCK=BLOCK,
             BITS=0 if indices is None else indices.numel().bit_length(), **ROUNDED,
         )  # fmt: skip
@@ -148,7 +147,7 @@ def propose(seed: int, step: int, user_ids: Tensor, start: int, stop: int, n_ite
 def accept(
     seed: int,
     step: int,
-    user_ids: Tensor,
+    row_keys: Tensor,
     start: int,
     rank_guide: Tensor,
     rank_learner: Tensor,
@@ -163,7 +162,7 @@ def accept(
         ranks = rank_guide.contiguous(), rank_learner.contiguous()
         sharpness = torch.full((1,), parameter, dtype=torch.float64, device=out.device)  # an argument would be float32
         accept_block[(triton.cdiv(count, BLOCK),)](
-            user_ids.contiguous(), *ranks, n.contiguous(), sharpness, out.view(torch.uint8), seed, step, start,
+            row_keys.contiguous(), *ranks, n.contiguous(), sharpness, out.view(torch.uint8), seed, step, start,
             count, out.shape[1],
             STREAM=reference.ACCEPT, KIND=KINDS.index(kind), FLIPPED=flipped, TO_TEACHER=to_teacher, BLOCK=BLOCK,
             **ROUNDED,

@@ -1,5 +1,6 @@
 // Philox4x32-10, the counter-based random numbers of every draw (Salmon, Moraes, Dror, Shaw, SC 2011).
-// A draw is a pure function of (seed, index, stream, user, step): no state, no order, nothing to split.
+// A draw is a pure function of (seed, index, stream, row key, step): no state, no order, nothing to split. The lower half of
+// a row's key is its user, the upper half is mixed into the stream; bdkernels/keys.py makes keys.
 #pragma once
 #include <cstdint>
 
@@ -14,8 +15,8 @@ struct Words {
   uint32_t w[4];
 };
 
-BDKERNELS_HD inline Words philox(uint64_t seed, uint32_t index, uint32_t stream, uint32_t user, uint32_t step) {
-  uint32_t c0 = index, c1 = stream, c2 = user, c3 = step;
+BDKERNELS_HD inline Words philox(uint64_t seed, uint32_t index, uint32_t stream, uint64_t row_key, uint32_t step) {
+  uint32_t c0 = index, c1 = stream | static_cast<uint32_t>(row_key >> 32), c2 = static_cast<uint32_t>(row_key), c3 = step;
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = uint64_t{0xD2511F53} * c0, p1 = uint64_t{0xCD9E8D57} * c2;

@@ -103,7 +103,7 @@ struct Sampler::FullRow {
     const int64_t last =
         std::lower_bound(cumulative, cumulative + n, total) - cumulative;  // u * total may round up to total
     for (int64_t& have = d.hits[row]; have < s.k; ++have) {
-      const Words r = philox(s.seed, static_cast<uint32_t>(have), kFullRow, static_cast<uint32_t>(s.user_ids[row]), s.step);
+      const Words r = philox(s.seed, static_cast<uint32_t>(have), kFullRow, static_cast<uint64_t>(s.row_keys[row]), s.step);
       const double u = to_teacher ? uniform(r.w[2], r.w[3]) : uniform(r.w[0], r.w[1]);
       const int64_t at = std::upper_bound(cumulative, cumulative + n, u * total) - cumulative;
       d.ids[row * s.k + have] = s.id_of(std::min(at, last));

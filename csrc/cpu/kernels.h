@@ -59,16 +59,17 @@ class CountAbove {
 // ---- sample ----
 
 // Proposals start .. start + c - 1 of rows [row0, row1), uniform over the unseen items -> out [B, C]; -1 if there is none.
-void propose(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t start, int64_t c, int64_t n_items,
+void propose(uint64_t seed, uint32_t step, const int64_t* row_keys, int64_t start, int64_t c, int64_t n_items,
              const Seen& seen, int64_t row0, int64_t row1, int64_t* out);
 
 // Whether a user's proposal is accepted for one direction.
 struct Accept {
-  Accept(uint64_t seed, uint32_t step, int64_t user_id, const Weight& weight, bool to_teacher, int64_t n);
+  Accept(uint64_t seed, uint32_t step, int64_t row_key, const Weight& weight, bool to_teacher, int64_t n);
   bool operator()(int64_t index, int64_t rank_guide, int64_t rank_learner) const;
 
   uint64_t seed;
-  uint32_t step, user;
+  uint32_t step;
+  uint64_t row_key;
   Weight weight;
   int word;   // of the random words, where this direction's begin
   int64_t n;  // candidates
@@ -76,7 +77,7 @@ struct Accept {
 };
 
 // Which proposals are accepted for one direction -> out [B, C].
-void accept(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t start, int64_t c, const int64_t* rank_guide,
+void accept(uint64_t seed, uint32_t step, const int64_t* row_keys, int64_t start, int64_t c, const int64_t* rank_guide,
             const int64_t* rank_learner, const int64_t* candidates, const Weight& weight, bool to_teacher, int64_t row0,
             int64_t row1, bool* out);
 

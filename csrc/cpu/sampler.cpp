@@ -30,7 +30,7 @@ int64_t enough(double k, double rate) {
 Sampler::Some::Some(const Sampler& s, std::vector<int64_t> which)
     : rows(std::move(which)), size(static_cast<int64_t>(rows.size())), seen(s.seen), counted_seen(s.counted_seen()) {
   seen.rows = counted_seen.rows = rows.data();
-  for (const int64_t row : rows) user_ids.push_back(s.user_ids[row]);
+  for (const int64_t row : rows) row_keys.push_back(s.row_keys[row]);
   for (int m = 0; m < 2; ++m) {
     const int64_t d = s.models[m].items.d;
     users[m].resize(size * d);
@@ -173,7 +173,7 @@ int64_t Sampler::next(const std::vector<int64_t>& rows, int64_t start) const {
 
 void Sampler::propose(Round& round) const {
   parallel(round.size, 4, [&](int64_t a, int64_t b) {
-    cpu::propose(seed, step, round.user_ids.data(), round.start, round.c, models[0].items.n, round.seen, a, b,
+    cpu::propose(seed, step, round.row_keys.data(), round.start, round.c, models[0].items.n, round.seen, a, b,
                  round.ids.data());
     for (int m = 0; m < 2; ++m) {
       score(round.users_of(m), models[m].items, round.ids.data(), round.c, a, b, round.scores[m].data());
@@ -239,7 +239,7 @@ void Sampler::accept(const Round& round) const {
       for (int64_t r = a; r < b; ++r) {
         const int64_t row = round.rows[r], n = unseen(row);
         if (!open(to_teacher, row, round.start)) continue;
-        const Accept accepts(seed, step, round.user_ids[r], d.weight, to_teacher == 1, n);
+        const Accept accepts(seed, step, round.row_keys[r], d.weight, to_teacher == 1, n);
         for (int64_t j = 0; j < round.c && d.hits[row] < k; ++j) {
           const int64_t at = r * round.c + j;
           if (accepts(round.start + j, guide[at] + 1, learner[at] + 1)) d.ids[row * k + d.hits[row]++] = round.ids[at];

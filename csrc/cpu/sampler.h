@@ -38,7 +38,7 @@ struct Sampler {
   Model models[2];          // teacher, student
   Direction directions[2];  // to the student, to the teacher
   Seen seen;
-  const int64_t* user_ids;  // [B]
+  const int64_t* row_keys;  // [B]
   int64_t k;
   uint64_t seed;
   uint32_t step;
@@ -110,7 +110,7 @@ struct Sampler::Some {
   std::vector<int64_t> rows;
   int64_t size;
   Seen seen, counted_seen;
-  std::vector<int64_t> user_ids;  // [R]
+  std::vector<int64_t> row_keys;  // [R]
   std::vector<float> users[2];    // [R, d]
 };
 

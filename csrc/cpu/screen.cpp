@@ -122,7 +122,7 @@ void Sampler::weigh(Round& round, int64_t r) const {
   const double n = static_cast<double>(unseen(row));
   float* distance = round.distance.data() + r * c;
   std::vector<uint32_t> words(4 * c);
-  simd().random(seed, static_cast<uint32_t>(round.start), kAccept, static_cast<uint32_t>(round.user_ids[r]), step, c,
+  simd().random(seed, static_cast<uint32_t>(round.start), kAccept, static_cast<uint64_t>(round.row_keys[r]), step, c,
                 words.data());
   for (int to_teacher = 0; to_teacher < 2; ++to_teacher) {
     if (!open(to_teacher, row, round.start)) continue;
@@ -207,7 +207,7 @@ std::vector<int32_t> Sampler::decide(Round& round, int64_t r) const {
   for (int to_teacher = 0; to_teacher < 2; ++to_teacher) {
     if (!open(to_teacher, row, round.start)) continue;
     const Direction& d = directions[to_teacher];
-    const Accept accepted(seed, step, round.user_ids[r], d.weight, to_teacher == 1, candidates);
+    const Accept accepted(seed, step, round.row_keys[r], d.weight, to_teacher == 1, candidates);
     for (int64_t j = 0; j < c && d.hits[row] < k; ++j) {
       const int64_t column = r * c + j, id = round.ids[column];
       const auto [guide0, guide1] = bounds[to_teacher].of(round.scores[to_teacher][column], id);

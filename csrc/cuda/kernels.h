@@ -39,9 +39,9 @@ void count_above_block(const float* scores, int64_t rows, int64_t n, const Query
                        Stream stream);
 
 // sample: proposals start .. start + c - 1 of each user -> [B, C] ids, -1 if there is none; and which of them are accepted
-void propose(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t b, int64_t start, int64_t c, int64_t n_items,
+void propose(uint64_t seed, uint32_t step, const int64_t* row_keys, int64_t b, int64_t start, int64_t c, int64_t n_items,
              const Seen& seen, int64_t* out, Stream stream);
-void accept(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t b, int64_t start, int64_t c,
+void accept(uint64_t seed, uint32_t step, const int64_t* row_keys, int64_t b, int64_t start, int64_t c,
             const int64_t* rank_guide, const int64_t* rank_learner, const int64_t* candidates, const Weight& weight,
             bool to_teacher, bool* out, Stream stream);
 

@@ -15,24 +15,24 @@ constexpr int kThreads = 256;
 constexpr int64_t kMostBlocks = 1 << 16;  // each thread goes on from there
 
 __global__ void __launch_bounds__(kThreads)
-    propose_kernel(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t pairs, int64_t start, int64_t c,
+    propose_kernel(uint64_t seed, uint32_t step, const int64_t* row_keys, int64_t pairs, int64_t start, int64_t c,
                    int64_t n_items, Seen seen, int64_t* out) {
   for (int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x; at < pairs; at += int64_t{gridDim.x} * kThreads) {
     const int64_t row = at / c, n = n_items - seen.count(row);
     const auto index = static_cast<uint32_t>(start + at % c);
-    const Words r = philox(seed, index, kPropose, static_cast<uint32_t>(user_ids[row]), step);
+    const Words r = philox(seed, index, kPropose, static_cast<uint64_t>(row_keys[row]), step);
     out[at] = n > 0 ? seen.nth_unseen(row, below(r.w[0], r.w[1], n)) : -1;
   }
 }
 
 __global__ void __launch_bounds__(kThreads)
-    accept_kernel(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t pairs, int64_t start, int64_t c,
+    accept_kernel(uint64_t seed, uint32_t step, const int64_t* row_keys, int64_t pairs, int64_t start, int64_t c,
                   const int64_t* rank_guide, const int64_t* rank_learner, const int64_t* candidates, Weight weight, int word,
                   bool* out) {
   for (int64_t at = int64_t{blockIdx.x} * kThreads + threadIdx.x; at < pairs; at += int64_t{gridDim.x} * kThreads) {
     const int64_t row = at / c, n = candidates[row];
     const auto index = static_cast<uint32_t>(start + at % c);
-    const Words r = philox(seed, index, kAccept, static_cast<uint32_t>(user_ids[row]), step);
+    const Words r = philox(seed, index, kAccept, static_cast<uint64_t>(row_keys[row]), step);
     out[at] = accepts(weight, max_log_weight(weight, n), rank_guide[at], rank_learner[at], n,
                       word == 0 ? uniform(r.w[0], r.w[1]) : uniform(r.w[2], r.w[3]));
   }
@@ -42,16 +42,16 @@ dim3 grid_of(int64_t pairs) { return dim3(static_cast<unsigned>(std::min(div_up(
 
 }  // namespace
 
-void propose(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t b, int64_t start, int64_t c, int64_t n_items,
+void propose(uint64_t seed, uint32_t step, const int64_t* row_keys, int64_t b, int64_t start, int64_t c, int64_t n_items,
              const Seen& seen, int64_t* out, Stream stream) {
-  launch(propose_kernel, grid_of(b * c), dim3(kThreads), 0, stream, seed, step, user_ids, b * c, start, c, n_items, seen,
+  launch(propose_kernel, grid_of(b * c), dim3(kThreads), 0, stream, seed, step, row_keys, b * c, start, c, n_items, seen,
          out);
 }
 
-void accept(uint64_t seed, uint32_t step, const int64_t* user_ids, int64_t b, int64_t start, int64_t c,
+void accept(uint64_t seed, uint32_t step, const int64_t* row_keys, int64_t b, int64_t start, int64_t c,
             const int64_t* rank_guide, const int64_t* rank_learner, const int64_t* candidates, const Weight& weight,
             bool to_teacher, bool* out, Stream stream) {
-  launch(accept_kernel, grid_of(b * c), dim3(kThreads), 0, stream, seed, step, user_ids, b * c, start, c, rank_guide,
+  launch(accept_kernel, grid_of(b * c), dim3(kThreads), 0, stream, seed, step, row_keys, b * c, start, c, rank_guide,
          rank_learner, candidates, weight, to_teacher ? 2 : 0, out);
 }
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from draws import numbered
 
 import bdkernels as bd
 from bdkernels import backends, reference
@@ -35,9 +36,9 @@ def seen_rows(n_users: int, n_items: int, device: torch.device) -> Seen:
 @pytest.mark.parametrize("with_seen", [False, True])
 def test_proposals(cuda, cuda_device, b, n_items, c, with_seen):
     seen = seen_rows(b, n_items, cuda_device) if with_seen and n_items < 1000 else None
-    user_ids = torch.randint(0, 2**32, (b,), device=cuda_device)
+    row_keys = torch.randint(-(2**63), 2**63 - 1, (b,), device=cuda_device)  # any user, occurrence and direction
     for seed, step, start in ((0, 0, 0), (-1, 2**32 - 1, 2**32 - 1 - c)):
-        arguments = seed, step, user_ids, start, start + c, n_items, seen
+        arguments = seed, step, row_keys, start, start + c, n_items, seen
         assert torch.equal(cuda.propose(*arguments), reference.propose(*arguments))
 
 
@@ -48,7 +49,8 @@ def test_acceptance(cuda, cuda_device, weight, to_teacher, b, c):
     n = torch.randint(1, 40, (b,), device=cuda_device)
     n[::4] = 0  # no candidate, no weight, nothing accepted
     guide, learner = ((torch.rand(b, c, device=cuda_device) * n[:, None]).long() + 1 for _ in range(2))
-    arguments = 7, 3, torch.arange(b, device=cuda_device), 11, guide, learner, n, weight, to_teacher
+    row_keys = torch.arange(b, device=cuda_device) - 5 << 39
+    arguments = 7, 3, row_keys, 11, guide, learner, n, weight, to_teacher
     got = cuda.accept(*arguments)
     assert got.dtype == torch.bool
     assert torch.equal(got, reference.accept(*arguments))
@@ -62,7 +64,8 @@ def test_whole_sampler(cuda_device):
     seen = seen_rows(6, 40, cuda_device)
     weights = {"to_student": bd.Tanh(alpha=4.0), "to_teacher": bd.Exp(alpha=2.5)}
     got, want = (
-        bd.sample(teacher, student, 5, seen, **weights, seed=1, step=2, backend=name) for name in ("cuda", "reference")
+        bd.sample(teacher, student, 5, seen, **weights, **numbered(teacher, seed=1, step=2), backend=name)
+        for name in ("cuda", "reference")
     )
     for mine, other in zip(got, want, strict=True):
         assert torch.equal(mine.ids, other.ids)

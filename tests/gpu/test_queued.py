@@ -55,7 +55,7 @@ def test_queued_rounds_draw_the_same(weights):
     teacher, student, seen = problem()
     draw = partial(sampler.sample, teacher=teacher, student=student, k=9, weights=weights, seed=3, step=4)
     for rows in (None, seen):
-        asked = {"seen": rows, "user_ids": torch.arange(100, 137)}
+        asked = {"seen": rows, "row_keys": torch.arange(100, 137)}
         for ours, theirs in zip(draw(queued(), **asked), draw(reference.STEPS, **asked), strict=True):
             assert ours.is_contiguous() and torch.equal(ours, theirs)
 

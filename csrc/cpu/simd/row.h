@@ -75,10 +75,10 @@ struct Row {
     }
   }
 
-  static void random(uint64_t seed, uint32_t index, uint32_t stream, uint32_t user, uint32_t step, int64_t n,
+  static void random(uint64_t seed, uint32_t index, uint32_t stream, uint64_t row_key, uint32_t step, int64_t n,
                      uint32_t* __restrict out) {
     for (int64_t i = 0; i < n; ++i) {
-      const Words r = philox(seed, index + static_cast<uint32_t>(i), stream, user, step);
+      const Words r = philox(seed, index + static_cast<uint32_t>(i), stream, row_key, step);
       for (int w = 0; w < 4; ++w) out[w * n + i] = r.w[w];
     }
   }

@@ -102,7 +102,7 @@ struct Simd {
   // The rule on one row and what the optimizer keeps of it (null where the rule has no such state).
   void (*update)(const Rule& rule, const float* grad, int64_t d, float* row, float* first, float* second);
   // Philox of n indices from `index` on: word w of the ith -> out[w * n + i].
-  void (*random)(uint64_t seed, uint32_t index, uint32_t stream, uint32_t user, uint32_t step, int64_t n, uint32_t* out);
+  void (*random)(uint64_t seed, uint32_t index, uint32_t stream, uint64_t row_key, uint32_t step, int64_t n, uint32_t* out);
 };
 
 const Simd& portable_simd();

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bdkernels import Draws, Exp, Linear, RankOnly, Seen, Strata, Tanh, Uniform, Weight
+from bdkernels import Draws, Exp, Linear, RankOnly, Seen, Strata, Tanh, Uniform, Weight, occurrence
 from bidistill.config import DistillConfig, WeightConfig
 from bidistill.models import Recommender
 from bidistill.part import Part, Share
@@ -92,18 +92,14 @@ class Bidirectional:
         """
         k, device = self.config.samples, users.device
         share = share or Share(users, None, users)
-        if self.pool is None:
-            # The same user gets the same draws in one step: draw enough for all its rows, and give each row its own.
-            unique, rows = users.unique(return_inverse=True)
-            most = int(share.everyone.unique(return_counts=True)[1].max()) * k
-            source = self._sample(unique, most, step)
-            places = k * occurrence(rows)[:, None] + torch.arange(k, device=device)
-        else:
-            most, source, rows = self.config.pool, self.pool, users
-            places = share.keep(torch.randint(most, (len(share.everyone), k), generator=generator)).to(device)
-        places += rows[:, None] * source.shape[1]
         learners = [name for name, weight in self.weights.items() if weight is not None]
-        found = [source.take(places + at * most).long() for at in range(len(learners))]
+        if self.pool is None:  # the rows of a user are numbered in the whole batch, so that each draws items of its own
+            found = self._sample(users, k, step, share.keep(occurrence(share.everyone))).split(k, 1)
+        else:
+            most = self.config.pool
+            places = share.keep(torch.randint(most, (len(share.everyone), k), generator=generator)).to(device)
+            places += users[:, None] * self.pool.shape[1]
+            found = tuple(self.pool.take(places + at * most).long() for at in range(len(learners)))
         return {name: Draws(ids, ids >= 0) for name, ids in zip(learners, found, strict=True)}
 
     def rank_error(self, step: int) -> float | None:
@@ -137,7 +133,7 @@ class Bidirectional:
             return None
         return self.strata.draw(self.catalog, self.seed, step).to(self.seen.indptr.device)
 
-    def _sample(self, users: Tensor, k: int, step: int) -> Tensor:
+    def _sample(self, users: Tensor, k: int, step: int, occurrence: Tensor | None = None) -> Tensor:
         """[B, directions * k] ids, -1 where none: to the student first."""
         samples = self.part.sample(
             self.teacher.factors(users),
@@ -149,6 +145,7 @@ class Bidirectional:
             seed=self.seed,
             step=step,
             users=users,
+            occurrence=occurrence,
             catalog=self._counted(step),
         )
         return torch.cat([draws.ids for draws in (samples.to_student, samples.to_teacher) if draws is not None], dim=1)
@@ -159,15 +156,6 @@ def due(place: int, places: int, n_users: int) -> tuple[int, int]:
     chunks = -(-n_users // CHUNK)
     first, last = (min(n_users, CHUNK * -(-chunks * min(at, places) // places)) for at in (place, place + 1))
     return first, last
-
-
-def occurrence(values: Tensor) -> Tensor:
-    """For each element of values [B] int64: how many equal elements stand before it."""
-    order = values.argsort(stable=True)
-    ordered = values[order]
-    index = torch.arange(values.shape[0], device=values.device)
-    first = torch.searchsorted(ordered, ordered)
-    return torch.empty_like(index).scatter_(0, order, index - first)
 
 
 def make_weight(config: WeightConfig, side_name: str) -> Weight:

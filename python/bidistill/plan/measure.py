@@ -159,7 +159,8 @@ def draw_line(trainer: Trainer) -> Line:
 
     def call(n: int) -> None:
         models = first(teacher, n), first(student, n)
-        sample(*models, k, to_student=student_weight, to_teacher=teacher_weight, catalog=m)
+        users = torch.arange(n, device=trainer.device)
+        sample(*models, k, to_student=student_weight, to_teacher=teacher_weight, user_ids=users, step=0, catalog=m)
 
     return line(teacher, call)
 

@@ -3,6 +3,7 @@
 import oracle
 import pytest
 import torch
+from draws import numbered
 
 import bdkernels as bd
 from bdkernels import reference, sampler
@@ -15,14 +16,14 @@ SEEDS = [(0, 0), (1, 1), (-1, 2**32 - 1), (2**63 - 1, 5), (-(2**63), 2**31)]
 @pytest.mark.parametrize(("seed", "step"), SEEDS)
 @pytest.mark.parametrize("n_items", [1, 40, 2**31 - 1])
 def test_propose(seed, step, n_items, rng):
-    users = torch.tensor([0, 7, 2**32 - 1, 2**31, 3])
+    keys = torch.tensor([0, 7 | 1 << 39, 2**32 - 1 | 5 << 40, 2**31, -3])
     seen = oracle.random_seen(rng, 5, min(n_items, 300), min(n_items, 30))
     everything = bd.Seen(
         torch.tensor([0, 0, 40, 40, 80, 81]), torch.cat([torch.arange(40), torch.arange(40), torch.tensor([39])])
     )
     for rows in (None, seen, everything if n_items >= 40 else None):
         for start, stop in ((0, 70), (1000, 1001), (4095, 4096), (3, 3)):
-            arguments = seed, step, users, start, stop, n_items, rows
+            arguments = seed, step, keys, start, stop, n_items, rows
             assert torch.equal(sample.propose(*arguments), reference.propose(*arguments))
 
 
@@ -35,7 +36,7 @@ def test_accept(kind, to_teacher):
     accepted = 0
     for parameter in (1e-3, 2.5, 252.0, 1e9):
         for flipped in (False, True):
-            arguments = 5, 6, torch.arange(6), 64, *ranks, n, (kind, parameter, flipped), to_teacher
+            arguments = 5, 6, torch.arange(6) - 3 << 39, 64, *ranks, n, (kind, parameter, flipped), to_teacher
             got, want = sample.accept(*arguments), reference.accept(*arguments)
             assert got.dtype == torch.bool and torch.equal(got, want)
             accepted += int(got.sum())
@@ -62,7 +63,7 @@ def test_the_whole_sampler(released, rng, monkeypatch):
     seen = oracle.random_seen(rng, 3, 90, 20)
     weights = (bd.Tanh(252.0), bd.Exp(2.5)) if released else (bd.RankOnly(0.2), bd.Linear(side="under"))
     got, want = (
-        bd.sample(*f, 4, seen, to_student=weights[0], to_teacher=weights[1], seed=3, backend=backend)
+        bd.sample(*f, 4, seen, to_student=weights[0], to_teacher=weights[1], **numbered(f[0], seed=3), backend=backend)
         for backend in ("triton", "reference")
     )
     for mine, theirs in zip(got, want, strict=True):
