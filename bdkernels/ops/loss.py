@@ -103,7 +103,9 @@ def _bd_step(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, Tensor
     checks.step(s)
     stored.trainable(*s.tables)
     s = checks.own_step(s)
-    return steps(s.user_table.device, backend, s.user_table.dtype).bd_step(s)
+    out = steps(s.user_table.device, backend, s.user_table.dtype).bd_step(s)
+    checks.finite_losses(*out[:2])
+    return out
 
 
 define(

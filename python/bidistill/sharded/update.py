@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdkernels import apply_rows, distill_loss
+from bdkernels import NonFiniteLoss, apply_rows, distill_loss
 from bidistill.config import Config, ModelConfig
 from bidistill.errors import UserError
 from bidistill.losses import LOSSES
@@ -67,10 +67,15 @@ class ShardedUpdate:
         """cf, distill, gradients of user rows [R, d] and of item rows with biases [R, C, d + 1], listed items [R, C]."""
         cf, _, tau_learner, tau_guide = self.terms
         listed = batch.listed(self.fuse)
-        cf_loss, loss, users, items, bias = torch.ops.bdkernels.bd_step(
-            self.optimizer.user_table, rows.items, rows.item_bias, batch.users, batch.positives, batch.negatives.ids,
-            batch.distill.ids, batch.guide_scores, batch.distill.mask, cf, self._lambda(rows), tau_learner, tau_guide,
-        )  # fmt: skip
+        try:
+            cf_loss, loss, users, items, bias = torch.ops.bdkernels.bd_step(
+                self.optimizer.user_table, rows.items, rows.item_bias, batch.users, batch.positives, batch.negatives.ids,
+                batch.distill.ids, batch.guide_scores, batch.distill.mask, cf, self._lambda(rows), tau_learner, tau_guide,
+            )  # fmt: skip
+        except NonFiniteLoss:  # the others wait for gradients: the trainer finds out at the end of the epoch
+            d = rows.items.shape[1]
+            nan = rows.items.new_full((), torch.nan)
+            return nan, nan, nan.repeat(len(batch.users), d), nan.repeat(*listed.shape, d + 1), listed
         return cf_loss, loss, users, torch.cat([items, bias[:, :, None]], 2), listed
 
     def _eager(self, batch: Batch, rows: ModelRows) -> tuple[Tensor, ...]:
