@@ -125,8 +125,8 @@ def _whole(values: pa.Array, what: str, other: str) -> pa.Array:
         lowest, highest = pc.min_max(whole).as_py().values()
         if max(-lowest, highest) >= limit:
             raise UserError(
-                f"{what} holds {highest} as a float of {values.type.bit_width} bits, which may have been rounded;"
-                f" write ids from {limit} on as integers or strings"
+                f"{what} holds {highest} as a float of {values.type.bit_width} bits, which may be rounded;"
+                f" write large ids as integers or strings, here those from {limit} on"
             )
     return whole
 

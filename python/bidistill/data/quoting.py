@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 
+from bidistill.data.ids import NUMBER
 from bidistill.data.streams import Bytes
 from bidistill.errors import UserError
 
@@ -14,12 +16,13 @@ class QuotingError(Exception):
     """A quotation mark that does not fit, or a row with the wrong number of fields. The message names the line."""
 
 
-def rows_in_quotes(path: Path, sep: str, quote: str, skip: int, fields: int) -> int:
+def rows_in_quotes(path: Path, sep: str, quote: str, skip: int, fields: int, sure: bool = True) -> int:
     """Count the rows of a file whose fields may be enclosed in `quote`, and then hold separators and line breaks.
 
-    skip: lines before the data. fields: number of fields of every row.
-    Raises QuotingError for a mark that is never closed, for text after a closing mark, and for rows that have another
-    number of fields; UserError for text that is not UTF-8.
+    skip: lines before the data. fields: number of fields of every row. sure: that marks enclose
+    fields, so that a field may hold lines that look like rows.
+    Raises QuotingError for a mark that is never closed, for text after a closing mark, for rows that have another number
+    of fields, and unless `sure` for lines in marks that look like rows; UserError for text that is not UTF-8.
     """
     rows, line = 0, 0
     with Bytes(path) as stream, io.TextIOWrapper(io.BufferedReader(stream, 1 << 20), "utf-8", newline="") as text:
@@ -30,6 +33,11 @@ def rows_in_quotes(path: Path, sep: str, quote: str, skip: int, fields: int) -> 
             for row in reader:
                 if row and len(row) != fields:
                     raise QuotingError(f"line {skip + line + 1:,} has {len(row):,} fields, not {fields:,}")
+                if not sure and reader.line_num - line > 1 and _holds_a_row(row, sep):
+                    raise QuotingError(
+                        f"line {skip + line + 1:,} has a quotation mark after which a line that looks like a row is part"
+                        " of the field"
+                    )
                 rows += bool(row)
                 line = reader.line_num
         except csv.Error as error:
@@ -44,6 +52,23 @@ def rows_in_quotes(path: Path, sep: str, quote: str, skip: int, fields: int) -> 
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error}); check that it is whole") from error
     return rows
+
+
+def _holds_a_row(row: list[str], sep: str) -> bool:
+    """Whether a line within a field looks like a row: as many fields, and numbers where the row has numbers."""
+    for place, field in enumerate(row):
+        lines = [line.split(sep) for line in re.split("\r\n|\n|\r", field)[1:]]
+        if lines:
+            lines[-1] += row[place + 1 :]
+        for line in lines:
+            others = [n for n in range(len(row)) if n != place]
+            if len(line) == len(row) and all(_is_number(line[n]) == _is_number(row[n]) for n in others):
+                return True
+    return False
+
+
+def _is_number(cell: str) -> bool:
+    return re.fullmatch(NUMBER, cell.strip()) is not None
 
 
 def first_fields(lines: list[str], sep: str, quote: str | None) -> tuple[list[str], int]:

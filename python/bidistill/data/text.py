@@ -24,7 +24,8 @@ QUOTES_ARE_TEXT = (".tsv", ".inter", ".txt", ".dat", ".data")
 FORMATS = ("auto", "table", "adjacency")
 AUTO, NONE = "auto", "none"
 MARK = '"'
-SET_QUOTE = "if the marks are part of the text, set the option quote to none"
+SET_QUOTE = "set the option quote: none if the marks are part of the text, or the mark if it encloses fields"
+LINE_BREAK = ("[\r\n]", "a line break, so a quotation mark may be left open; close it, or set the option quote")
 ESCAPE = (r'\\([\\"]|$)', "a backslash that may stand for an escape; set the option quote, and it is taken as it is")
 ENCLOSED = ('^"', "a quotation mark at its start, which may enclose the field: set the option quote to '\"' or none")
 
@@ -51,13 +52,15 @@ class TextFile:
         Raises UserError for ragged rows, for quotation marks that do not fit, and for text that is not UTF-8.
         """
         table, lines, marks = self._table(places)
-        suspects = [] if self.sure else [ESCAPE]
+        suspects, notes = [] if self.sure else [ESCAPE, LINE_BREAK], []
         if marks and self.quote is not None:
             try:
-                lines = rows_in_quotes(self.path, self.sep, self.quote, self.skip, len(self.names))
+                rows = rows_in_quotes(self.path, self.sep, self.quote, self.skip, len(self.names), self.sure)
             except QuotingError as error:
-                raise UserError(f"{self.path}: {error}; mend it; {SET_QUOTE}") from error
+                raise UserError(f"{self.path}: {error}; mend it, or {SET_QUOTE}") from error
             table = self._parse(places, careful=True)[0]
+            notes = [f"{rows:,} rows stand on {lines:,} lines"] if rows != lines else []
+            lines = rows
         elif marks and not self.sure and len(self.sep) == 1:
             suspects += self._in_quotes(lines)
         if table is None:  # one thread can tell the row's number
@@ -66,17 +69,19 @@ class TextFile:
             raise UserError(
                 f"{self.path}: has {lines:,} rows, of which {table.num_rows:,} could be read; write it again as CSV"
             )
-        return Loaded([whole_numbers(column) or with_nulls(column) for column in table.columns], lines, suspects)
+        return Loaded([whole_numbers(column) or with_nulls(column) for column in table.columns], lines, suspects, notes)
 
     def _table(self, places: Sequence[int]) -> tuple[pa.Table | None, int, int]:
         """The columns unless a row does not fit, the lines of the data and the quotation marks in them."""
         try:
             return self._parse(places, careful=False)
         except UserError:
-            stream = self._opened()
-            with stream:
-                while stream.read(1 << 20):
-                    pass
+            try:
+                with self._opened() as stream:
+                    while stream.read(1 << 20):
+                        pass
+            except OSError as error:
+                raise UserError(f"{self.path}: cannot be read ({error}); check that it is whole") from error
             return None, stream.lines - self.skipped, stream.marks - self.marks
 
     def _in_quotes(self, lines: int) -> list[Suspect]:
@@ -136,7 +141,7 @@ def open_text(
     try:
         cells, taken = first_fields(lines[skip:], sep, mark)
     except QuotingError as error:
-        raise UserError(f"{path}: {error}; mend it; {SET_QUOTE}") from error
+        raise UserError(f"{path}: {error}; mend it, or {SET_QUOTE}") from error
     cells = [cell.strip() for cell in cells]
     header_given = header
     if header is None:
