@@ -16,6 +16,7 @@ from bidistill.errors import UserError
 # No leading zeros, exponents or plus signs: "007", "7" and "7E0" are different ids; only "7.0" and "7" are the same number.
 WHOLE = r"^(0|-?[1-9][0-9]*)(\.0+)?$"
 NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$"
+FLOAT = rf"^[+-]?inf$|{NUMBER}"
 FRACTION = r"\.[0-9]|[eE]\+"
 DATE = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?( ?Z|[+-][0-9]{2}:?[0-9]{2})?)?$"
 BYTE_ORDER_MARK = "\ufeff"
@@ -100,7 +101,7 @@ def _of_strings(values: pa.Array, what: str, other: str, text: bool, suspects: S
     bare = pc.utf8_trim_whitespace(values)
     if text and _all(bare, WHOLE):
         return _whole(pc.replace_substring_regex(bare, r"\.0+$", ""), what, other)
-    if text and _all(bare, NUMBER) and (found := _first(bare, FRACTION)) is not None:
+    if text and _all(bare, FLOAT) and (found := _first(bare, FRACTION)) is not None:
         found = _first(bare, r"\.[0-9]*[1-9]") or found
         raise UserError(f"{what} holds {found}, a number with a fraction or exponent, which can be no id; {other}")
     if _all(bare, DATE):
