@@ -137,7 +137,13 @@ def table(**columns: list[Any]) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=400,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 @given(
     frame=tables(),
     kind=st.sampled_from(FORMATS),
@@ -193,7 +199,8 @@ def test_what_pandas_writes_comes_back_or_is_refused(
         data = read(source, **named)
     except UserError as error:
         event(f"refused: {kind}")
-        assert "\n" not in str(error)
+        one_line = "\n" not in str(error)
+        assert one_line
         return
     event(f"equal: {kind}")
     users, items = (as_written(frame[name], text) for name in ("user_id", "item_id"))

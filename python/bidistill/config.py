@@ -21,7 +21,9 @@ from bidistill.options import Option, option, options_of
 
 @dataclass(frozen=True)
 class DataConfig:
-    path: str | None = option(None, "file of interactions: .csv .tsv .txt .inter .dat .data .jsonl .json .parquet or .npz")
+    path: str | None = option(
+        None, "file of interactions: .csv .tsv .txt .inter .dat .data .jsonl .json .parquet or .npz"
+    )
     user: str | None = option(None, "column of the user id (a name, or a number where there is no header)")
     item: str | None = option(None, "column of the item id")
     rating: str | None = option(None, "column of the rating, used with min_rating only")
@@ -31,7 +33,7 @@ class DataConfig:
     sep: str | None = option(None, "what separates columns; unset: from the file's ending")
     quote: str = option(
         "auto",
-        "what encloses fields of text: a character; none: quotation marks are text; auto: \" in .csv, none in .tsv .txt .inter"
+        'what encloses fields of text: a character; none: quotation marks are text; auto: " in .csv, none in .tsv .txt .inter'
         " .dat .data",
     )
     format: str = option(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from bidistill.data.streams import Bytes
-from bidistill.data.text_columns import with_nulls, whole_numbers
+from bidistill.data.text_columns import whole_numbers, with_nulls
 from bidistill.errors import UserError
 
 PAIRS = 1 << 18  # of which strings are in memory at a time
@@ -40,7 +40,7 @@ def recognised(path: Path, rows: Sequence[Sequence[str]], sep: str) -> bool:
         return False
     lengths = {len(row) for row in rows}
     distinct = len({row[0] for row in rows}) == len(rows)
-    if lengths <= {2} or not distinct:
+    if lengths in ({1}, {2}) or not distinct:
         return False  # pairs are the same in both; a table repeats users
     if len(lengths) > 1:
         if sep == " ":

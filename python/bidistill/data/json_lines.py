@@ -47,6 +47,7 @@ def open_json_lines(path: Path) -> Source:
         try:
             with Bytes(path) as stream:
                 table = pajson.read_json(stream, pajson.ReadOptions(block_size=BLOCK), parse)
+            table.validate(full=True)  # the parser takes any bytes
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)[:200]
             raise UserError(

@@ -152,8 +152,11 @@ def _times(column: pa.ChunkedArray, what: str) -> np.ndarray:
         if times is None:
             continue
         _refuse_missing(times, what, "time")
-        if kind == pa.float64() and not pa.types.is_floating(column.type) and pc.any(_rounded(column, times)).as_py():
-            continue
+        if kind == pa.float64() and not pa.types.is_floating(column.type) and (row := _rounded(column, times)) >= 0:
+            raise UserError(
+                f"{what} holds {column[row].as_py()!r} in data row {row + 1:,}, which is no 64-bit whole number; choose"
+                " another column, or time='' for none"
+            )
         return (times.cast(pa.int64()) if pa.types.is_temporal(kind) else times).to_numpy()
     row = max(first_misfit(column, kind) for kind in kinds)
     raise UserError(
@@ -162,10 +165,13 @@ def _times(column: pa.ChunkedArray, what: str) -> np.ndarray:
     )
 
 
-def _rounded(column: pa.ChunkedArray, times: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Where a whole number has become a float that may be another number."""
+def _rounded(column: pa.ChunkedArray, times: pa.ChunkedArray) -> int:
+    """The first row in which a whole number has become a float that may be another number, or -1."""
     large = pc.greater_equal(pc.abs(times), 2.0**53)
-    return pc.and_(large, pc.match_substring_regex(column.cast(pa.string()), "^[+-]?[0-9]+$"))
+    if not pc.any(large).as_py():
+        return -1
+    whole = pc.match_substring_regex(column.cast(pa.string()), "^[+-]?[0-9]+$")
+    return int(pc.index(pc.and_(large, whole), True).as_py())
 
 
 def _bare(column: pa.ChunkedArray, what: str) -> pa.ChunkedArray:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +52,7 @@ def open_source(
     return _lazy("data frame", [str(name) for name in names], columns, len(frame), "data frame")
 
 
-def _file(
-    path: Path, sep: str | None, header: bool | None, given: Sequence[Column], quote: str, format: str
-) -> Source:
+def _file(path: Path, sep: str | None, header: bool | None, given: Sequence[Column], quote: str, format: str) -> Source:
     try:
         if path.is_dir():
             raise UserError(f"{path}: this is a folder; give a file in it")

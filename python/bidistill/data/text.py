@@ -208,7 +208,9 @@ def _quote(path: Path, sep: str, quote: str, kind: str, line: str) -> str | None
         if len(quote) != 1 or not quote.isascii() or quote in "\r\n" or quote == sep:
             raise UserError(f"{path}: quote must be one ASCII character, none or auto, got {quote!r}")
         if len(sep) > 1:
-            raise UserError(f"{path}: quote={quote!r} needs a separator of one character, not {sep!r}; set quote to none")
+            raise UserError(
+                f"{path}: quote={quote!r} needs a separator of one character, not {sep!r}; set quote to none"
+            )
         return quote
     if len(sep) > 1:
         return None
