@@ -124,7 +124,11 @@ def _lazy(where: str, names: list[str], column: Callable[[int], Any], rows: int,
 
 
 def _converted(what: str, values: Any) -> pa.ChunkedArray:
-    if getattr(values, "dtype", None) == object and len(values) and all(isinstance(v, uuid.UUID) for v in values):
+    if (
+        len(values)
+        and isinstance(next(iter(values)), uuid.UUID)
+        and all(isinstance(each, uuid.UUID) for each in values)
+    ):
         values = [str(value) for value in values]  # pyarrow before 21 does not take them
     try:
         converted = pa.array(values, from_pandas=True)
