@@ -224,7 +224,7 @@ def test_whole_numbers_in_text_are_read_as_they_are_written(tmp_path: Path) -> N
         (["10", "09", "0"], ["0", "09", "10"]),
         (["00", "0"], ["0", "00"]),
         (["10", " 9", "0"], [0, 9, 10]),
-        (["-0", "1"], [0, 1]),
+        (["-0", "1"], ["-0", "1"]),
         (["+5", "1"], ["+5", "1"]),
         ([str(10**power - 1) for power in range(1, 19)], [10**power - 1 for power in range(1, 19)]),
         ([str(10**power) for power in range(19)], [10**power for power in range(19)]),

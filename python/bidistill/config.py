@@ -33,7 +33,9 @@ MOST_EPS = sys.float_info.max / MAX_ITEMS  # so that alpha is finite
 
 @dataclass(frozen=True)
 class DataConfig:
-    path: str | None = option(None, "file of interactions: .csv .tsv .txt .inter .parquet or .npz")
+    path: str | None = option(
+        None, "file of interactions: .csv .tsv .txt .inter .dat .data .jsonl .json .parquet or .npz"
+    )
     user: str | None = option(None, "column of the user id (a name, or a number where there is no header)")
     item: str | None = option(None, "column of the item id")
     rating: str | None = option(None, "column of the rating, used with min_rating only")
@@ -41,6 +43,16 @@ class DataConfig:
     min_rating: float | None = option(None, "keep the interactions rated at least this; unset: keep all")
     header: bool | None = option(None, "whether the first line names the columns; unset: find out")
     sep: str | None = option(None, "what separates columns; unset: from the file's ending")
+    quote: str = option(
+        "auto",
+        'what encloses fields of text: a character; none: quotation marks are text; auto: " in .csv, none in .tsv .txt .inter'
+        " .dat .data",
+    )
+    format: str = option(
+        "auto",
+        "format of a text file: table; adjacency: each line is a user and the user's items; auto: found out",
+        choices=("auto", "table", "adjacency"),
+    )
     split: str = option(
         "leave_last",
         "what is held out: each user's last two by time, two at random, or shares of them (ratio)",

@@ -28,10 +28,13 @@ from bidistill.data.write import Block, refuse_format, write_blocks
 from bidistill.errors import UserError
 from bidistill.load import load_split
 
-FORMATS = """Files: .csv .tsv .txt .inter .parquet .npz. Columns of user, item, rating and time are found by their usual
-names; flags name others. Prints JSON."""
+FORMATS = """Files: .csv .tsv .txt .inter .dat .data .jsonl .json .parquet .npz, and adjacency lists (each line
+is a user and the user's items). Columns of user, item, rating and time are found by their usual names; flags name
+others. Prints JSON."""
 
-READING = tuple(f"data.{name}" for name in ("user", "item", "rating", "time", "min_rating", "header", "sep"))
+READING = tuple(
+    f"data.{name}" for name in ("user", "item", "rating", "time", "min_rating", "header", "sep", "quote", "format")
+)
 SPLITTING = tuple(f"data.{name}" for name in ("split", "val", "test", "split_seed", "min_per_user"))
 
 

@@ -79,7 +79,7 @@ def load(config: Config) -> Split:
     """The data, which every process reads, with a line on stdout about their size."""
     world = World.find(config.run)
     with world.together("read the data"):
-        parts = load_split(config.data)
+        parts = load_split(config.data, print if world.first else None)
     if world.first:
         sizes = parts.describe()
         print(

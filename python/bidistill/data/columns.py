@@ -21,6 +21,8 @@ KNOWN = {
         "productid",
         "parentasin",
         "asin",
+        "businessid",
+        "songid",
         "bookid",
         "artistid",
         "trackid",

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bidistill.data.ids import pack
+from bidistill.data.reading import Reading
 from bidistill.errors import UserError
 
 
@@ -20,6 +21,7 @@ class Interactions:
     times: int64 or float64 [n] in the source's own unit (dates: microseconds since 1970), or None.
     user_ids, item_ids: int64 (ascending) or objects of type str (sorted), indexed by the internal number.
     duplicates: rows dropped because their (user, item) was there already; below_threshold: dropped by `min_rating`.
+    reading: how the source was read, or None for interactions that were not read.
 
     Raises UserError where lengths disagree, a number is out of range, a time is NaN, or there is no row at all.
     """
@@ -31,6 +33,7 @@ class Interactions:
     item_ids: np.ndarray
     duplicates: int = 0
     below_threshold: int = 0
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         if len(self.users) == 0:
@@ -41,6 +44,11 @@ class Interactions:
             )
         if self.times is not None and np.isnan(self.times.max()):
             raise UserError("interactions: times hold NaN; give every row a time, or none")
+        if self.reading is not None and self.reading.rows != self.rows:
+            raise UserError(
+                f"{self.reading.source}: has {self.reading.rows:,} rows, but {len(self):,} were kept and"
+                f" {self.duplicates + self.below_threshold:,} dropped; report this as a fault of the reader"
+            )
         check_pairs("interactions", self.users, self.items, self.n_users, self.n_items)
 
     def __len__(self) -> int:
@@ -54,6 +62,19 @@ class Interactions:
     def n_items(self) -> int:
         return len(self.item_ids)
 
+    @property
+    def rows(self) -> int:
+        """Rows in the source: those kept, and those dropped for each reason."""
+        return len(self) + self.duplicates + self.below_threshold
+
+    def account(self) -> str:
+        """One line: what the source was taken for, its rows, and how many were dropped for which reason."""
+        dropped = {"below min_rating": self.below_threshold, "repeated (user, item) pairs": self.duplicates}
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
+        rows = f"{self.rows:,} rows = {len(self):,} kept + {self.rows - len(self):,} dropped"
+        line = f"{rows} ({reasons})" if reasons else rows
+        return line if self.reading is None else f"{self.reading.source}: {self.reading.sentence()}; {line}"
+
     def describe(self) -> dict[str, Any]:
         """Plain numbers about the data set (JSON-ready): sizes, density, what was dropped, spread per user and item.
 
@@ -66,6 +87,7 @@ class Interactions:
             "items": self.n_items,
             "interactions": len(self),
             "density": len(self) / (self.n_users * self.n_items),
+            "rows": self.rows,
             "duplicates_dropped": self.duplicates,
             "below_threshold_dropped": self.below_threshold,
             "per_user": _spread(np.bincount(self.users, minlength=self.n_users)),
@@ -73,6 +95,7 @@ class Interactions:
             "top_tenth_share": float(per_item[-top:].sum() / len(self)),
             "first_time": None if self.times is None else self.times.min().item(),
             "last_time": None if self.times is None else self.times.max().item(),
+            "reading": None if self.reading is None else self.reading.describe(),
         }
 
     def fingerprint(self) -> str:
