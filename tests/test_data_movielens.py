@@ -54,7 +54,9 @@ def test_taken_out_once_and_kept(pip: FakePip, tmp_path: Path) -> None:
 
 def test_another_file_of_that_name_is_not_replaced(pip: FakePip, tmp_path: Path) -> None:
     (tmp_path / "ml-100k.inter").write_bytes(CONTENT[:-5])
-    with pytest.raises(UserError, match=r"ml-100k\.inter is there but is not the file expected .*; remove or rename it"):
+    with pytest.raises(
+        UserError, match=r"ml-100k\.inter is there but is not the file expected .*; remove or rename it"
+    ):
         movielens_100k(tmp_path)
     assert (tmp_path / "ml-100k.inter").read_bytes() == CONTENT[:-5]
     assert pip.calls == 0

@@ -21,7 +21,9 @@ from bidistill.options import Option, option, options_of
 
 @dataclass(frozen=True)
 class DataConfig:
-    path: str | None = option(None, "file of interactions: .csv .tsv .txt .inter .parquet or .npz, also one already split")
+    path: str | None = option(
+        None, "file of interactions: .csv .tsv .txt .inter .parquet or .npz, also one already split"
+    )
     user: str | None = option(None, "column of the user id (a name, or a number where there is no header)")
     item: str | None = option(None, "column of the item id")
     rating: str | None = option(None, "column of the rating, used with min_rating only")
@@ -43,7 +45,9 @@ class DataConfig:
     train_path: str | None = option(None, "file of training interactions, if already split (instead of path)")
     val_path: str | None = option(None, "file of validation interactions, if already split")
     test_path: str | None = option(None, "file of test interactions, if already split")
-    drop_seen_pairs: bool = option(False, "already split: drop and count held-out rows whose pair is in an earlier part")
+    drop_seen_pairs: bool = option(
+        False, "already split: drop and count held-out rows whose pair is in an earlier part"
+    )
     drop_cold_users: bool = option(False, "already split: drop and count held-out rows of users without a training row")
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from bdkernels.backends import choose
-from bidistill.cli.parser import add_command, add_options, overrides
+from bidistill.cli.parser import add_command, add_options, overrides, tell
 from bidistill.config import PRESETS, Config
 from bidistill.data import Split
 from bidistill.errors import UserError
@@ -85,6 +86,7 @@ def load(config: Config) -> Split:
             f"{config.data.path or config.data.train_path}: {parts.n_users:,} users, {parts.n_items:,} items, "
             f"{sizes['train']:,} interactions to train, {sizes['val']:,} to validate, {sizes['test']:,} to test"
         )
+        tell(parts, sys.stdout)
     return parts
 
 

@@ -75,9 +75,13 @@ def given_split(
             )
         _drop(parts, name, cold, f"{name}: user without a training row", dropped)
         if len(some):
-            notes.append(f"part {name}: {len(some):,} users without a training row are dropped, such as {user_ids[some[0]]}")
+            notes.append(
+                f"part {name}: {len(some):,} users without a training row are dropped, such as {user_ids[some[0]]}"
+            )
     if not any(len(parts[name][0]) for name in PARTS[1:]):
-        raise UserError("given split: no held-out row is left, so nothing can be evaluated; give other rows as val or test")
+        raise UserError(
+            "given split: no held-out row is left, so nothing can be evaluated; give other rows as val or test"
+        )
     users = np.unique(np.concatenate([parts[name][0] for name in PARTS]))
     items = np.unique(np.concatenate([parts[name][1] for name in PARTS]))
     numbered = {

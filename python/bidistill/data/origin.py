@@ -66,5 +66,5 @@ class Origin:
 
 def dropped_rows(data: Interactions) -> dict[str, int]:
     """Rows that reading dropped, for each reason."""
-    counts = {"rated below min_rating": data.below_threshold, "repeated (user, item) pair": data.duplicates}
+    counts = {"rated below `min_rating`": data.below_threshold, "repeated (user, item) pair": data.duplicates}
     return {reason: count for reason, count in counts.items() if count}

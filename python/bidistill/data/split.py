@@ -191,18 +191,24 @@ def split(
 def _held_out(method: str, val: float | None, test: float | None) -> tuple[float, float]:
     """Checked numbers or shares to hold out."""
     if method not in METHODS:
-        raise UserError(f"split method must be one of {', '.join(METHODS)}, got {method!r}")
+        raise UserError(f"split: `method` must be one of {', '.join(METHODS)}, got {method!r}")
     default = 0.1 if method == "ratio" else 1
     held = (default if val is None else val, default if test is None else test)
     for name, value in zip(("val", "test"), held, strict=True):
         if method == "ratio" and not 0 <= value < 1:
-            raise UserError(f"split 'ratio': {name} must be a share from 0 to below 1, got {value}")
+            raise UserError(f"split 'ratio': `{name}` must be a share from 0 to below 1, got {value}")
         if method != "ratio" and not (value >= 0 and float(value).is_integer()):
-            raise UserError(f"split {method!r}: {name} must be a whole number of interactions, 0 or more, got {value}")
+            raise UserError(
+                f"split {method!r}: `{name}` must be a whole number of interactions, 0 or more, got {value}"
+            )
     if method == "ratio" and sum(held) >= 1:
-        raise UserError(f"split 'ratio': val + test must stay below 1 to leave something to train, got {sum(held):g}")
+        raise UserError(
+            f"split 'ratio': `val` + `test` must stay below 1 to leave something to train, got {sum(held):g}"
+        )
     if sum(held) == 0:
-        raise UserError(f"split {method!r}: val and test are both 0, so nothing would be held out; set at least one")
+        raise UserError(
+            f"split {method!r}: `val` and `test` are both 0, so nothing would be held out; set at least one"
+        )
     return held
 
 
