@@ -51,18 +51,20 @@ class Parser(argparse.ArgumentParser):
 
         A word of two minuses is a flag, also an unknown one; one of a single minus only if it is a flag of this command.
         """
-        short = tuple(flag for flag in self.flags() if not flag.startswith("--"))
+        known = self.flags()
+
+        def is_flag(word: str) -> bool:
+            return word.startswith("--") or (word[:2] in known and (len(word) == 2 or word[2:].isdecimal()))
+
         found: list[str] = []
-        flag = ""
-        for place, word in enumerate(words):
-            if word.startswith("--") or (word.startswith("-") and word.startswith(short)):
-                flag = word if word in self.lists_of_ids else ""
-                if flag and place + 1 < len(words) and not words[place + 1].startswith("--"):
-                    if not (words[place + 1].startswith("-") and words[place + 1].startswith(short)):
-                        continue
+        ids_of = ""
+        for word, following in zip(words, [*words[1:], "--"], strict=True):
+            if not is_flag(word):
+                found.append(f"{ids_of}={word}" if ids_of else word)
+                continue
+            ids_of = word if word in self.lists_of_ids else ""
+            if not ids_of or is_flag(following):
                 found.append(word)
-            else:
-                found.append(f"{flag}={word}" if flag else word)
         return found
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]

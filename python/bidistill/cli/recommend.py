@@ -113,7 +113,7 @@ def _tables(
     if not bool((users < 0).any()):
         yield from best_items(model, split, users, k, batch=batch)
         return
-    counts = sum(np.bincount(split.part(name)[1], minlength=split.n_items) for name in PARTS)
+    counts = np.bincount(np.concatenate([split.part(name)[1] for name in PARTS]), minlength=split.n_items)
     popular = split.item_ids[np.argsort(-counts, kind="stable")[:k]]
     rank = np.arange(1, len(popular) + 1)
     left = iter(unknown)
@@ -188,7 +188,7 @@ def _tell_unknown(unknown: list[str], asked: int, rule: str, split: Split) -> No
 
 def _tell_short(split: Split, users: torch.Tensor, k: int) -> None:
     """Say how many users have fewer than k unseen items."""
-    met = sum(np.bincount(split.part(name)[0], minlength=split.n_users) for name in PARTS)
+    met = np.bincount(np.concatenate([split.part(name)[0] for name in PARTS]), minlength=split.n_users)
     short = int((split.n_items - met[users[users >= 0].numpy()] < k).sum())
     if short:
         print(f"bidistill: {short:,} users have fewer than {k:,} unseen items and get fewer rows", file=sys.stderr)

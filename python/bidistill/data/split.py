@@ -67,7 +67,9 @@ class Split:
         origin: Origin | None = None,
     ) -> Split:
         """The split with these (users, items) as "train", "val" and "test"."""
-        numbers = {f"{name}_{kind}": array for name in PARTS for kind, array in zip(KINDS, parts[name], strict=True)}
+        numbers: dict[str, Any] = {
+            f"{name}_{kind}": array for name in PARTS for kind, array in zip(KINDS, parts[name], strict=True)
+        }
         return cls(len(user_ids), len(item_ids), **numbers, user_ids=user_ids, item_ids=item_ids, origin=origin)
 
     def part(self, name: str) -> tuple[np.ndarray, np.ndarray]:
