@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
 
         found: list[str] = []
         ids_of = ""
-        for word, following in zip(words, [*words[1:], "--"], strict=True):
+        for word, following in zip(words, [*words, "--"][1:], strict=True):
             if not is_flag(word):
                 found.append(f"{ids_of}={word}" if ids_of else word)
                 continue
