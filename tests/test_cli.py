@@ -282,7 +282,8 @@ PAIRS = list(zip(FAST[::2], FAST[1::2], strict=True))
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_and_resumed_is_undisturbed(work, tmp_path, sent):
     """Killed in the joint phase, or stopped by Ctrl-C: the resumed run ends with the very same metrics and models."""
-    slow = [*FAST, "--train-epochs", "10", "--train-patience", "0", "--train-batch-size", "64"]
+    slower = {**dict(PAIRS), "--train-epochs": "10", "--train-patience": "0", "--train-batch-size": "64"}
+    slow = [word for pair in slower.items() for word in pair]
     whole = work / "whole"
     if not (whole / "metrics.json").exists():
         bidistill("train", "--data-path", "made.csv", *slow, "--run-out", "whole", cwd=work)

@@ -52,10 +52,14 @@ def test_taken_out_once_and_kept(pip: FakePip, tmp_path: Path) -> None:
     assert (data.user_ids[0], data.item_ids[0]) == (196, 242)
 
 
-def test_a_damaged_cache_is_replaced(pip: FakePip, tmp_path: Path) -> None:
+def test_another_file_of_that_name_is_not_replaced(pip: FakePip, tmp_path: Path) -> None:
     (tmp_path / "ml-100k.inter").write_bytes(CONTENT[:-5])
-    assert movielens_100k(tmp_path).read_bytes() == CONTENT
-    assert pip.calls == 1
+    with pytest.raises(
+        UserError, match=r"ml-100k\.inter is there but is not the file expected .*; remove or rename it"
+    ):
+        movielens_100k(tmp_path)
+    assert (tmp_path / "ml-100k.inter").read_bytes() == CONTENT[:-5]
+    assert pip.calls == 0
 
 
 @pytest.mark.usefixtures("pip")

@@ -84,27 +84,32 @@ def test_every_split_is_a_partition(data: Interactions, options: dict[str, Any],
 @settings(max_examples=100, deadline=None)
 @given(data=data_sets(), val=st.integers(0, 2), test=st.integers(1, 2))
 def test_leave_last_is_the_last(data: Interactions, val: int, test: int) -> None:
-    rows = defaultdict(list)
+    """By time; among equal times any choice will do, and the users whom that concerns are counted."""
+    times = defaultdict(list)
     assert data.times is not None
-    for row, (user, time) in enumerate(zip(data.users.tolist(), data.times.tolist(), strict=True)):
-        rows[user].append((time, row))
-    expected: dict[str, list[int]] = {name: [] for name in PARTS}
-    for user_rows in rows.values():
-        ordered = [row for _, row in sorted(user_rows)]
-        cut = len(ordered) - test
-        if cut - val < 1:
-            expected["train"] += ordered
-            continue
-        expected["train"] += ordered[: cut - val]
-        expected["val"] += ordered[cut - val : cut]
-        expected["test"] += ordered[cut:]
-    if not expected["test"]:
+    for user, time in zip(data.users.tolist(), data.times.tolist(), strict=True):
+        times[user].append(time)
+    expected: dict[tuple[int, str], list[int]] = {}
+    tied = set()
+    for user, found in times.items():
+        ordered = sorted(found)
+        cuts = (len(ordered) - test - val, len(ordered) - test)
+        if cuts[0] < 1:
+            cuts = (len(ordered), len(ordered))
+        for name, start, stop in zip(PARTS, (0, *cuts), (*cuts, len(ordered)), strict=True):
+            expected[user, name] = ordered[start:stop]
+        tied |= {user for cut in cuts if cut < len(ordered) and ordered[cut - 1] == ordered[cut]}
+    if not any(expected[user, "test"] for user in times):
         with pytest.raises(UserError, match="leaves no user to evaluate"):
             split(data, "leave_last", val=val, test=test)
         return
     parts = split(data, "leave_last", val=val, test=test)
-    for name in PARTS:
-        assert pairs_of(parts, name) == [(int(data.users[r]), int(data.items[r])) for r in sorted(expected[name])]
+    when = dict(zip(zip(data.users.tolist(), data.items.tolist(), strict=True), data.times.tolist(), strict=True))
+    for user, name in expected:
+        assert sorted(when[pair] for pair in pairs_of(parts, name) if pair[0] == user) == expected[user, name]
+    assert parts.origin is not None and parts.origin.ties is not None
+    assert parts.origin.ties.users == len(tied)
+    assert parts.origin.ties.evaluated == sum(bool(expected[user, "test"]) for user in times)
 
 
 def test_leave_one_is_uniform() -> None:
@@ -144,17 +149,17 @@ def test_one_user_is_enough() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"method": "last"}, "split method must be one of leave_last, leave_one, ratio, got 'last'"),
+        ({"method": "last"}, "split: `method` must be one of leave_last, leave_one, ratio, got 'last'"),
         ({"method": "leave_last"}, "'leave_last' needs times, but the data has none"),
-        ({"method": "leave_one", "val": -1}, "val must be a whole number of interactions, 0 or more, got -1"),
-        ({"method": "leave_one", "test": 0.5}, "test must be a whole number of interactions, 0 or more, got 0.5"),
-        ({"method": "leave_one", "test": float("nan")}, "test must be a whole number"),
-        ({"method": "leave_one", "test": float("inf")}, "test must be a whole number"),
-        ({"method": "leave_one", "val": 0, "test": 0}, "val and test are both 0"),
-        ({"method": "ratio", "val": 1.0}, "val must be a share from 0 to below 1, got 1.0"),
-        ({"method": "ratio", "test": -0.1}, "test must be a share from 0 to below 1, got -0.1"),
-        ({"method": "ratio", "test": float("nan")}, "test must be a share from 0 to below 1, got nan"),
-        ({"method": "ratio", "val": 0.5, "test": 0.5}, "val + test must stay below 1"),
+        ({"method": "leave_one", "val": -1}, "`val` must be a whole number of interactions, 0 or more, got -1"),
+        ({"method": "leave_one", "test": 0.5}, "`test` must be a whole number of interactions, 0 or more, got 0.5"),
+        ({"method": "leave_one", "test": float("nan")}, "`test` must be a whole number"),
+        ({"method": "leave_one", "test": float("inf")}, "`test` must be a whole number"),
+        ({"method": "leave_one", "val": 0, "test": 0}, "`val` and `test` are both 0"),
+        ({"method": "ratio", "val": 1.0}, "`val` must be a share from 0 to below 1, got 1.0"),
+        ({"method": "ratio", "test": -0.1}, "`test` must be a share from 0 to below 1, got -0.1"),
+        ({"method": "ratio", "test": float("nan")}, "`test` must be a share from 0 to below 1, got nan"),
+        ({"method": "ratio", "val": 0.5, "test": 0.5}, "`val` + `test` must stay below 1"),
         ({"method": "leave_one", "val": 2}, "the most active one has 3 interactions, 4 are needed"),
         ({"method": "leave_one", "min_per_user": 9}, "the most active one has 3 interactions, 9 are needed"),
     ],
@@ -285,7 +290,10 @@ def test_mistakes_in_given_parts(tmp_path: Path) -> None:
         given_split(one, other, np.array([[2, 1]]))
     with pytest.raises(UserError, match=r"in val and in test, for example \(1, 2\)"):
         given_split(one, other, other)
-    with pytest.raises(UserError, match="user 9 is in part val but has no training item"):
+    with pytest.raises(
+        UserError,
+        match=r"1 of 1 users of part val have no training row, such as 9; .* `drop_cold_users` to drop their 1 rows",
+    ):
         given_split(one, np.array([[9, 1]]))
     with pytest.raises(UserError, match="nothing is held out"):
         given_split(one)

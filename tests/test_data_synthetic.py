@@ -79,16 +79,16 @@ def test_acceptance_is_the_sigmoid_of_the_score() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"n_users": 0}, "n_users must be at least 1, got 0"),
-        ({"n_items": -1}, "n_items must be at least 1, got -1"),
-        ({"dim": 0}, "dim must be at least 1, got 0"),
+        ({"n_users": 0}, "`n_users` must be at least 1, got 0"),
+        ({"n_items": -1}, "`n_items` must be at least 1, got -1"),
+        ({"dim": 0}, "`dim` must be at least 1, got 0"),
         ({"n_interactions": 9}, "must lie between 10 (one a user) and 50 (half of the items for each user), got 9"),
         ({"n_interactions": 51}, "got 51"),
         ({"n_items": 1}, "got 30"),
-        ({"seed": -1}, "seed must be at least 0, got -1"),
-        ({"zipf": -1.0}, "zipf must be 0 (no long tail) or larger, got -1.0"),
-        ({"zipf": float("nan")}, "zipf must be 0"),
-        ({"zipf": float("inf")}, "zipf must be 0"),
+        ({"seed": -1}, "`seed` must be at least 0, got -1"),
+        ({"zipf": -1.0}, "`zipf` must be 0 (no long tail) or larger, got -1.0"),
+        ({"zipf": float("nan")}, "`zipf` must be 0"),
+        ({"zipf": float("inf")}, "`zipf` must be 0"),
     ],
 )
 def test_mistakes(options: dict[str, Any], expected: str) -> None:

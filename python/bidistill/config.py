@@ -34,7 +34,8 @@ MOST_EPS = sys.float_info.max / MAX_ITEMS  # so that alpha is finite
 @dataclass(frozen=True)
 class DataConfig:
     path: str | None = option(
-        None, "file of interactions: .csv .tsv .txt .inter .dat .data .jsonl .json .parquet or .npz"
+        None,
+        "file of interactions: .csv .tsv .txt .inter .dat .data .jsonl .json .parquet or .npz, also one already split",
     )
     user: str | None = option(None, "column of the user id (a name, or a number where there is no header)")
     item: str | None = option(None, "column of the item id")
@@ -62,11 +63,15 @@ class DataConfig:
         None, "how much of each user validates: a number (unset: 1), or with ratio a share (unset: 0.1)", least=0
     )
     test: float | None = option(None, "how much of each user is the test, said likewise", least=0)
-    split_seed: int = option(0, "seed of the random splits", least=0)
+    split_seed: int = option(0, "seed of what is random in a split: ties of equal times too", least=0)
     min_per_user: int | None = option(None, "users with fewer interactions are trained on but not evaluated", least=1)
     train_path: str | None = option(None, "file of training interactions, if already split (instead of path)")
     val_path: str | None = option(None, "file of validation interactions, if already split")
     test_path: str | None = option(None, "file of test interactions, if already split")
+    drop_seen_pairs: bool = option(
+        False, "already split: drop and count held-out rows whose pair is in an earlier part"
+    )
+    drop_cold_users: bool = option(False, "already split: drop and count held-out rows of users without a training row")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from bdkernels import BackendError
 from bdkernels.distributed import ShardError
 from bidistill.cli import data, demo, evaluate, plan, recommend, report, train
-from bidistill.cli.parser import Parser
+from bidistill.cli.parser import Parser, with_flags
 from bidistill.errors import UserError, enough_memory
 from bidistill.run_folder import versions
 
@@ -42,7 +42,8 @@ def build_parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 2 for a user's mistake, 130 for Ctrl-C, 141 for a closed pipe.
+    """Run the command line and return its exit status: 0, 2 for a user's mistake, 3 where a part of what was asked is
+    left out, 130 for Ctrl-C, 141 for a closed pipe.
 
     Where another process of the run is lost, this one ends with status 1, so that torchrun can start all of them again.
     """
@@ -57,13 +58,15 @@ def _show(message: Warning | str, *_: Any) -> None:
 
 
 def _main(argv: Sequence[str] | None) -> int:
+    arguments = None
     try:
         arguments = build_parser().parse_args(argv)
         with enough_memory():
-            arguments.run(arguments)
+            status: int = arguments.run(arguments) or 0
         sys.stdout.flush()
     except (UserError, BackendError) as error:
-        print(f"bidistill: error: {' '.join(str(error).split())}", file=sys.stderr)
+        text = with_flags(str(error), arguments.parser.prog if arguments is not None else "")
+        print(f"bidistill: error: {' '.join(text.split())}", file=sys.stderr)
         return 2
     except ShardError as error:
         print(f"bidistill: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
@@ -74,4 +77,4 @@ def _main(argv: Sequence[str] | None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter's last flush fails too
         return 141
-    return 0
+    return status

@@ -19,23 +19,22 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bidistill.cli.parser import add_command, add_options, count, overrides
+from bidistill import load
+from bidistill.cli.parser import add_command, add_options, count, overrides, tell
 from bidistill.config import Config
-from bidistill.data import Interactions, Split, read, write_interactions
+from bidistill.data import Interactions, Split, is_split, read, write_interactions
 from bidistill.data.split import PARTS
 from bidistill.data.synthetic import Population
 from bidistill.data.write import Block, refuse_format, write_blocks
 from bidistill.errors import UserError
-from bidistill.load import load_split
 
 FORMATS = """Files: .csv .tsv .txt .inter .dat .data .jsonl .json .parquet .npz, and adjacency lists (each line
 is a user and the user's items). Columns of user, item, rating and time are found by their usual names; flags name
-others. Prints JSON."""
+others. Prints JSON, and on stderr what was dropped and why. A file that is split already (an .npz with arrays train, val and
+test, or a saved split) is taken as it is."""
 
-READING = tuple(
-    f"data.{name}" for name in ("user", "item", "rating", "time", "min_rating", "header", "sep", "quote", "format")
-)
-SPLITTING = tuple(f"data.{name}" for name in ("split", "val", "test", "split_seed", "min_per_user"))
+READING = tuple(f"data.{name}" for name in load.READING)
+SPLITTING = tuple(f"data.{name}" for name in (*load.SPLITTING, *load.DROPPING))
 
 
 def add(subparsers: Any) -> None:
@@ -60,7 +59,9 @@ def add(subparsers: Any) -> None:
         "split",
         split,
         "hold out interactions and save the parts",
-        FORMATS + "\n`bidistill train` splits by itself; a saved split is the same for everyone and every program.",
+        FORMATS
+        + "\n`bidistill train` splits by itself; a saved split is the same for everyone and every program. The parts hold\n"
+        "users and items, no times and no ratings.",
         "  bidistill data split ratings.csv --out split.npz\n"
         "  bidistill data split ratings.csv --out parts --data-split ratio --data-test 0.2",
     )
@@ -77,7 +78,8 @@ def add(subparsers: Any) -> None:
         make,
         "make up interactions",
         "Make up interactions with times: a long tail of popularity, and tastes that follow latent vectors. Any size: the\n"
-        "rows are written as they are made, so memory holds the users, the items and a few rows.",
+        "rows are written as they are made, so memory holds the users, the items and a few rows. An item that no user meets has\n"
+        "no row, so it is not in the file: the last line says how many items are.",
         "  bidistill data generate --users 1000 --items 500 --interactions 20000 --out made.csv\n"
         "  bidistill data generate --users 1000000 --items 1000000 --interactions 20000000 --out million.parquet",
     )
@@ -92,6 +94,11 @@ def add(subparsers: Any) -> None:
 def describe(arguments: argparse.Namespace) -> None:
     """Print what is in a file."""
     config = Config().with_overrides(overrides(arguments))
+    if is_split(arguments.file):
+        parts = load.load_split(config.with_overrides({"data.path": arguments.file}).data)
+        print(json.dumps(parts.describe(), indent=2))
+        tell(parts, sys.stderr)
+        return
     columns = {name.removeprefix("data."): config[name] for name in READING}
     print(json.dumps(read(arguments.file, **columns).describe(), indent=2))
 
@@ -100,14 +107,16 @@ def split(arguments: argparse.Namespace) -> None:
     """Split a file and write the parts, all or none."""
     out = Path(arguments.out)
     with _tidy_end():
-        parts = load_split(Config().with_overrides({"data.path": arguments.file} | overrides(arguments)).data)
+        parts = load.load_split(Config().with_overrides({"data.path": arguments.file} | overrides(arguments)).data)
         if out.suffix == ".npz":
             parts.save(out)
             flags = f"--data-train-path {out}"
         else:
             names = _write_folder(parts, out)
+            _tell_missing(parts, out)
             flags = " ".join(f"--data-{name}-path {out / name}.csv" for name in names)
     print(json.dumps(parts.describe(), indent=2))
+    tell(parts, sys.stderr)
     print(f"train on it with: bidistill train {flags}", file=sys.stderr)
 
 
@@ -119,8 +128,10 @@ def make(arguments: argparse.Namespace) -> None:
     users, items, rows = arguments.users, arguments.items, arguments.interactions
     population = Population.of(users, items, rows, dim=arguments.dim, seed=arguments.seed, zipf=arguments.zipf)
     with _tidy_end():
-        write_blocks(arguments.out, _shown(population.blocks(), rows), rows, np.arange(users), np.arange(items))
-    print(f"{arguments.out}: {rows:,} interactions of {users:,} users with {items:,} items")
+        ids = np.arange(users), np.arange(items)
+        written = write_blocks(arguments.out, _shown(population.blocks(), rows), rows, *ids)
+    met = "" if written.items == items else f" of the {items:,} asked for; the others met no user"
+    print(f"{arguments.out}: {rows:,} interactions of {written.users:,} users with {written.items:,} items{met}")
 
 
 def _shown(blocks: Iterable[Block], rows: int) -> Iterator[Block]:
@@ -149,6 +160,16 @@ def _tidy_end() -> Iterator[None]:
     finally:
         for number in changed:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _tell_missing(parts: Split, out: Path) -> None:
+    """Say which users and items the files of rows cannot hold."""
+    for noun, n in (("users", parts.n_users), ("items", parts.n_items)):
+        used = np.zeros(n, bool)
+        for name in PARTS:
+            used[getattr(parts, f"{name}_{noun}")] = True
+        if missing := int((~used).sum()):
+            print(f"  {missing:,} of {n:,} {noun} have no row, so they are not in the files of {out}", file=sys.stderr)
 
 
 def _write_folder(parts: Split, out: Path) -> list[str]:

@@ -28,7 +28,9 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--part", choices=("val", "test"), help="what to evaluate on (default: test, if the run has one)"
     )
-    parser.add_argument("--ks", nargs="+", metavar="K", help="list lengths (default: those of the run)")
+    parser.add_argument(
+        "--ks", nargs="+", action="extend", metavar="K", help="list lengths (default: those of the run)"
+    )
     parser.add_argument("--users", type=int, metavar="N", help="rank for N users only; 0: all (default: as in the run)")
     add_mapped(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")

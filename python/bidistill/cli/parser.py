@@ -6,23 +6,66 @@ import argparse
 import difflib
 import re
 from collections.abc import Container, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from bidistill.config import options
+from bidistill.data import Split
 from bidistill.errors import UserError
 
 METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "K,K", bool: "{true,false}"}
 
 
+class Once(argparse.Action):
+    """Store a value; the same flag a second time is an error, since one of the two would be lost."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        given = vars(namespace).setdefault("given", set())
+        if option_string is not None and self.dest in given:
+            parser.error(f"{option_string} is given twice; give it once")
+        if option_string is not None:
+            given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
-    """Raises UserError instead of printing usage; texts keep their line breaks; no abbreviated flags."""
+    """Raises UserError instead of printing usage; texts keep their line breaks; no abbreviated flags.
+
+    A flag of one value may be given once; those of a list take all that they are given (action "extend").
+    """
 
     def __init__(self, **settings: Any) -> None:
+        self.lists_of_ids: tuple[str, ...] = ()
         super().__init__(
             **settings,
             allow_abbrev=False,
             formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=34, width=110),
         )
+        self.register("action", None, Once)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # type: ignore[override]
+        """What argparse does, for lists of ids that may begin with a minus."""
+        return super().parse_known_args(None if args is None else self._joined(args), namespace)
+
+    def _joined(self, words: Sequence[str]) -> list[str]:
+        """The words, in which ids behind a flag of `lists_of_ids` are written --flag=ID, up to the next flag.
+
+        A word of two minuses is a flag, also an unknown one; one of a single minus only if it is a flag of this command.
+        """
+        known = self.flags()
+
+        def is_flag(word: str) -> bool:
+            return word.startswith("--") or (word[:2] in known and (len(word) == 2 or word[2:].isdecimal()))
+
+        found: list[str] = []
+        ids_of = ""
+        for word, following in zip(words, [*words, "--"][1:], strict=True):
+            if not is_flag(word):
+                found.append(f"{ids_of}={word}" if ids_of else word)
+                continue
+            ids_of = word if word in self.lists_of_ids else ""
+            if not ids_of or is_flag(following):
+                found.append(word)
+        return found
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:  # type: ignore[override]
         """Parse everything. An unknown flag is an error that names the closest one that exists."""
@@ -40,6 +83,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """What argparse calls for a wrong command line."""
+        if message.endswith(("expected one argument", "expected at least one argument")):
+            message += " (write --flag=VALUE for a value that begins with -)"
         raise UserError(f"{message}; see {self.prog} --help")
 
 
@@ -82,6 +127,23 @@ def overrides(arguments: argparse.Namespace) -> dict[str, Any]:
     """{"section.option": value} of the flags that were given. Raises UserError for a wrong value."""
     given = [(each, getattr(arguments, each.name, None)) for each in options()]
     return {each.name: each.parse(text) for each, text in given if text is not None}
+
+
+def with_flags(message: str, prog: str) -> str:
+    """A message whose arguments in backticks, which are those of a Python function, are named by the command's flags."""
+    if prog.endswith(" generate"):
+        flags = {f"n_{name}": f"--{name}" for name in ("users", "items", "interactions")}
+        flags |= {name: f"--{name}" for name in ("dim", "seed", "zipf")}
+    else:
+        flags = {each.field: each.flag for each in options() if each.section == "data"}
+        flags |= {"seed": flags["split_seed"], "method": flags["split"]}
+    return re.sub("`([a-z_]+)`", lambda found: flags.get(found[1], found[0]), message)
+
+
+def tell(split: Split, file: TextIO) -> None:
+    """Print what happened to the rows on the way into a split, a line each."""
+    for sentence in [] if split.origin is None else split.origin.sentences():
+        print(f"  {with_flags(sentence, '')}", file=file)
 
 
 def count(text: str) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import Any
 
 import torch
 
-from bidistill.cli.parser import add_command, add_options, count, overrides
+from bidistill.cli.parser import add_command, add_options, count, overrides, tell
 from bidistill.config import PRESETS, Config
 from bidistill.errors import UserError
 from bidistill.load import load_split
@@ -59,7 +60,12 @@ def run(arguments: argparse.Namespace) -> None:
     given = (arguments.users, arguments.items, arguments.interactions)
     if any(given) and not all(given):
         arguments.parser.error("--users, --items and --interactions go together")
-    sizes = Sizes.of(*given, config) if all(given) else Sizes.of_split(load_split(config.data), config)
+    if all(given):
+        sizes = Sizes.of(*given, config)
+    else:
+        parts = load_split(config.data)
+        tell(parts, sys.stderr)
+        sizes = Sizes.of_split(parts, config)
     set_threads(config.run)
     costs = measure(config, sizes)
     network = Network() if arguments.gbs is None else Network(arguments.gbs)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from bdkernels.backends import choose
-from bidistill.cli.parser import add_command, add_options, overrides
+from bidistill.cli.parser import add_command, add_options, overrides, tell
 from bidistill.config import PRESETS, Config
 from bidistill.control import check_matchable, matched
 from bidistill.data import Split
@@ -79,13 +80,14 @@ def load(config: Config) -> Split:
     """The data, which every process reads, with a line on stdout about their size."""
     world = World.find(config.run)
     with world.together("read the data"):
-        parts = load_split(config.data, print if world.first else None)
+        parts = load_split(config.data)
     if world.first:
         sizes = parts.describe()
         print(
             f"{config.data.path or config.data.train_path}: {parts.n_users:,} users, {parts.n_items:,} items, "
             f"{sizes['train']:,} interactions to train, {sizes['val']:,} to validate, {sizes['test']:,} to test"
         )
+        tell(parts, sys.stdout)
     return parts
 
 

@@ -1,6 +1,6 @@
 """Data: reading, describing, splitting and making up interactions."""
 
-from bidistill.data.given import given_split
+from bidistill.data.given import given_split, is_split
 from bidistill.data.interactions import Interactions
 from bidistill.data.movielens import movielens_100k
 from bidistill.data.read import read
@@ -13,6 +13,7 @@ __all__ = [
     "Split",
     "generate",
     "given_split",
+    "is_split",
     "movielens_100k",
     "read",
     "split",

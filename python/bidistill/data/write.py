@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,21 +28,29 @@ Block = tuple[np.ndarray, np.ndarray, "np.ndarray | None"]
 Columns = dict[str, np.ndarray]
 
 
-def write_interactions(path: str | Path, interactions: Interactions) -> None:
+class Written(NamedTuple):
+    """What a file holds: its rows, and the users and items that have a row."""
+
+    rows: int
+    users: int
+    items: int
+
+
+def write_interactions(path: str | Path, interactions: Interactions) -> Written:
     """Write the rows with their original ids: columns user_id, item_id and, if there are times, timestamp.
 
-    path: ends in .csv, .tsv, .parquet or .npz. Written whole or not at all.
+    path: ends in .csv, .tsv, .parquet or .npz. Written whole or not at all. Users and items without a row are not in it.
     Raises UserError for another ending or where it cannot be written.
     """
     users, items, times = interactions.users, interactions.items, interactions.times
     places = (slice(start, start + ROWS) for start in range(0, len(interactions), ROWS))
     blocks = ((users[rows], items[rows], None if times is None else times[rows]) for rows in places)
-    write_blocks(path, blocks, len(interactions), interactions.user_ids, interactions.item_ids)
+    return write_blocks(path, blocks, len(interactions), interactions.user_ids, interactions.item_ids)
 
 
 def write_blocks(
     path: str | Path, blocks: Iterable[Block], rows: int, user_ids: np.ndarray, item_ids: np.ndarray
-) -> None:
+) -> Written:
     """Write what `write_interactions` writes of rows that come a few at a time, in memory that holds one block.
 
     blocks: at least one of (users, items, times or None), numbers into user_ids and item_ids. rows: of all of them. An
@@ -52,13 +60,15 @@ def write_blocks(
     """
     kind = Path(path).suffix.lower()
     refuse_format(path)
+    used = np.zeros(len(user_ids), bool), np.zeros(len(item_ids), bool)
+    blocks = _marked(blocks, *used)
     if kind == ".npz":  # it holds strings of one length, which only all ids together tell
         user_ids, item_ids = (ids.astype(str) if ids.dtype == object else ids for ids in (user_ids, item_ids))
     with replacing(path) as temporary:
         columns = (_named(block, user_ids, item_ids) for block in blocks)
         if kind == ".npz":
             _write_npz(temporary, lambda size: _watched(path, columns, rows, size))
-            return
+            return Written(rows, *(int(mark.sum()) for mark in used))
         with pa.OSFile(str(temporary), "wb") as file:
             tables = (pa.table(block) for block in _watched(path, columns, rows, file.tell))
             first = next(tables)
@@ -71,6 +81,7 @@ def write_blocks(
             with writer:
                 for table in chain([first], tables):
                     writer.write_table(table)
+    return Written(rows, *(int(mark.sum()) for mark in used))
 
 
 def refuse_format(path: str | Path) -> None:
@@ -78,6 +89,13 @@ def refuse_format(path: str | Path) -> None:
     kind = Path(path).suffix.lower()
     if kind not in FORMATS:
         raise UserError(f"{path}: cannot write the format {kind!r}; use .csv, .tsv, .parquet or .npz")
+
+
+def _marked(blocks: Iterable[Block], users: np.ndarray, items: np.ndarray) -> Iterator[Block]:
+    """The blocks; their users and items are marked in these flags."""
+    for block in blocks:
+        users[block[0]] = items[block[1]] = True
+        yield block
 
 
 def _named(block: Block, user_ids: np.ndarray, item_ids: np.ndarray) -> Columns:
