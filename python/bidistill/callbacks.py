@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import sys
+import uuid
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from bidistill.config import RunConfig
-from bidistill.data.files import replacing
 
 if TYPE_CHECKING:
     from bidistill.trainer import Trainer
@@ -117,7 +117,9 @@ class CsvLog(Callback):
     def on_epoch(self, trainer: Trainer, row: Row) -> None:
         """Write the file; a column that an epoch lacks is left empty."""
         columns = list(dict.fromkeys(name for each in trainer.history for name in each))
-        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        assert trainer.folder is not None
+        written = trainer.folder.writing(self.path.name, durable=False)  # it is not read back
+        with written as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(trainer.history)
@@ -141,7 +143,11 @@ class TensorBoard(Callback):
                 "run.tensorboard is on, but tensorboard is not installed: no such log is written", stacklevel=2
             )
             return
-        self.writer = SummaryWriter(str(self.folder))
+        own = f".{uuid.uuid4().hex[:8]}"  # by which the file can be told from those of others
+        self.writer = SummaryWriter(str(self.folder), filename_suffix=own)
+        if trainer.folder is not None:
+            for file in self.folder.glob(f"*{own}"):
+                trainer.folder.record(f"{self.folder.name}/{file.name}")
 
     def on_epoch(self, trainer: Trainer, row: Row) -> None:
         """Log every number of the row under its phase."""

@@ -10,9 +10,11 @@ from bdkernels.backends import choose
 from bidistill.cli.parser import add_command, add_options, overrides
 from bidistill.config import PRESETS, Config
 from bidistill.data import Split
+from bidistill.data.files import present
 from bidistill.errors import UserError
 from bidistill.load import load_split
 from bidistill.report import metrics_by_run, open_run, table, write_report
+from bidistill.run_folder import RunFolder
 from bidistill.trainer import Trainer
 from bidistill.world import World
 
@@ -95,10 +97,10 @@ def resume(arguments: argparse.Namespace) -> None:
     changes = overrides(arguments)
     if "run.out" in changes:
         raise UserError("--resume goes on in the run's own folder: leave out --run-out")
-    config = Config.from_toml(Path(arguments.resume, "config.toml")).with_overrides(changes) if changes else None
+    config = RunFolder(arguments.resume).settings().with_overrides(changes) if changes else None
     split = None
     if arguments.grow or any(name.startswith("data.") for name in changes):
-        split = load(Config.from_toml(Path(arguments.resume, "config.toml")).with_overrides(changes))
+        split = load(config or RunFolder(arguments.resume).settings())
     trainer = Trainer.resume(arguments.resume, config=config, split=split, grow=arguments.grow)
     train(trainer, control=arguments.control, resumed=True)
 
@@ -107,6 +109,8 @@ def train(trainer: Trainer, *, control: bool, resumed: bool = False) -> None:
     """Fit, then fit the control if wanted; print the table and write the report."""
     folder = Path(str(trainer.config.run.out))
     choose(trainer.device)  # an impossible BDKERNELS_BACKEND is refused before anything is written
+    if control and trainer.world.first:
+        RunFolder(folder / "control").check(overwrite=True)  # before the run, not after it
     try:
         trainer.fit()
         if control and trainer.config.distill.method != "none":
@@ -125,8 +129,8 @@ def control_of(config: Config, split: Split, folder: Path, resumed: bool) -> Tra
     """A Trainer of the matched control in RUN/control; in a resumed run it goes on where this control was stopped."""
     own = folder / "control"
     config = config.with_overrides({"distill.method": "none", "run.out": str(own)})
-    if resumed and (own / "checkpoint" / "state.json").is_file():
-        changed = config.differences(Config.from_toml(own / "config.toml"))
+    if resumed and present(own / "checkpoint" / "state.json"):
+        changed = config.differences(RunFolder(own).settings())
         if all(name.startswith("run.") and name != "run.seed" for name in changed):
             return Trainer.resume(own, config=config, split=split)
     return Trainer(config, split, warm_start=folder, overwrite=True)
@@ -144,7 +148,7 @@ def show(folder: Path) -> None:
 
 def _way_on(folder: Path, control: bool, world: World) -> str:
     """What to say after Ctrl-C."""
-    if not (folder / "checkpoint" / "state.json").is_file():
+    if not present(folder / "checkpoint" / "state.json"):
         return "stopped before the first checkpoint; start again with the same command and --overwrite"
     start = "torchrun ... -m " if world.size > 1 else ""
     return f"stopped; go on with: {start}bidistill train --resume {folder}{' --control' if control else ''}"

@@ -17,7 +17,14 @@ import numpy as np
 from bidistill.data.locks import lock, surely_lock
 from bidistill.errors import UserError
 
-UNSYNCED = (errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EISDIR)  # folders, on some systems
+UNSYNCED = (
+    errno.EINVAL,
+    errno.EBADF,
+    errno.ENOTSUP,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+)  # folders, on some systems
 REMEDIES = {
     errno.ENOSPC: "make room or choose another place for it",
     errno.EDQUOT: "make room or choose another place for it",
