@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, kept through a power cut, and read without trust. Everything that is written goes this way."""
+"""Files: written whole or not at all, kept through a power cut, and read without trust."""
 
 from __future__ import annotations
 
