@@ -21,7 +21,7 @@ def test_checkpoints_within_an_epoch(parts, tmp_path):
     class Look(Callback):
         def on_step(self, trainer):
             state = tmp_path / "checkpoint" / "state.json"
-            found.append(json.loads(state.read_text())["place"] if state.exists() else None)
+            found.append(json.loads(state.read_text())["state"]["place"] if state.exists() else None)
 
     trainer = Trainer(config(run__out=str(tmp_path), run__checkpoint_steps=2), parts, callbacks=[Look()])
     trainer.fit()

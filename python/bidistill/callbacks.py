@@ -6,6 +6,7 @@ import csv
 import io
 import sys
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,6 @@ from tqdm import tqdm
 
 from bdkernels import rank_error
 from bidistill.config import Config, RunConfig
-from bidistill.data.files import replacing
 from bidistill.phases import LEARN_IN, PHASES, TITLES, rows_of
 
 if TYPE_CHECKING:
@@ -181,7 +181,9 @@ class CsvLog(Callback):
     def on_epoch(self, trainer: Trainer, row: Row) -> None:
         """Write the file; a column that an epoch lacks is left empty."""
         columns = list(dict.fromkeys(name for each in trainer.history for name in each))
-        with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        assert trainer.folder is not None
+        written = trainer.folder.writing(self.path.name, durable=False)  # it is not read back
+        with written as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(trainer.history)
@@ -205,7 +207,11 @@ class TensorBoard(Callback):
                 "run.tensorboard is on, but tensorboard is not installed: no such log is written", stacklevel=2
             )
             return
-        self.writer = SummaryWriter(str(self.folder))
+        own = f".{uuid.uuid4().hex[:8]}"  # by which the file can be told from those of others
+        self.writer = SummaryWriter(str(self.folder), filename_suffix=own)
+        if trainer.folder is not None:
+            for file in self.folder.glob(f"*{own}"):
+                trainer.folder.record(f"{self.folder.name}/{file.name}")
 
     def on_epoch(self, trainer: Trainer, row: Row) -> None:
         """Log every number of the row under its phase."""

@@ -4,84 +4,107 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bdkernels import open_table
-from bidistill.data.files import replacing, require_room
+from bidistill.data.files import present, reading
 from bidistill.errors import UserError
 from bidistill.models import Recommender, build_model
+from bidistill.records import Checkpoint, read_record, write_record
+from bidistill.tensors import opened, save_tensors, seal_of
 from bidistill.world import World
 
-FORMAT = "bidistill checkpoint 1"
-MODEL_FORMAT = "bidistill model 1"
-REMEDY = "restore the file from a copy, or start the run again"
+MODEL_FORMAT = "bidistill model 2"
+NAMES = ("tensors-a.safetensors", "tensors-b.safetensors", "shards-a", "shards-b")
+SHARDS = ("shard-*.safetensors", ".metadata")  # what torch.distributed.checkpoint calls the files of a folder of shards
+REMEDY = Checkpoint.REMEDY
 
 
 def save_checkpoint(
     folder: str | Path, tensors: dict[str, Tensor], state: dict[str, Any], world: World | None = None
 ) -> None:
-    """Write a checkpoint; a crash at any point leaves either the old one or the new one.
+    """Write a checkpoint; a crash or a power cut at any point leaves either the old one or the new one.
 
-    The tensors go into a file of a new name; state.json, which names that file, is then replaced in one step.
+    The tensors go into the one of two files that state.json does not name; when the disk has them, state.json, which then names
+    that file, is replaced in one step; when the disk has that too, the old tensors are removed.
 
     world: the processes, which all call this with their rows of each tensor; the state is the first one's.
+
+    Raises:
+        UserError: nothing can be written, or the folder that holds this one is not there.
     """
     folder, world = Path(folder), world or World()
+    name = ""
     with world.together("save"):
-        _make(folder)
+        if world.first:
+            _make(folder)
+            name = _free_name(folder, "shards-a" if world.size > 1 else "tensors-a.safetensors")
+    name = world.texts("save", name)[0]
     if world.size > 1:
         from bidistill.sharded.checkpoint import save_shards  # torch.distributed.checkpoint takes a second to import
 
-        about = save_shards(folder, tensors, world)
+        record = Checkpoint(
+            files=save_shards(folder / name, tensors, world), folder=name, processes=world.size, state=state
+        )
     else:
-        about = _save_whole(folder, tensors)
+        record = Checkpoint(
+            files={name: save_tensors(folder / name, tensors, {}, parents=False)}, processes=1, state=state
+        )
     with world.together("save"):
         if world.first:
-            with replacing(folder / "state.json") as temporary:
-                temporary.write_text(json.dumps({"format": FORMAT} | about | state), encoding="utf-8")
-            for old in [*folder.glob("tensors-*.safetensors"), *folder.glob("shards-*")]:
-                if old.name not in (about.get("tensors"), about.get("shards")):
-                    shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink(missing_ok=True)
+            write_record(folder / "state.json", record, parents=False)
+            for old in NAMES:
+                if old != name:
+                    remove(folder / old)
 
 
-def _save_whole(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    path = folder / f"tensors-{uuid.uuid4().hex[:12]}.safetensors"
-    require_room(path, sum(value.numel() * value.element_size() for value in tensors.values()))
+def _free_name(folder: Path, name: str) -> str:
+    """This name or its twin: the one that the checkpoint which is there does not need. What it has left is removed."""
+    twin = name.replace("-a", "-b")
     try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, path)
-    except (OSError, SafetensorError) as error:
-        path.unlink(missing_ok=True)  # half of it would fill the disk that is full
-        raise UserError(f"cannot write {path}: {error}; free some space or choose another folder") from error
-    return {"tensors": path.name, "sha256": digest_of(path)}
+        old = read_record(folder / "state.json", Checkpoint) if present(folder / "state.json") else None
+    except UserError:  # it is damaged, and will be replaced
+        old = None
+    if old is not None and (old.folder == name or name in old.files):
+        name = twin
+    if name.startswith("shards"):
+        remove(folder / name)
+    return name
+
+
+def remove(path: Path) -> None:
+    """Remove tensors of a checkpoint: a file, or a folder of shards with the files that this program writes there."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    for pattern in SHARDS:
+        for file in path.glob(pattern):
+            file.unlink(missing_ok=True)
+    with suppress(OSError):  # something of others is in it
+        path.rmdir()
 
 
 def load_checkpoint(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the CPU) and state of a checkpoint. Raises UserError for a missing, truncated or corrupt file."""
-    state = read_state(folder)
-    return read_tensors(folder, state), state
+    record = read_state(folder)
+    return read_tensors(folder, record), record.state
 
 
-def read_state(folder: str | Path) -> dict[str, Any]:
-    """The state of a checkpoint. Raises UserError for a missing or damaged file."""
+def read_state(folder: str | Path) -> Checkpoint:
+    """What state.json holds. Raises UserError for a missing or damaged file."""
     path = Path(folder) / "state.json"
-    state = _read_json(path, REMEDY)
-    if state.get("format") != FORMAT:
-        raise UserError(f"{path} is not a checkpoint of this version ({FORMAT}): {REMEDY}")
-    return state
+    if not present(path):
+        raise UserError(f"there is no checkpoint at {path}: {REMEDY}")
+    return read_record(path, Checkpoint)
 
 
-def read_tensors(folder: str | Path, state: dict[str, Any], world: World | None = None) -> dict[str, Tensor]:
-    """The tensors (on the CPU) that the state of a checkpoint belongs to, however many processes wrote them.
+def read_tensors(folder: str | Path, record: Checkpoint, world: World | None = None) -> dict[str, Tensor]:
+    """The tensors (on the CPU) that belong to what `read_state` gave, however many processes wrote them.
 
     world: the processes, which all call this; each gets its rows.
 
@@ -89,51 +112,62 @@ def read_tensors(folder: str | Path, state: dict[str, Any], world: World | None 
         UserError: a missing, truncated or corrupt file.
     """
     folder, world = Path(folder), world or World()
-    files = {state["tensors"]: state["sha256"]} if "tensors" in state else {
-        f"{state['shards']}/{name}": digest for name, digest in sorted(state["sha256"].items())
-    }  # fmt: skip
     with world.together("load"):
-        for name in sorted(files)[world.rank :: world.size]:
+        for name in sorted(record.files)[world.rank :: world.size]:
             try:
-                if digest_of(folder / name) != files[name]:
-                    raise UserError(f"{folder / name} is damaged (its checksum is not the one in state.json): {REMEDY}")
-            except OSError as error:
-                raise UserError(f"cannot read {folder / name}: {error.strerror or error}; {REMEDY}") from error
-    if "tensors" in state and world.size == 1:
-        return load_file(folder / state["tensors"])
-    from bidistill.sharded.checkpoint import load_rows, load_shards
+                found = seal_of(folder / name)[0] if record.folder is None else digest_of(folder / name)
+            except UserError as error:
+                raise UserError(f"{error}; {REMEDY}") from error
+            if found != record.files[name]:
+                raise UserError(f"{folder / name} is damaged (its checksum is not the one in state.json): {REMEDY}")
+        if record.folder is not None:
+            for file in (folder / record.folder).glob("*.safetensors"):
+                if f"{record.folder}/{file.name}" not in record.files:
+                    raise UserError(f"{file} is no part of the checkpoint that lies there: remove it")
+    if record.folder is not None:
+        from bidistill.sharded.checkpoint import load_shards
 
-    if "tensors" in state:
-        return load_rows(folder / state["tensors"], world)
-    return load_shards(folder / state["shards"], world)
+        return load_shards(folder / record.folder, world)
+    (name,) = record.files
+    if world.size > 1:
+        from bidistill.sharded.checkpoint import load_rows
+
+        return load_rows(folder / name, world)
+    with opened(folder / name) as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
 
 
-def save_model(path: str | Path, model: Recommender, *, world: World | None = None, **notes: Any) -> None:
+def save_model(
+    path: str | Path, model: Recommender, *, world: World | None = None, parents: bool = True, **notes: Any
+) -> str:
     """Write a model's parameters, and in the file's metadata its `config()` and the notes (plain values).
 
     world: the processes that have a shard of the model each, and all call this; the first one writes.
+
+    Returns:
+        the file's seal, on the first process; "" on the others.
     """
     path = Path(path)
     metadata = {"format": MODEL_FORMAT, "model": json.dumps(model.config()), "notes": json.dumps(notes)}
     if world is not None and world.size > 1:
         from bidistill.sharded.models import save_whole
 
-        save_whole(path, model, metadata, world)
-        return
-    _make(path.parent)
-    with replacing(path) as temporary:
-        save_file({name: value.contiguous() for name, value in model.state_dict().items()}, temporary, metadata)
+        return save_whole(path, model, metadata, world, parents=parents)
+    return save_tensors(path, model.state_dict(), metadata, parents=parents)
 
 
 def load_model(path: str | Path, *, mapped: bool = False) -> Recommender:
     """The model that `save_model` wrote, on the CPU. Raises UserError for a missing, damaged or foreign file.
 
+    The whole file is read once to check it, a block at a time.
+
     Args:
         mapped: leave the tables in the file, whatever their size, for `bdkernels.open_table` to read; to evaluate and recommend
             with, not to train. Each call of an operator reads the item table, so let it serve many users.
     """
-    with _model_file(path) as file:
-        config, names = json.loads(file.metadata()["model"]), list(file.keys())
+    config = model_config(path)
+    with opened(path) as file:
+        names = list(file.keys())
         tensors = {} if mapped else {name: file.get_tensor(name) for name in names}
     with torch.device("meta") if mapped else nullcontext():  # no memory for tables that stay in the file
         model = build_model(config)
@@ -158,7 +192,8 @@ def load_rows(path: str | Path, model: Recommender, world: World) -> None:
     if world.size == 1:
         model.load_state_dict(load_model(path).state_dict())
         return
-    with _model_file(path) as file:
+    model_config(path)
+    with opened(path) as file:
         tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         rows = {name: world.range(piece.get_shape()[0]) for name, piece in tensors.items()}
         model.load_state_dict({name: piece[rows[name].start : rows[name].stop] for name, piece in tensors.items()})
@@ -166,53 +201,44 @@ def load_rows(path: str | Path, model: Recommender, world: World) -> None:
 
 def model_config(path: str | Path) -> dict[str, Any]:
     """The model's `config()`. Raises UserError like `load_model`."""
-    with _model_file(path) as file:
-        config: dict[str, Any] = json.loads(file.metadata()["model"])
+    config: dict[str, Any] = _about(path)[1]
     return config
 
 
 def model_notes(path: str | Path) -> dict[str, Any]:
     """The notes that `save_model` was given. Raises UserError like `load_model`."""
-    with _model_file(path) as file:
-        notes: dict[str, Any] = json.loads(file.metadata()["notes"])
+    notes: dict[str, Any] = _about(path)[2]
     return notes
 
 
-@contextmanager
-def _model_file(path: str | Path) -> Iterator[Any]:
-    """The open file of a model, whose tensors are read when they are asked for."""
-    remedy = "give a model file that bidistill wrote, such as teacher.safetensors in the folder of a finished run"
+def model_seal(path: str | Path) -> str:
+    """What tells the file of a model from every other one. Raises UserError like `load_model`."""
+    return _about(path)[0]
+
+
+def _about(path: str | Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Seal, configuration and notes of a model, whose file is whole."""
+    remedy = "give a model file that this version wrote, such as teacher.safetensors in the folder of a finished run"
     try:
-        with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("format") != MODEL_FORMAT:
-                raise UserError(f"{path} is not a model of bidistill; {remedy}")
-            yield file
-    except (OSError, SafetensorError) as error:
+        seal, about = seal_of(path)
+        if about.get("format") != MODEL_FORMAT:
+            raise UserError(f"it is of the format {about.get('format')!r}, not {MODEL_FORMAT!r}")
+    except UserError as error:
         raise UserError(f"cannot read the model {path}: {error}; {remedy}") from error
-
-
-def _read_json(path: Path, remedy: str) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"there is no checkpoint at {path}: {remedy}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; {remedy}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} is damaged: {remedy}")
-    return value
+    return seal, json.loads(about["model"]), json.loads(about["notes"])
 
 
 def digest_of(path: Path) -> str:
-    """The sha256 of a file, in hex."""
+    """The sha256 of a file, in hex. Raises UserError where it cannot be read."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with reading(path) as file:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
 
 
 def _make(folder: Path) -> None:
+    """Make the folder of checkpoints; the one that it lies in has to be there, unless it is the first of a path."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

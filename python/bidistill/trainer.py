@@ -10,7 +10,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,7 +33,8 @@ from bidistill.models import Recommender
 from bidistill.objective import Objective
 from bidistill.part import Part
 from bidistill.phases import LEARN_IN, PHASES, problems
-from bidistill.run_folder import Metrics, RunFolder
+from bidistill.records import Metrics, State
+from bidistill.run_folder import RunFolder
 from bidistill.seeds import seed_of
 from bidistill.start import set_threads, settled
 from bidistill.world import World, launch, restarted
@@ -119,6 +120,7 @@ class Trainer:
         }
         self.place = Place()
         self.history: list[Row] = []
+        self._holding = ExitStack()  # of the folder, from resume to the end of fit
         self.warmup: Metrics = {}
         self.sums: dict[str, float | Tensor] = {}  # of the losses in the steps of the running epoch
         self.seconds: dict[str, float] = {}  # of the parts of the running epoch, as far as this process did them
@@ -156,13 +158,20 @@ class Trainer:
         trainer = cls(config, split, callbacks=callbacks)
         if grow and trainer.world.size > 1:
             raise UserError("a run grows on one process only: resume it with --grow and without torchrun")
-        home.world = trainer.world
-        if trainer.fingerprint == state["split"]:
-            trainer._load(home.tensors(state), state)
-        else:
-            trainer._load_grown(home.tensors(state), state, Growth.between(home.split(), split))
-        if grow:
-            split.save(home.path / "split.npz")  # after the checkpoint: until then the folder tells the old numbers
+        assert trainer.folder is not None
+        home = trainer.folder
+        with ExitStack() as stack:
+            stack.enter_context(home.held())
+            if home.state() != state:
+                raise UserError(f"{folder} was changed by another process just now: try again")
+            if trainer.fingerprint == state.split:
+                trainer._load(home.tensors(), state)
+            else:
+                home.unfinish()
+                trainer._load_grown(home.tensors(), state, Growth.between(home.split(), split))
+            if grow:
+                split.save(home.path / "split.npz")  # after the checkpoint: until then the folder tells the old numbers
+            trainer._holding = stack.pop_all()
         return trainer
 
     @enough_memory()
@@ -173,8 +182,15 @@ class Trainer:
             UserError: the folder holds another run or cannot be written (before training), or the training diverged.
             KeyboardInterrupt: Ctrl-C.
         """
-        if self.folder is not None:
-            self._open(self.folder)
+        with self._holding:
+            if self.folder is None:
+                return self._fit()
+            self.folder.make()
+            with self.folder.held():
+                self._open(self.folder)
+                return self._fit()
+
+    def _fit(self) -> Result:
         if self.place == Place("joint"):  # a warm start
             for name in self.learners:
                 self._end_warmup(name)
@@ -197,7 +213,7 @@ class Trainer:
                 self._tell("on_end")
         models = {name: learner.model for name, learner in self.learners.items()}
         if self.folder is not None:
-            self.folder.finish(models, self.fingerprint, metrics, self.warmup)
+            self.folder.finish(self.config, models, self.fingerprint, metrics, self.warmup, self.history)
         return Result(models["teacher"], models["student"], self.history, metrics, self.warmup)
 
     def _open(self, folder: RunFolder) -> None:
@@ -206,7 +222,7 @@ class Trainer:
         mine = again and not self.place.started and folder.begun_here()
         if mine and folder.has_checkpoint():
             _, _, state = folder.open(self.config, self.split)
-            self._load(folder.tensors(state), state)
+            self._load(folder.tensors(), state)
         if self.place.started:
             folder.write_config(self.config)
         else:
@@ -374,33 +390,48 @@ class Trainer:
         distiller = self.objective.distiller
         if distiller is not None and distiller.pool is not None:
             tensors["pool"] = distiller.pool
-        self.folder.save(self.config, self.fingerprint, tensors, state)
+        with self.folder.held():
+            self.folder.save(self.config, self.fingerprint, tensors, state)
 
-    def _load_grown(self, tensors: dict[str, Tensor], state: dict[str, Any], growth: Growth) -> None:
+    def _load_grown(self, tensors: dict[str, Tensor], state: State, growth: Growth) -> None:
         """`_load` of a state from before users or items were added. Saves what comes of it."""
         assert self.folder is not None
-        for name, learner in self.learners.items():
-            learner.load_grown(below(f"{name}.", tensors), state[name], growth)
-        if self.objective.distiller is not None and "pool" in tensors:
-            self.objective.distiller.pool = growth.pool(tensors["pool"]).to(self.device)
-        self.place, self.history = Place(**state["place"] | {"step": 0}), state["history"]
-        for name in state["warmup"]:
+        with self._fitting():
+            for name, learner in self.learners.items():
+                learner.load_grown(below(f"{name}.", tensors), getattr(state, name).model_dump(), growth)
+            if self.objective.distiller is not None and "pool" in tensors:
+                self.objective.distiller.pool = growth.pool(tensors["pool"]).to(self.device)
+        self.place, self.history = Place(**state.place.model_dump() | {"step": 0}), state.history
+        for name in state.warmup:
             model = self._model(name)
             self.folder.grow_warmup(name, model, growth, self.fingerprint)
             self.warmup[name] = self._metrics(model)
         self.save()
 
-    def _load(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-        for name, learner in self.learners.items():
-            learner.load_state(below(f"{name}.", tensors), state[name])
-        if self.objective.distiller is not None and "pool" in tensors:
-            self.objective.distiller.pool = tensors["pool"].to(self.device)
-        self.place = Place(**state["place"])
-        self.history, self.warmup = state["history"], state["warmup"]
-        for name, kept in state["sums"].items():
-            sums = kept if isinstance(kept, list) else [kept]  # as one process once wrote it
+    def _load(self, tensors: dict[str, Tensor], state: State) -> None:
+        with self._fitting():
+            for name, learner in self.learners.items():
+                learner.load_state(below(f"{name}.", tensors), getattr(state, name).model_dump())
+            if self.objective.distiller is not None and "pool" in tensors:
+                self.objective.distiller.pool = tensors["pool"].to(self.device)
+        self.place = Place(**state.place.model_dump())
+        self.history, self.warmup = state.history, state.warmup
+        for name, sums in state.sums.items():
             same = len(sums) == self.world.size  # else the first has the sum
             self.sums[name] = sums[self.world.rank] if same else sum(sums) * self.world.first
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Inside, tensors or numbers of another model than the settings describe are a UserError."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (KeyError, RuntimeError, TypeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"the checkpoint does not hold the tensors of this run ({reason}): restore it, or start again"
+            ) from error
 
     def _model(self, name: str) -> Recommender:
         seed = seed_of(self.config.run.seed, name)

@@ -38,9 +38,7 @@ SETTINGS: dict[str, Any] = {
 def add(subparsers: Any) -> None:
     """Register the command."""
     parser = add_command(subparsers, "demo", run, "see it work on MovieLens-100K, in a few minutes", ABOUT, EXAMPLES)
-    parser.add_argument(
-        "--run-out", metavar="RUN", help="folder of the run (default: runs/demo, replacing an older one)"
-    )
+    parser.add_argument("--run-out", metavar="RUN", help="folder of the run (default: runs/demo)")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that --run-out may hold")
     parser.add_argument("--seed", default=0, type=int, metavar="N", help="seed of the run (default: 0)")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "bidistill"
@@ -54,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = Config().with_overrides(SETTINGS | own)
     parts = load(config)
     began = time.perf_counter()
-    train(Trainer(config, parts, overwrite=arguments.overwrite or arguments.run_out is None), control=True)
+    train(Trainer(config, parts, overwrite=arguments.overwrite), control=True)
     print(f"""time:       {time.perf_counter() - began:.0f} s
 
 What next:

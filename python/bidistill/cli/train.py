@@ -12,9 +12,11 @@ from bidistill.cli.parser import add_command, add_options, overrides, tell
 from bidistill.config import PRESETS, Config
 from bidistill.control import check_matchable, matched
 from bidistill.data import Split
+from bidistill.data.files import present
 from bidistill.errors import UserError
 from bidistill.load import load_split
 from bidistill.report import open_run, results, table, write_report
+from bidistill.run_folder import RunFolder
 from bidistill.trainer import Trainer
 from bidistill.world import World
 
@@ -98,10 +100,10 @@ def resume(arguments: argparse.Namespace) -> None:
     changes = overrides(arguments)
     if "run.out" in changes:
         raise UserError("--resume goes on in the run's own folder: leave out --run-out")
-    config = Config.from_toml(Path(arguments.resume, "config.toml")).with_overrides(changes) if changes else None
+    config = RunFolder(arguments.resume).settings().with_overrides(changes) if changes else None
     split = None
     if arguments.grow or any(name.startswith("data.") for name in changes):
-        split = load(Config.from_toml(Path(arguments.resume, "config.toml")).with_overrides(changes))
+        split = load(config or RunFolder(arguments.resume).settings())
     trainer = Trainer.resume(arguments.resume, config=config, split=split, grow=arguments.grow)
     train(trainer, control=arguments.control, resumed=True)
 
@@ -110,6 +112,8 @@ def train(trainer: Trainer, *, control: bool, resumed: bool = False) -> None:
     """Fit, then fit the control if wanted; print the table and write the report."""
     folder = Path(str(trainer.config.run.out))
     choose(trainer.device)  # an impossible BDKERNELS_BACKEND is refused before anything is written
+    if control and trainer.world.first:
+        RunFolder(folder / "control").check(overwrite=True)  # before the run, not after it
     try:
         control = control and trainer.config.distill.method != "none"
         if control:
@@ -133,8 +137,8 @@ def control_of(config: Config, split: Split, folder: Path, resumed: bool) -> Tra
     """A Trainer of the control in RUN/control, with settings of `matched`; in a resumed run it goes on where it was stopped."""
     own = folder / "control"
     config = config.with_overrides({"run.out": str(own)})
-    if resumed and (own / "checkpoint" / "state.json").is_file():
-        before = Config.from_toml(own / "config.toml")
+    if resumed and present(own / "checkpoint" / "state.json"):
+        before = RunFolder(own).settings()
         free = [name for name in before.differences(config) if name.startswith("run.") and name != "run.seed"]
         longer = ["train.epochs"] if config.train.epochs > before.train.epochs else []
         if not {*before.differences(config)} - {*free, *longer}:
@@ -151,7 +155,7 @@ def show(folder: Path) -> None:
 
 def _way_on(folder: Path, control: bool, world: World) -> str:
     """What to say after Ctrl-C."""
-    if not (folder / "checkpoint" / "state.json").is_file():
+    if not present(folder / "checkpoint" / "state.json"):
         return "stopped before the first checkpoint; start again with the same command and --overwrite"
     start = "torchrun ... -m " if world.size > 1 else ""
     return f"stopped; go on with: {start}bidistill train --resume {folder}{' --control' if control else ''}"

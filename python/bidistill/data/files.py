@@ -1,50 +1,159 @@
-"""Files: written whole or not at all, and NumPy archives read without trust."""
+"""Files: written whole or not at all, kept through a power cut, and read without trust."""
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-import tempfile
+import uuid
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from bidistill.data.locks import lock, surely_lock
 from bidistill.errors import UserError
+
+UNSYNCED = (
+    errno.EINVAL,
+    errno.EBADF,
+    errno.ENOTSUP,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+)  # folders, on some systems
+REMEDIES = {
+    errno.ENOSPC: "make room or choose another place for it",
+    errno.EDQUOT: "make room or choose another place for it",
+    errno.EMFILE: "let the process open more files (ulimit -n), and try again",
+    errno.ENFILE: "let the system open more files, and try again",
+    errno.EIO: "check the disk, and try again",
+}
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, parents: bool = True, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; it replaces `path` when the block ends well, else it is removed.
 
-    Missing parent folders are made. Raises UserError where the folder or file cannot be written, at once where that
-    can be seen before.
+    When the block has ended, the new file is on the disk, so that a power cut leaves the old or the new one. Temporary files
+    of this name that a killed process has left are removed. The file's mode follows the umask.
+
+    Args:
+        parents: make missing folders; else they are an error.
+        durable: wait until the disk has it; False for what can be written again.
+
+    Raises:
+        UserError: the folder or file cannot be written, at once where that can be seen before.
     """
     path = Path(path)
+    with ExitStack() as stack:
+        try:
+            if present(path) and not path.is_file():  # a folder, or a device, which would be replaced by a file
+                raise UserError(f"cannot write {path}: it is there and no regular file; choose another place for it")
+            if parents:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_dead(path)
+            temporary = _temporary(path, stack)
+        except FileExistsError as error:
+            raise UserError(f"cannot write {path}: {path.parent} is no folder; choose another place for it") from error
+        except OSError as error:
+            raise unwritable(path, error) from error
+        try:
+            yield temporary
+            if durable:
+                sync(temporary)
+            os.replace(temporary, path)
+            if durable:
+                sync_folder(path.parent)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path, stack: ExitStack) -> Path:
+    """A new file beside `path`, locked until the stack ends, which tells others that it is being written."""
+    while True:
+        temporary = path.with_name(f".{path.name}.unfinished.{uuid.uuid4().hex[:12]}")
+        file = stack.enter_context(os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb"))
+        if lock(file) and present(temporary):  # else another process took it for dead before it was locked
+            return temporary
+
+
+def _remove_dead(path: Path) -> None:
+    """Remove the temporary files of this name whose writer has died."""
+    start = f".{path.name}.unfinished."
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        left = [Path(entry.path) for entry in entries if entry.name.startswith(start)]
+        for each in left:
+            with suppress(OSError):
+                if each.is_dir():
+                    continue
+                with os.fdopen(os.open(each, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)), "rb") as file:
+                    if surely_lock(file):
+                        each.unlink(missing_ok=True)
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Wait until the disk has the file."""
+    file = os.open(path, os.O_RDWR)
     try:
-        if path.exists() and not path.is_file():  # a folder, or a device, which would be replaced by a file
-            raise UserError(f"cannot write {path}: it is there and no regular file; choose another place for it")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.unfinished.", suffix=path.suffix)
-        os.close(handle)
-    except FileExistsError as error:
-        raise UserError(f"cannot write {path}: {path.parent} is no folder; choose another place for it") from error
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes it private; a data file should follow the user's umask
-        os.replace(temporary, path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
+        os.fsync(file)
     finally:
-        temporary.unlink(missing_ok=True)
+        os.close(file)
+
+
+def sync_folder(path: str | os.PathLike[str]) -> None:
+    """Wait until the disk has the names in the folder, on systems where that can be asked for."""
+    try:
+        folder = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in UNSYNCED:
+            return
+        raise
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise
+    finally:
+        os.close(folder)
+
+
+def present(path: str | os.PathLike[str]) -> bool:
+    """Whether there is such a file or folder. Raises UserError where that cannot be found out."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return True
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """The open file. An OSError of the system, also inside the block, becomes a UserError that says what the system says."""
+    try:
+        with open(path, "rb") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise UserError(f"{os.fspath(path)}: there is no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{os.fspath(path)}: this is a folder; check the path") from error
+    except OSError as error:
+        if error.errno is None:  # a library's own words
+            raise
+        raise unreadable(path, error) from error
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The whole file. Raises UserError as `reading`."""
+    with reading(path) as file:
+        return file.read()
 
 
 def require_room(path: str | os.PathLike[str], size: int) -> None:
@@ -57,9 +166,18 @@ def require_room(path: str | os.PathLike[str], size: int) -> None:
         )
 
 
-def _unwritable(path: Path, error: OSError) -> UserError:
+def unwritable(path: str | os.PathLike[str], error: OSError) -> UserError:
+    """What to raise where the system did not let a file be written."""
     reason = os.strerror(error.errno) if error.errno else error  # libraries wrap these words in their own
-    return UserError(f"cannot write {path}: {reason}; choose another place for it")
+    remedy = REMEDIES.get(error.errno or 0, "choose another place for it")
+    return UserError(f"cannot write {os.fspath(path)}: {reason}; {remedy}")
+
+
+def unreadable(path: str | os.PathLike[str], error: OSError) -> UserError:
+    """What to raise where the system did not let a file be read, which says nothing of what is in it."""
+    reason = os.strerror(error.errno) if error.errno else error
+    remedy = REMEDIES.get(error.errno or 0, "check the path and who may read it")
+    return UserError(f"cannot read {os.fspath(path)}: {reason}; {remedy}")
 
 
 def load_npz(path: str | Path) -> dict[str, np.ndarray]:
@@ -76,14 +194,15 @@ def npz_names(path: str | Path) -> list[str]:
 
 @contextmanager
 def _opened_npz(path: str | Path) -> Iterator[Any]:
-    if not Path(path).is_file():
-        raise UserError(
-            f"{path}: {'this is a folder' if Path(path).is_dir() else 'there is no such file'}; check the path"
-        )
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: not a NumPy archive, or damaged; write it again with numpy.savez")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            yield archive
-    except Exception as error:  # a damaged archive fails in a dozen ways: zip, zlib, header syntax, sizes, ...
-        raise UserError(f"{path}: not a readable .npz file ({error}); write it again with numpy.savez") from error
+    with reading(path) as file:
+        try:
+            zipfile.ZipFile(file).close()
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                yield archive
+        except zipfile.BadZipFile as error:
+            raise UserError(f"{path}: not a NumPy archive, or damaged; write it again with numpy.savez") from error
+        except Exception as error:  # a damaged archive fails in a dozen ways: zlib, header syntax, sizes, ...
+            if isinstance(error, UserError) or (isinstance(error, OSError) and error.errno):
+                raise  # the system's word, not the file's fault
+            raise UserError(f"{path}: not a readable .npz file ({error}); write it again with numpy.savez") from error

@@ -18,6 +18,7 @@ from bidistill.errors import UserError
 METHODS = ("leave_last", "leave_one", "ratio")
 PARTS = ("train", "val", "test")
 KINDS = ("users", "items")
+FORMAT = "bidistill split 2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +102,8 @@ class Split:
         arrays = self._arrays()
         with replacing(path) as temporary, temporary.open("wb") as file:
             require_room(path, sum(array.nbytes for array in arrays.values()))
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
+            about = {"format": np.array(FORMAT), "fingerprint": np.array(self.fingerprint())}
+            np.savez(file, **arrays, **about)  # type: ignore[arg-type]  # numpy's stub takes **kwds for allow_pickle
 
     @staticmethod
     def is_saved(path: str | Path) -> bool:
@@ -118,9 +120,17 @@ class Split:
         try:
             ids = {name: unpack(arrays[name]) for name in ("user_ids", "item_ids")}
             parts = {name: arrays[name] for name in names[:-2]}
-            return cls(len(ids["user_ids"]), len(ids["item_ids"]), **parts, **ids)
+            found = cls(len(ids["user_ids"]), len(ids["item_ids"]), **parts, **ids)
         except ValueError as error:
             raise UserError(f"{path}: damaged split ({error}); make it again with split") from error
+        form, kept = (str(arrays[name]) if name in arrays else None for name in ("format", "fingerprint"))
+        if form != FORMAT:
+            raise UserError(f"{path}: a split of the format {form!r}, not {FORMAT!r}; make it again with split")
+        if kept != found.fingerprint():
+            raise UserError(
+                f"{path}: damaged split (its fingerprint is not the one that it names); make it again with split"
+            )
+        return found
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {f"{name}_{kind}": getattr(self, f"{name}_{kind}") for name in PARTS for kind in KINDS}

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bidistill.checkpoint import load_model, model_notes
+from bidistill.checkpoint import load_model, model_seal
 from bidistill.config import Config
 from bidistill.control import joint_epochs
 from bidistill.data import Split
+from bidistill.data.files import present
 from bidistill.errors import UserError
 from bidistill.models import Recommender
-from bidistill.run_folder import Metrics
+from bidistill.records import Finished, Metrics, read_record
+from bidistill.run_folder import recorded_settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,9 +23,10 @@ class FinishedRun:
 
     Attributes:
         metrics, warmup: {"teacher": {"val": {...}, "test": {...}}, "student": ...}: at the end, and after the warm-up.
-        history: one row an epoch, as in metrics.csv; a column that an epoch lacks is left out.
+        history: one row an epoch, as metrics.csv shows it; a column that an epoch lacks is left out.
         control: the run without distillation from the same start, or None.
         remark: why the run in RUN/control is not used, or "".
+        files: the seal of each model file, by its path in the folder.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class FinishedRun:
     history: list[dict[str, Any]]
     control: FinishedRun | None = None
     remark: str = ""
+    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def part(self) -> str:
@@ -45,10 +47,13 @@ class FinishedRun:
 
     def model(self, name: str, *, warmup: bool = False, mapped: bool = False) -> Recommender:
         """The "teacher" or "student" in its best state, at the end or as its warm-up left it; `mapped` as for `load_model`."""
-        path = (self.path / "warmup" if warmup else self.path) / f"{name}.safetensors"
+        own = f"warmup/{name}.safetensors" if warmup else f"{name}.safetensors"
+        path = self.path / own
+        if model_seal(path) != self.files.get(own):
+            raise UserError(f"{path} is whole, but not the file that {self.path / 'metrics.json'} names: restore it")
         model = load_model(path, mapped=mapped)
-        if model_notes(path)["split"] != self.split.fingerprint():
-            raise UserError(f"{path} was trained on another split than {self.path / 'split.npz'}: train the run again")
+        if (model.n_users, model.n_items) != (self.split.n_users, self.split.n_items):
+            raise UserError(f"{path} has other users or items than {self.path / 'split.npz'}: train the run again")
         model.train(False)
         return model
 
@@ -60,7 +65,7 @@ def open_run(path: str | Path, control: str | Path | None = None) -> FinishedRun
     """
     run = _open(Path(path))
     folder = run.path / "control" if control is None else Path(control)
-    if control is None and (run.config.distill.method == "none" or not (folder / "metrics.json").is_file()):
+    if control is None and (run.config.distill.method == "none" or not present(folder / "metrics.json")):
         return run
     other = _open(folder)
     mismatch = _mismatch(run, other)
@@ -73,15 +78,17 @@ def open_run(path: str | Path, control: str | Path | None = None) -> FinishedRun
 
 
 def _open(path: Path) -> FinishedRun:
-    if not (path / "config.toml").is_file():
+    if not present(path / "config.toml") and not present(path / "metrics.json"):
         raise UserError(f"{path} is no run folder (it has no config.toml): give the folder of a run")
-    if not (path / "metrics.json").is_file():
+    if not present(path / "metrics.json"):
         raise UserError(f"{path} is not finished (it has no metrics.json): resume its training first")
-    config, split = Config.from_toml(path / "config.toml"), Split.load(path / "split.npz")
-    values = _read_json(path / "metrics.json")
-    if values["split"] != split.fingerprint():
+    found, split = read_record(path / "metrics.json", Finished), Split.load(path / "split.npz")
+    if found.split != split.fingerprint():
         raise UserError(f"{path / 'metrics.json'} belongs to another split than split.npz: train the run again")
-    return FinishedRun(path, config, split, values["metrics"], values["warmup"], values["versions"], _history(path))
+    config = recorded_settings(path, found.config, path / "metrics.json")
+    return FinishedRun(
+        path, config, split, found.metrics, found.warmup, found.versions, found.history, files=found.files
+    )
 
 
 def _mismatch(run: FinishedRun, control: FinishedRun) -> str:
@@ -101,26 +108,3 @@ def _mismatch(run: FinishedRun, control: FinishedRun) -> str:
         if not name.startswith(("distill.", "data.", "run.")) or name == "run.seed":
             return f"it was trained with {name} = {control.config[name]!r}, the run with {run.config[name]!r}"
     return "" if control.warmup == run.warmup else "its models began from another warm-up"
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; train the run again") from error
-    if not isinstance(values, dict) or not {"metrics", "warmup", "split", "versions"} <= values.keys():
-        raise UserError(f"{path} is damaged or of another version: train the run again")
-    return values
-
-
-def _history(path: Path) -> list[dict[str, Any]]:
-    try:
-        with (path / "metrics.csv").open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return [{key: _value(key, text) for key, text in row.items() if text} for row in rows]
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read {path / 'metrics.csv'}: {error}; train the run again") from error
-
-
-def _value(column: str, text: str) -> Any:
-    return text if column == "phase" else float(text)

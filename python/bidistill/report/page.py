@@ -19,6 +19,7 @@ from bidistill.report.figures import Curve, learning_curve, rank_density, wins_b
 from bidistill.report.finished import FinishedRun, open_run
 from bidistill.report.results import CONTROL, MODELS, PARTS, comparisons, heading, kept_cells, results
 from bidistill.report.summary import summary
+from bidistill.run_folder import RunFolder
 
 
 def write_report(run: str | Path, control: str | Path | None = None) -> Path:
@@ -37,7 +38,8 @@ def write_report(run: str | Path, control: str | Path | None = None) -> Path:
     found = open_run(run, control)
     path = found.path / "report.html"
     text = render(found)
-    with replacing(path) as temporary:
+    RunFolder(found.path).claim(path.name)
+    with replacing(path, parents=False) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 

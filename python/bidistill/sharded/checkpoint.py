@@ -5,8 +5,6 @@ Each process writes its rows into a file of its own, in a folder that all of the
 
 from __future__ import annotations
 
-import shutil
-import uuid
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,19 +16,18 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DeviceMesh, DTensor, Shard
 
-from bidistill.checkpoint import digest_of
+from bidistill.checkpoint import digest_of, remove
+from bidistill.data.files import sync, sync_folder
 from bidistill.errors import UserError
 from bidistill.world import World
 
 
-def save_shards(folder: Path, tensors: dict[str, Tensor], world: World) -> dict[str, Any]:
-    """Write this process's rows of every tensor, as all processes do together.
+def save_shards(path: Path, tensors: dict[str, Tensor], world: World) -> dict[str, str]:
+    """Write this process's rows of every tensor into a new folder, as all processes do together.
 
     Returns:
-        what `load_shards` needs to know: the new folder's name in `folder`, and the sha256 of each file in it.
+        the sha256 of each file, by its path from the folder that this one lies in. The disk has all of them.
     """
-    token = world.agree("save", uuid.uuid4().int >> 80)[0]
-    path = folder / f"shards-{token:012x}"
     lengths = torch.tensor([[len(value) for value in tensors.values()]])
     totals = world.exchange.gather(lengths, [1] * world.size).sum(0).tolist()
     values = {
@@ -42,7 +39,7 @@ def save_shards(folder: Path, tensors: dict[str, Tensor], world: World) -> dict[
         dcp.save(values, storage_writer=writer, process_group=world.exchange.group)
     except CheckpointException as error:
         if world.first:
-            shutil.rmtree(path, ignore_errors=True)  # half of it would fill the disk that is full
+            remove(path)  # half of it would fill the disk that is full
         rank, (reason, _) = next(iter(error.failures.items()))
         said = str(reason).splitlines()[0]
         raise UserError(
@@ -50,9 +47,14 @@ def save_shards(folder: Path, tensors: dict[str, Tensor], world: World) -> dict[
         ) from error
     except RuntimeError as error:
         raise world.exchange.lost("save", error) from error
-    own = [f"{file.name} {digest_of(file)}" for file in path.glob(f"shard-{world.rank + 1:05d}-*.safetensors")]
-    files = dict(line.split() for text in world.texts("save", "\n".join(own)) for line in text.splitlines())
-    return {"shards": path.name, "sha256": files, "processes": world.size}
+    with world.together("save"):
+        own = list(path.glob(f"shard-{world.rank + 1:05d}-*.safetensors"))
+        for file in own:
+            sync(file)
+        sync_folder(path)
+        sync_folder(path.parent)
+        lines = [f"{path.name}/{file.name} {digest_of(file)}" for file in own]
+    return dict(line.split() for text in world.texts("save", "\n".join(lines)) for line in text.splitlines())
 
 
 def load_shards(path: Path, world: World) -> dict[str, Tensor]:

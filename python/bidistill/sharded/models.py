@@ -2,45 +2,38 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from bidistill.data.files import replacing
 from bidistill.models import Recommender
+from bidistill.tensors import save_blocks
 from bidistill.world import World
 
 ROWS = 1 << 16  # of a table that travel at once
-DTYPES = {torch.float32: "F32", torch.float64: "F64"}
 
 
-def save_whole(path: Path, model: Recommender, metadata: dict[str, str], world: World) -> None:
-    """Write a safetensors file on the first process, with the rows of all, a block at a time."""
+def save_whole(path: Path, model: Recommender, metadata: dict[str, str], world: World, *, parents: bool = True) -> str:
+    """Write a safetensors file on the first process, with the rows of all, a block at a time. Returns its seal there."""
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     lengths = torch.tensor([[len(value) for value in tensors.values()]])
     sizes = world.exchange.gather(lengths, [1] * world.size)  # [world, tensors]
-    header: dict[str, Any] = {"__metadata__": metadata}
-    end = 0
-    for (name, value), total in zip(tensors.items(), sizes.sum(0).tolist(), strict=True):
-        start, end = end, end + total * value.element_size() * value.shape[1:].numel()
-        header[name] = {"dtype": DTYPES[value.dtype], "shape": [total, *value.shape[1:]], "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    blocks = _blocks(list(tensors.values()), sizes.T.tolist(), world)
+    totals = sizes.sum(0).tolist()
+    shapes = {
+        name: (value.dtype, (total, *value.shape[1:]))
+        for (name, value), total in zip(tensors.items(), totals, strict=True)
+    }
+    blocks, seal = _blocks(list(tensors.values()), sizes.T.tolist(), world), ""
     with world.together("save"):
         try:
             if world.first:
-                with replacing(path) as temporary, temporary.open("wb") as file:
-                    file.write(len(text).to_bytes(8, "little") + text)
-                    for block in blocks:
-                        file.write(block.contiguous().numpy().tobytes())
+                seal = save_blocks(path, shapes, metadata, blocks, parents=parents)
         finally:
             for _ in blocks:  # the other processes send their rows whether or not they can be written
                 pass
+    return seal
 
 
 def _blocks(tensors: list[Tensor], sizes: list[list[int]], world: World) -> Iterator[Tensor]:

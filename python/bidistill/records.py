@@ -1,0 +1,147 @@
+"""Records: the JSON files that are read back. Each has a format version, a seal, and a schema that pydantic checks."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bidistill.data.files import read_bytes, replacing
+from bidistill.errors import UserError
+from bidistill.seal import BLANK, blanked, digest
+
+Metrics = dict[str, dict[str, dict[str, float]]]
+Phase = Literal["warmup_teacher", "warmup_student", "joint"]
+Whole = Field(ge=0)
+R = TypeVar("R", bound="Record")
+
+
+class Part(BaseModel):
+    """A part of a record: no key may be missing or unknown, no value is of another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Record(Part):
+    """What a JSON file holds. FORMAT names its kind and version."""
+
+    FORMAT: ClassVar[str]
+    REMEDY: ClassVar[str] = "restore the file from a copy, or train the run again"
+
+
+class Place(Part):
+    """See `trainer.Place`."""
+
+    phase: Phase
+    epoch: int = Whole
+    step: int = Whole
+    started: bool
+
+
+class Progress(Part):
+    """Of one model in training; see `Learner.state`."""
+
+    best_score: float | None
+    best_epoch: int = Whole
+    stale: int = Whole
+    optimizer: dict[str, int | float]
+
+
+class State(Part):
+    """How far a run is: what a checkpoint says besides its tensors.
+
+    Attributes:
+        split: the fingerprint. config: `Config.values()`. sums: of the running epoch's losses, for each process.
+        warmup_files: the seal of each model that the warm-up has left.
+    """
+
+    split: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    place: Place
+    history: list[dict[str, int | float | str]]
+    warmup: Metrics
+    sums: dict[str, list[float]]
+    teacher: Progress
+    student: Progress
+    warmup_files: dict[str, str]
+
+
+class Checkpoint(Record):
+    """state.json. files: the sha256 of each file of tensors, by its path in the folder. folder: of shards, or none."""
+
+    FORMAT = "bidistill checkpoint 2"
+    REMEDY = "restore the file from a copy, or start the run again"
+    files: dict[str, str]
+    folder: str | None = None
+    processes: int = Field(ge=1)
+    state: dict[str, Any]
+
+
+class Finished(Record):
+    """metrics.json: what a finished run is. files: the seal of each model file, by its path in the run's folder."""
+
+    FORMAT = "bidistill run 2"
+    metrics: Metrics
+    warmup: Metrics
+    split: str
+    versions: dict[str, str]
+    config: dict[str, Any]
+    history: list[dict[str, int | float | str]]
+    files: dict[str, str]
+
+
+class Listing(Record):
+    """files.json: the names that bidistill writes in a folder, relative to it, and which torchrun began the run ("": none)."""
+
+    FORMAT = "bidistill folder 2"
+    REMEDY = "choose another folder, or remove this one yourself"
+    files: list[str]
+    launch: str
+
+
+def write_record(path: str | os.PathLike[str], record: Record, *, parents: bool = True) -> None:
+    """Write a record, whole or not at all. Raises UserError where that cannot be done."""
+    values = {"format": record.FORMAT, "sha256": BLANK} | record.model_dump()
+    text = (json.dumps(values, indent=1) + "\n").encode()
+    with replacing(path, parents=parents) as temporary:
+        temporary.write_bytes(text.replace(BLANK.encode(), digest(text).encode(), 1))
+
+
+def read_record(path: str | os.PathLike[str], kind: type[R]) -> R:
+    """Read a record of this kind.
+
+    Raises:
+        UserError: one sentence that says that the file is missing, damaged, of another version, or not as its schema says.
+    """
+    name, text = os.fspath(path), read_bytes(path)
+    try:
+        values = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} is damaged (it is no JSON: {error}): {kind.REMEDY}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{name} is damaged (it holds no record): {kind.REMEDY}")
+    form, seal = values.pop("format", None), values.pop("sha256", None)
+    if not isinstance(seal, str):
+        raise UserError(f"{name} is damaged, or was written by an earlier version of bidistill: {kind.REMEDY}")
+    if digest(blanked(text, seal)) != seal:
+        raise UserError(f"{name} is damaged (its checksum is not the one that it names): {kind.REMEDY}")
+    if form != kind.FORMAT:
+        raise UserError(f"{name} is of the format {form!r}, but this version reads {kind.FORMAT!r}: {kind.REMEDY}")
+    return checked(Path(name), kind, values, kind.REMEDY)
+
+
+B = TypeVar("B", bound=BaseModel)
+
+
+def checked(path: Path, kind: type[B], values: dict[str, Any], remedy: str) -> B:
+    """The values of a file as its schema has them, or a UserError that names the first that is not."""
+    try:
+        return kind.model_validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "its values"
+        raise UserError(f"{path} is not as this version writes it ({place}: {first['msg']}): {remedy}") from error
