@@ -19,7 +19,7 @@ help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 demo: $(VENV)/.built  ## Train on MovieLens-100K: teacher, student, both directions; table and report in runs/demo
-	$(PY) -m bidistill demo --cache .cache
+	$(PY) -m bidistill demo --cache .cache --overwrite
 
 test: $(VENV)/.built $(VENV)/.tools-test  ## Run the tests; the end says what this machine left out, and why
 	$(PY) -m pytest -q -n $(JOBS) --dist loadfile

@@ -297,7 +297,7 @@ def state(tables: list[Tensor], state: list[Tensor], per_table: int) -> None:
 
 def rule(kind: str, lr: float, weight_decay: float, beta1: float, beta2: float, eps: float) -> None:
     """The numbers of an optimizer's rule, whose attributes may have been changed since its construction."""
-    within("lr", lr, ranges.LR)
+    within("lr", lr, ranges.STEP_SIZE)
     within("weight_decay", weight_decay, ranges.WEIGHT_DECAY)
     for beta in (beta1, beta2):
         within("betas", beta, ranges.BETA)

@@ -52,6 +52,7 @@ LAMBDA = Range(_FLOAT32.tiny, _FLOAT32.max, f"0, or in size {_IN_FLOAT32}", sign
 SLOPE = Range(0.0, _FLOAT32.max, "a finite float32", signed=True)  # lambda_ / tau_learner, a factor of the gradient
 # row optimizers
 LR = Range(_FLOAT32.tiny, _FLOAT32.max, f"0 or {_IN_FLOAT32}", zero=True)
+STEP_SIZE = Range(0.0, _FLOAT32.max, "a finite float32 >= 0")  # lr times what Adam corrects, which may be below 1
 WEIGHT_DECAY = LR
 ACCUMULATOR = LR  # initial_accumulator_value
 BETA = Range(0.0, math.nextafter(1.0, 0.0), "a finite number >= 0 and < 1")

@@ -26,6 +26,7 @@ from bidistill.cli import data as data_command
 from bidistill.cli import demo, main, train
 from bidistill.config import Config, options
 from bidistill.models import Recommender
+from bidistill.records import Finished, read_record, write_record
 from bidistill.report import open_run
 
 from bdkernels import open_table
@@ -205,7 +206,10 @@ def test_mapped_tables_give_the_same(run, monkeypatch, command):
 def test_recommend_in_batches_skips_what_is_missing(run, work):
     """Every unseen item of every user: users have differently many, and more users than a batch holds."""
     shutil.copytree(work / "run", work / "batched")
-    Config.from_toml("run/config.toml").with_overrides({"eval.batch": 7}).to_toml("batched/config.toml")
+    (work / "batched" / "config.toml").unlink()  # which is for people
+    record = read_record("batched/metrics.json", Finished)
+    record.config["eval.batch"] = 7
+    write_record("batched/metrics.json", record)
     rows = list(csv.DictReader(io.StringIO(run("recommend", "batched", "--all-users", "-k", 120))))
     split = Split.load(work / "batched" / "split.npz")
     assert len(rows) == 60 * 120 - 1500
@@ -268,8 +272,9 @@ def test_demo_is_train_with_a_control(run, work, monkeypatch):
     """On made-up data in MovieLens' place: the real thing is `make demo`."""
     monkeypatch.setattr(demo, "movielens_100k", lambda cache: Path(cache) / "made.csv")
     monkeypatch.setattr(demo, "SETTINGS", {o.name: o.parse(v) for o in options() for f, v in PAIRS if o.flag == f})
-    shutil.copytree(work / "run", work / "runs" / "demo")  # its own folder is replaced
-    printed = run("demo", "--cache", ".", "--seed", 3)
+    shutil.copytree(work / "run", work / "runs" / "demo")
+    run("demo", "--cache", ".", "--seed", 3, code=2)  # a run is replaced only where that is asked for
+    printed = run("demo", "--cache", ".", "--seed", 3, "--overwrite")
     assert printed.count("change by distillation") == 2
     assert "runs/demo/report.html" in printed
     assert open_run(work / "runs" / "demo").config.run.seed == 3

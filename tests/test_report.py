@@ -11,6 +11,7 @@ import pytest
 from bidistill import Config, Trainer, UserError, compare, generate, matched, split
 from bidistill.evaluate import Comparison
 from bidistill.phases import Epochs
+from bidistill.records import Finished, read_record, write_record
 from bidistill.report import CONTROL, DISTILLED, SEPARATE, open_run, results, table, write_report
 from bidistill.report.figures import Curve, learning_curve, rank_density, wins_by_popularity
 from bidistill.report.results import tabulated
@@ -240,9 +241,17 @@ def test_a_run_without_distillation_has_a_report_too(run):
     assert "did not learn from each other" in text and DISTILLED not in text
 
 
+def change(path, alter):
+    """Write a record of a run again, sealed, with what `alter` changes in it."""
+    record = read_record(path, Finished)
+    alter(record)
+    write_record(path, record)
+
+
 def test_control_that_does_not_match_is_left_out_with_the_reason_or_refused(run, tmp_path):
-    path = run / "control" / "metrics.csv"
-    path.write_text(path.read_text().replace("joint,2,", "joint,3,"))
+    path = run / "control" / "metrics.json"
+    whole = path.read_bytes()
+    change(path, lambda record: record.history.append(record.history[-1] | {"epoch": 3}))
     found = open_run(run)
     assert found.control is None
     assert "its joint phase had 3 epochs, that of the run 2" in found.remark
@@ -251,32 +260,27 @@ def test_control_that_does_not_match_is_left_out_with_the_reason_or_refused(run,
     )
     with pytest.raises(UserError, match=r"no control of .*had 3 epochs"):
         write_report(run, run / "control")
-    path.write_text(path.read_text().replace("joint,3,", "joint,2,"))
-    path = run / "control" / "config.toml"
-    Config.from_toml(path).with_overrides({"train.negatives": 9}).to_toml(path)
+    path.write_bytes(whole)
+    (run / "control" / "config.toml").unlink()
+    change(path, lambda record: record.config.update({"train.negatives": 9}))
     assert "train.negatives = 9" in open_run(run).remark
     with pytest.raises(UserError, match="trained with distillation"):
         write_report(run, run)
 
 
 def test_control_of_another_warmup_does_not_match(run):
-    path = run / "control" / "metrics.json"
-    values = json.loads(path.read_text())
-    values["warmup"]["student"]["test"]["mrr"] += 0.1
-    path.write_text(json.dumps(values))
+    change(run / "control" / "metrics.json", lambda r: r.warmup["student"]["test"].update(mrr=0.9))
     assert "another warm-up" in open_run(run).remark
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda run: (run / "config.toml").unlink(), "no run folder"),
+        (lambda run: [(run / name).unlink() for name in ("config.toml", "metrics.json")], "no run folder"),
         (lambda run: (run / "metrics.json").unlink(), "not finished"),
-        (lambda run: (run / "metrics.json").write_text("{"), r"cannot read .*metrics\.json"),
+        (lambda run: (run / "metrics.json").write_text("{"), r"metrics\.json is damaged"),
         (lambda run: (run / "metrics.json").write_text("[]"), "damaged"),
-        (lambda run: (run / "metrics.csv").unlink(), r"cannot read .*metrics\.csv"),
-        (lambda run: (run / "metrics.csv").write_text("phase,epoch\njoint,x\n"), r"cannot read .*metrics\.csv"),
-        (lambda run: (run / "metrics.csv").write_text("phase,epoch,seconds\n"), "has no values of teacher/ndcg@5"),
+        (lambda run: change(run / "metrics.json", lambda r: r.history.clear()), "has no values of teacher/ndcg@5"),
         (lambda run: (run / "student.safetensors").write_bytes(b"x"), r"student\.safetensors"),
         (lambda run: (run / "split.npz").unlink(), r"split\.npz"),
     ],

@@ -34,7 +34,8 @@ COLUMNS = {"data.path": "rows.csv", "data.sep": ";", "data.user": "who", "data.i
 GROUPS = {
     "a file, eager, draws at every step": {
         **MODELS, "data.path": "rows.csv", "data.user": "who", "data.item": "what", "data.rating": "stars", "data.time": "when",
-        "data.min_rating": 2.0, "data.header": True, "data.sep": ";", "data.split": "ratio", "data.val": 0.2, "data.test": 0.2,
+        "data.min_rating": 2.0, "data.header": True, "data.sep": ";", "data.quote": "none", "data.format": "table",
+        "data.split": "ratio", "data.val": 0.2, "data.test": 0.2,
         "data.split_seed": 3, "data.min_per_user": 2, "teacher.weight_decay": 1e-4, "student.weight_decay": 1e-4,
         "teacher.optimizer": "sgd", "student.optimizer": "adagrad", "train.loss": "bpr", "train.negatives": 2,
         "train.batch_size": 300, "train.patience": 3, "train.eval_every": 2, "train.monitor": "recall@7",
@@ -46,6 +47,7 @@ GROUPS = {
     },
     "three files, fused, some items": {
         "data.train_path": "train.csv", "data.val_path": "val.csv", "data.test_path": "test.csv",
+        "data.drop_seen_pairs": True, "data.drop_cold_users": True,
         "teacher.optimizer": "sparse_adam", "student.optimizer": "sparse_adam", "distill.refill": "spread", "distill.refresh": 2,
         "distill.pool": 4, "distill.catalog": 30, "distill.to_student.weight": "rank_only", "distill.to_student.mu": 3.0,
         "distill.to_teacher.weight": "rank_only", "distill.to_teacher.mu": 4.0, "run.tensorboard": True, "run.device": "cpu:0",

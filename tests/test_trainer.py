@@ -308,7 +308,7 @@ def test_a_folder_with_a_run_is_not_overwritten_unasked(parts, tmp_path):
     quick = config(run__out=str(tmp_path), train__epochs=1, train__warmup_epochs=1)
     Trainer(quick, parts).fit()
     before = (tmp_path / "metrics.json").read_bytes()
-    with pytest.raises(UserError, match=r"run\.out: .* holds a run already .*resume it, overwrite it, or choose"):
+    with pytest.raises(UserError, match=r"run\.out: .* holds a run already: resume it, overwrite it .*, or choose"):
         Trainer(quick, parts).fit()
     assert (tmp_path / "metrics.json").read_bytes() == before
     other = quick.with_overrides({"run.seed": 5})

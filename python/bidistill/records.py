@@ -127,8 +127,14 @@ def read_record(path: str | os.PathLike[str], kind: type[R]) -> R:
     form, seal = values.pop("format", None), values.pop("sha256", None)
     if not isinstance(seal, str):
         raise UserError(f"{name} is damaged, or was written by an earlier version of bidistill: {kind.REMEDY}")
-    if digest(blanked(text, seal)) != seal:
+    sealed = digest(blanked(text, seal)) == seal
+    if not sealed and form == kind.FORMAT:
         raise UserError(f"{name} is damaged (its checksum is not the one that it names): {kind.REMEDY}")
+    if not sealed:
+        raise UserError(
+            f"{name} is damaged or of another version (it names the format {form!r}, this version reads {kind.FORMAT!r}):"
+            f" {kind.REMEDY}"
+        )
     if form != kind.FORMAT:
         raise UserError(f"{name} is of the format {form!r}, but this version reads {kind.FORMAT!r}: {kind.REMEDY}")
     return checked(Path(name), kind, values, kind.REMEDY)

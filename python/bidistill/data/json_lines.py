@@ -49,7 +49,8 @@ def open_json_lines(path: Path) -> Source:
                 table = pajson.read_json(stream, pajson.ReadOptions(block_size=BLOCK), parse)
             table.validate(full=True)  # the parser takes any bytes
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)[:200]
+            foreign = isinstance(error, UnicodeDecodeError) or "UTF8" in str(error)
+            reason = "not UTF-8 text" if foreign else str(error)[:200]
             raise UserError(
                 f"{path}: has lines that do not fit the first ones ({reason}); mend them, each value of a column being of"
                 f" one type; the columns read are {listing(chosen)}"

@@ -119,8 +119,8 @@ class Split:
             raise UserError(f"{path}: no saved split, it lacks the array {missing[0]!r}; make it again with split")
         try:
             ids = {name: unpack(arrays[name]) for name in ("user_ids", "item_ids")}
-            parts = {name: arrays[name] for name in names[:-2]}
-            found = cls(len(ids["user_ids"]), len(ids["item_ids"]), **parts, **ids)
+            parts: dict[str, Any] = {name: arrays[name] for name in names[:-2]}
+            found = cls(n_users=len(ids["user_ids"]), n_items=len(ids["item_ids"]), **parts | ids)
         except ValueError as error:
             raise UserError(f"{path}: damaged split ({error}); make it again with split") from error
         form, kept = (str(arrays[name]) if name in arrays else None for name in ("format", "fingerprint"))
