@@ -56,7 +56,7 @@ class Origin:
             users, evaluated, seed = self.ties
             found.append(
                 f"ties at the cut: {users:,} of {evaluated:,} evaluated users ({self.ties.share:.1%}) have interactions of"
-                f" equal time on both sides of the cut; lots of the seed {seed} decided which of these are held out"
+                f" equal time on both sides of the cut; a hash with the seed {seed} decides which of these are held out"
             )
             if self.ties.share >= NOTABLE:
                 found.append(

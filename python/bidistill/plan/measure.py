@@ -157,9 +157,10 @@ def draw_line(trainer: Trainer) -> Line:
     k = distill.pool if distill.refresh else distill.samples
     m = int(distill.catalog) or None
 
+    users = torch.arange(len(teacher.users), device=trainer.device)
+
     def call(n: int) -> None:
         models = first(teacher, n), first(student, n)
-        users = torch.arange(n, device=trainer.device)
         sample(*models, k, to_student=student_weight, to_teacher=teacher_weight, user_ids=users, step=0, catalog=m)
 
     return line(teacher, call)
