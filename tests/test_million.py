@@ -84,7 +84,7 @@ def test_a_million_items(tmp_path):
 def halfway(run: Path) -> bool:
     """A checkpoint in the joint phase, within an epoch, with some pools filled and some not."""
     try:
-        place = json.loads((run / "checkpoint" / "state.json").read_text())["place"]
+        place = json.loads((run / "checkpoint" / "state.json").read_text())["state"]["place"]
     except (OSError, ValueError):
         return False
     return place["phase"] == "joint" and place["step"] > 0

@@ -12,6 +12,7 @@ import sharded
 import torch
 from bidistill import Trainer
 from bidistill.checkpoint import load_model, save_model
+from bidistill.records import Finished, read_record
 
 HERE = Path(__file__).resolve().parent
 NAMES = [f"{size}: {variant}" for size, variant in sharded.RUNS]
@@ -92,8 +93,9 @@ def test_a_killed_process_under_torchrun(found, folder, tmp_path):
     for name in ("teacher", "student"):
         pairs = zip(*(load_model(run / f"{name}.safetensors").parameters() for run in (kill, calm)), strict=True)
         assert all(torch.equal(p, q) for p, q in pairs)
-    metrics = [json.loads((run / "metrics.json").read_text()) for run in (kill, calm)]
-    assert metrics[0] == metrics[1]
+    records = [read_record(run / "metrics.json", Finished) for run in (kill, calm)]
+    assert records[0].metrics == records[1].metrics and records[0].warmup == records[1].warmup
+    assert records[0].files == records[1].files
     rows = [list(csv.DictReader((run / "metrics.csv").open())) for run in (kill, calm)]
     assert sharded.timeless(rows[0]) == sharded.timeless(rows[1])
     assert (kill / "report.html").is_file() and not list(kill.glob("**/.*unfinished*"))
