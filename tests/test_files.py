@@ -10,7 +10,7 @@ import torch
 from bidistill import UserError, generate, split
 from bidistill.checkpoint import load_checkpoint, save_checkpoint
 from bidistill.data import Split
-from bidistill.data.files import load_npz, replacing
+from bidistill.data.files import load_npz, new_folder, replacing
 
 
 @pytest.fixture
@@ -111,3 +111,26 @@ def test_damage_is_called_damage(tmp_path):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"not a NumPy archive, or damaged"):
         load_npz(path)
+
+
+def test_a_folder_is_made_whole_or_not_at_all(tmp_path):
+    dead, alive = tmp_path / ".parts.unfinished.1", tmp_path / ".parts.unfinished.2"
+    for path in (dead, alive):
+        path.mkdir()
+        (path / "train.csv").write_text("half")
+    number = os.open(alive, os.O_RDONLY)
+    fcntl.flock(number, fcntl.LOCK_EX)
+    before = os.umask(0o027)
+    try:
+        with new_folder(tmp_path / "parts") as temporary:
+            (temporary / "train.csv").write_text("whole")
+    finally:
+        os.umask(before)
+        os.close(number)
+    assert {path.name for path in tmp_path.iterdir()} == {"parts", alive.name}
+    assert (tmp_path / "parts").stat().st_mode & 0o777 == 0o750
+    with pytest.raises(UserError, match="cannot write .*parts: Directory not empty"), new_folder(tmp_path / "parts"):
+        pass
+    with pytest.raises(KeyError), new_folder(tmp_path / "other"):
+        raise KeyError
+    assert {path.name for path in tmp_path.iterdir()} == {"parts", alive.name}

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,6 +20,7 @@ from bidistill import load
 from bidistill.cli.parser import add_command, add_options, count, overrides, tell
 from bidistill.config import Config
 from bidistill.data import Interactions, Split, is_split, read, write_interactions
+from bidistill.data.files import new_folder
 from bidistill.data.split import PARTS
 from bidistill.data.synthetic import Population
 from bidistill.data.write import Block, refuse_format, write_blocks
@@ -175,20 +173,8 @@ def _tell_missing(parts: Split, out: Path) -> None:
 def _write_folder(parts: Split, out: Path) -> list[str]:
     """Write the parts that are not empty into a new folder, whole or not at all, and return their names."""
     names = [name for name in PARTS if len(parts.part(name)[0])]
-    temporary = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.unfinished."))
+    with new_folder(out) as temporary:
         for name in names:
             rows = Interactions(*parts.part(name), None, parts.user_ids, parts.item_ids)
             write_interactions(temporary / f"{name}.csv", rows)
-        temporary.chmod(0o755)
-        os.replace(temporary, out)
-    except OSError as error:
-        raise UserError(
-            f"--out {out} cannot be written ({error.strerror}): give a new folder or an .npz file"
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
     return names

@@ -74,6 +74,48 @@ def replacing(path: str | os.PathLike[str], *, parents: bool = True, durable: bo
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; it becomes `path` when the block ends well, else it is removed.
+
+    Temporary folders of this name that a killed process has left are removed. The folder's mode follows the umask.
+
+    Raises:
+        UserError: it cannot be made, or a file or a folder that is not empty has this name.
+    """
+    path = Path(path)
+    with ExitStack() as stack:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for left in path.parent.glob(f".{path.name}.unfinished.*"):
+                with suppress(OSError), _open_folder(left) as file:
+                    if surely_lock(file):
+                        shutil.rmtree(left)
+            temporary = path.with_name(f".{path.name}.unfinished.{uuid.uuid4().hex[:12]}")
+            temporary.mkdir()
+            lock(stack.enter_context(_open_folder(temporary)))
+        except OSError as error:
+            raise unwritable(path, error) from error
+        try:
+            yield temporary
+            os.replace(temporary, path)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _open_folder(path: Path) -> Iterator[int]:
+    """A number by which a folder can be locked. Raises OSError for what is no folder, or a link to one."""
+    number = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        yield number
+    finally:
+        os.close(number)
+
+
 def _temporary(path: Path, stack: ExitStack) -> Path:
     """A new file beside `path`, locked until the stack ends, which tells others that it is being written."""
     while True:

@@ -11,15 +11,15 @@ except ImportError:  # Windows: nothing is locked there
     _fcntl = None
 
 
-def lock(file: BinaryIO) -> bool:
-    """Lock an open file without waiting. Returns False where another one holds it.
+def lock(file: BinaryIO | int) -> bool:
+    """Lock an open file, or the number of one, without waiting. Returns False where another one holds it.
 
     Where the system or the file system has no such locks, nothing is locked, and the answer is True.
     """
     if _fcntl is None:
         return True
     try:
-        _fcntl.flock(file.fileno(), _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+        _fcntl.flock(file, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
@@ -27,12 +27,12 @@ def lock(file: BinaryIO) -> bool:
     return True
 
 
-def surely_lock(file: BinaryIO) -> bool:
-    """Lock an open file without waiting. Returns True only where it is certain that nobody else holds it."""
+def surely_lock(file: BinaryIO | int) -> bool:
+    """`lock`, with another answer: True only where it is certain that nobody else holds it."""
     if _fcntl is None:
         return False
     try:
-        _fcntl.flock(file.fileno(), _fcntl.LOCK_EX | _fcntl.LOCK_NB)
+        _fcntl.flock(file, _fcntl.LOCK_EX | _fcntl.LOCK_NB)
     except OSError:
         return False
     return True
