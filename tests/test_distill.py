@@ -127,3 +127,14 @@ def test_weights_from_settings():
     assert weight(weight="linear") == bdkernels.Linear(side="under")
     assert weight(weight="uniform") == bdkernels.Uniform()
     assert weight(weight="rank_only", mu=4) == bdkernels.RankOnly(4.0)
+
+
+def test_directions_with_uniform_weights_draw_the_same_items_unless_they_are_independent(parts, models):
+    uniform = {f"distill.to_{name}.weight": "uniform" for name in ("student", "teacher")}
+    settings = config(distill__refresh=0, distill__samples=4).with_overrides(uniform)
+    users, same = torch.arange(parts.n_users), []
+    for independent in (False, True):
+        options = settings.with_overrides({"distill.independent_directions": independent}).distill
+        drawn = Bidirectional(options, *models, known(parts, "val"), seed=4).draw(users, 0, torch.Generator())
+        same.append((drawn["student"].ids == drawn["teacher"].ids).float().mean().item())
+    assert same[0] == 1 and same[1] < 0.3

@@ -152,6 +152,9 @@ class DistillConfig:
         above=0,
         below=1,
     )
+    independent_directions: bool = option(
+        False, "draw the items of the two directions from proposals of their own; that takes a second pass of counting"
+    )
     negatives_from_samples: bool = option(False, "use the drawn items as the negatives of the joint phase too")
     to_student: WeightConfig = field(
         default_factory=lambda: WeightConfig(weight="tanh"),

@@ -147,6 +147,7 @@ class Bidirectional:
             users=users,
             occurrence=occurrence,
             catalog=self._counted(step),
+            independent_directions=self.config.independent_directions,
         )
         return torch.cat([draws.ids for draws in (samples.to_student, samples.to_teacher) if draws is not None], dim=1)
 

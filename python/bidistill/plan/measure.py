@@ -161,7 +161,16 @@ def draw_line(trainer: Trainer) -> Line:
 
     def call(n: int) -> None:
         models = first(teacher, n), first(student, n)
-        sample(*models, k, to_student=student_weight, to_teacher=teacher_weight, user_ids=users, step=0, catalog=m)
+        sample(
+            *models,
+            k,
+            to_student=student_weight,
+            to_teacher=teacher_weight,
+            user_ids=users,
+            step=0,
+            catalog=m,
+            independent_directions=distill.independent_directions,
+        )
 
     return line(teacher, call)
 
