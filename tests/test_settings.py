@@ -54,7 +54,8 @@ GROUPS = {
     },
     "auto": {
         **COLUMNS, "data.split": "leave_one", "distill.catalog": "auto", "distill.auto_share": 0.3,
-        "distill.negatives_from_samples": True, "distill.independent_directions": True, "distill.to_student.eps": 0.1, "distill.to_teacher.alpha": 1.0,
+        "distill.negatives_from_samples": True,
+        "distill.independent_directions": True, "distill.to_student.eps": 0.1, "distill.to_teacher.alpha": 1.0,
     },
     "none, and auto": {
         **COLUMNS, "data.split": "leave_one", "distill.method": "none", "distill.catalog": "auto",
