@@ -136,7 +136,7 @@ REFUSED: dict[str, tuple[str, str | bytes, dict[str, Any], str]] = {
         "a.tsv",
         'user\titem\ttext\n1\t2\t"x\n3\t4\ty"\n',
         {},
-        "has 2 rows, or 1 if quotation marks enclose fields; say which",
+        "if quotation marks enclose fields; say which",
     ),
     "TSV, some in quotes": (
         "a.tsv",

@@ -105,15 +105,18 @@ def test_score(case):
 
 def scores_in_float64(f, ids, got):
     """The reference alone has them."""
-    refused([o for name, o in got.items() if name != "reference"], "only the reference has float64")
+    found = got.pop("reference", None)
+    refused(list(got.values()), "only the reference has float64")
+    if found is None:  # it is not among the backends of this run
+        return
     users, items, bias = (None if t is None else t.resolve_neg().numpy() for t in f)
     with np.errstate(all="ignore"):
         want = np.take_along_axis(users @ items.T + (0 if bias is None else bias), ids.numpy(), 1)
         size = np.abs(users) @ np.abs(items).T
     if np.isnan(want).any():
-        return refused([got["reference"]], "a score is NaN")
-    assert got["reference"].dtype == torch.float64
-    np.testing.assert_allclose(got["reference"].numpy(), want, rtol=1e-12, atol=1e-12 * (1 + size.max(initial=0)))
+        return refused([found], "a score is NaN")
+    assert found.dtype == torch.float64
+    np.testing.assert_allclose(found.numpy(), want, rtol=1e-12, atol=1e-12 * (1 + size.max(initial=0)))
 
 
 @fuzz

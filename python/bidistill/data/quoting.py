@@ -16,10 +16,14 @@ class QuotingError(Exception):
     """A quotation mark that does not fit, or a row with the wrong number of fields. The message names the line."""
 
 
-def rows_in_quotes(path: Path, sep: str, quote: str, skip: int, fields: int, sure: bool = True) -> int:
-    """Count the rows of a file whose fields may be enclosed in `quote`, and then hold separators and line breaks.
+def rows_in_quotes(
+    path: Path, sep: str, quote: str, skip: int, fields: int | None, sure: bool = True
+) -> tuple[int, int]:
+    """Count the rows of a file, and the fields of each row.
 
-    skip: lines before the data. fields: number of fields of every row. sure: that marks enclose
+    Fields may be enclosed in `quote`, and then hold separators and line breaks.
+
+    skip: lines before the data. fields: number of fields of every row; None: that of the first row. sure: that marks enclose
     fields, so that a field may hold lines that look like rows.
     Raises QuotingError for a mark that is never closed, for text after a closing mark, for rows that have another number
     of fields, and unless `sure` for lines in marks that look like rows; UserError for text that is not UTF-8.
@@ -31,6 +35,7 @@ def rows_in_quotes(path: Path, sep: str, quote: str, skip: int, fields: int, sur
                 text.readline()
             reader = csv.reader(text, delimiter=sep, quotechar=quote, strict=True)
             for row in reader:
+                fields = fields or len(row) or None
                 if row and len(row) != fields:
                     raise QuotingError(f"line {skip + line + 1:,} has {len(row):,} fields, not {fields:,}")
                 if not sure and reader.line_num - line > 1 and _holds_a_row(row, sep):
@@ -51,7 +56,7 @@ def rows_in_quotes(path: Path, sep: str, quote: str, skip: int, fields: int, sur
             raise UserError(f"{path}: not UTF-8 text; save it as UTF-8") from error
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error}); check that it is whole") from error
-    return rows
+    return rows, fields or 0
 
 
 def _holds_a_row(row: list[str], sep: str) -> bool:

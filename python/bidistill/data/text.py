@@ -55,7 +55,7 @@ class TextFile:
         suspects, notes = [] if self.sure else [ESCAPE, LINE_BREAK], []
         if marks and self.quote is not None:
             try:
-                rows = rows_in_quotes(self.path, self.sep, self.quote, self.skip, len(self.names), self.sure)
+                rows, _ = rows_in_quotes(self.path, self.sep, self.quote, self.skip, len(self.names), self.sure)
             except QuotingError as error:
                 raise UserError(f"{self.path}: {error}; mend it, or {SET_QUOTE}") from error
             table = self._parse(places, careful=True)[0]
@@ -87,13 +87,15 @@ class TextFile:
     def _in_quotes(self, lines: int) -> list[Suspect]:
         """Marks are taken as text: what ids may be instead. Raises UserError where the rows may be others too."""
         try:
-            rows = rows_in_quotes(self.path, self.sep, MARK, self.skip, len(self.names))
+            rows, fields = rows_in_quotes(
+                self.path, self.sep, MARK, self.skip, len(self.names) if self.header else None
+            )
         except QuotingError:
             return []  # they cannot enclose fields
-        if rows != lines:
+        if rows != lines or fields != len(self.names):
             raise UserError(
-                f"{self.path}: has {lines:,} rows, or {rows:,} if quotation marks enclose fields; say which with the"
-                " option quote, '\"' or none"
+                f"{self.path}: has {lines:,} rows of {len(self.names):,} fields, or {rows:,} of {fields:,} if quotation"
+                " marks enclose fields; say which with the option quote, '\"' or none"
             )
         return [ENCLOSED]
 
