@@ -4,12 +4,9 @@ The pipeline, and so the order of this file: factors -> score -> rank -> topk ->
 operators as torch.ops.bdkernels.*; it compiles nothing and touches no GPU driver.
 """
 
-from importlib.metadata import PackageNotFoundError, version
-
-from .backends import BackendError
-from .checks import NonFiniteLoss
-from .factors import Factors
-from .functional import (
+from bdkernels.backends import BackendError
+from bdkernels.checks import NonFiniteLoss
+from bdkernels.functional import (
     Draws,
     Samples,
     StepLoss,
@@ -24,18 +21,15 @@ from .functional import (
     score,
     topk,
 )
-from .keys import occurrence
-from .optim import SGD, Adagrad, LazyAdam, RowOptimizer
-from .rows import apply_rows
-from .seen import Seen
-from .stored import open_table
-from .subset import Strata, rank_error, rank_errors
-from .weights import Exp, Linear, RankOnly, Tanh, Uniform, Weight
-
-try:
-    __version__ = version("bdkernels")
-except PackageNotFoundError:  # a source tree that was never installed
-    __version__ = "0+unknown"
+from bdkernels.optim import SGD, Adagrad, LazyAdam, RowOptimizer
+from bdkernels.sampling.keys import occurrence
+from bdkernels.sampling.subset import Strata, rank_error, rank_errors
+from bdkernels.sparse import apply_rows
+from bdkernels.storage.mapped import open_table
+from bdkernels.types.factors import Factors
+from bdkernels.types.seen import Seen
+from bdkernels.version import __version__ as __version__
+from bdkernels.weights import Exp, Linear, RankOnly, Tanh, Uniform, Weight
 
 __all__ = [
     "SGD",

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import memory, ranges
-from .factors import Factors
-from .ranges import Range
-from .seen import Seen
-from .step import StepInputs
-from .weights import KINDS
+from bdkernels import memory, ranges
+from bdkernels.ranges import Range
+from bdkernels.types.factors import Factors
+from bdkernels.types.seen import Seen
+from bdkernels.types.step import StepInputs
+from bdkernels.weights import KINDS
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAX_ITEMS = 2**31

@@ -12,13 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import autograd, checks, ops  # noqa: F401 (register the operators)
-from .factors import Factors
-from .optim import RowOptimizer
-from .reference import WeightCode
-from .seen import Seen
-from .step import StepInputs
-from .weights import Exp, Tanh, Weight
+from bdkernels import checks, ops  # noqa: F401 (register the operators)
+from bdkernels.backends.reference import WeightCode
+from bdkernels.ops import autograd  # noqa: F401 (register the operators)
+from bdkernels.optim import RowOptimizer
+from bdkernels.types.factors import Factors
+from bdkernels.types.seen import Seen
+from bdkernels.types.step import StepInputs
+from bdkernels.weights import Exp, Tanh, Weight
 
 
 class TopK(NamedTuple):

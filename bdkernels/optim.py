@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import checks, ranges, stored
-from .pages import large_pages
+from bdkernels import checks, ranges
+from bdkernels.storage import mapped
+from bdkernels.storage.pages import large_pages
 
 RULES = ("sgd", "adagrad", "adam")  # the index is how many state tensors a table has
 
@@ -59,7 +60,7 @@ class RowOptimizer:
         self.user_table, self.item_table = user_table, item_table
         checks.tables(user_table, item_table, self.item_bias)
         checks.in_place(user_table, item_table, self.item_bias)
-        stored.trainable(user_table, item_table, self.item_bias)
+        mapped.trainable(user_table, item_table, self.item_bias)
         checks.own_memory(self.tables())
         checks.within("weight_decay", weight_decay, ranges.WEIGHT_DECAY)
         self.lr, self.weight_decay, self.step = lr, weight_decay, 0

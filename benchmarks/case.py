@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bdkernels.measure import Work, seconds
+from bdkernels.tools.measure import Work, seconds
 
 
 class UnavailableError(Exception):

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from types import TracebackType
 
-from bdkernels.measure import extra_mb
+from bdkernels.tools.measure import extra_mb
 
 
 class Child:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bdkernels.measure import peaks
+from bdkernels.tools.measure import peaks
 from benchmarks.cases import SUITES
 from benchmarks.machine import DEVICE, machine
 

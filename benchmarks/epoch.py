@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from bidistill import Config, Split, Trainer
-from bidistill.callbacks import Callback
 from bidistill.data import generate, split
-from bidistill.load import load_split
+from bidistill.data.load import load_split
+from bidistill.training.callbacks import Callback
 
 import bdkernels as bd
 from benchmarks import peers
@@ -51,12 +51,12 @@ class Seconds(Callback):
 
 def published_refresh(trainer: Trainer, first: bool) -> float:
     """Seconds of the published refresh of these models for all users; the first time its draws are checked."""
-    teacher, student = (trainer.learners[name].model for name in ("teacher", "student"))
+    teacher, student = (trainer.engine.learners[name].model for name in ("teacher", "student"))
     users = torch.arange(min(REFRESHED_USERS, teacher.n_users))
     t, s, rows, k = (
         teacher.factors(users),
         student.factors(users),
-        trainer.seen.rows(users),
+        trainer.engine.seen.rows(users),
         trainer.config.distill.pool,
     )
     start = time.perf_counter()
@@ -101,7 +101,7 @@ class Epochs(Case):
         optimizer, fuse = TRAINERS[name]
         settings = {f"{model}.optimizer": optimizer for model in ("teacher", "student")}
         trainer = Trainer(self.config.with_overrides(settings), self.data, callbacks=[seconds])
-        for learner in trainer.learners.values():
+        for learner in trainer.engine.learners.values():
             learner.fuse &= fuse
         return trainer
 

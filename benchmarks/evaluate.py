@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import bdkernels as bd
-from bdkernels.measure import Work
+from bdkernels.tools.measure import Work
 from benchmarks import peers
 from benchmarks.case import Case
 from benchmarks.sample import check_ranks

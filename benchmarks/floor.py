@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bdkernels import Factors
-from bdkernels.measure import seconds
+from bdkernels.tools.measure import seconds
 from benchmarks.machine import DEVICE
 
 TILE_USERS, TILE_ITEMS = (16, 32, 64, 256), (512, 1024, 2048, 4096)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import bdkernels as bd
-from bdkernels.measure import Work
+from bdkernels.tools.measure import Work
 from benchmarks import peers
 from benchmarks.case import Case
 

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from bidistill import Config, Split, Trainer, matched
 from bidistill.cli.demo import SETTINGS
 from bidistill.data import movielens_100k
-from bidistill.load import load_split
+from bidistill.data.load import load_split
 
 from benchmarks.machine import machine
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 import bdkernels as bd
-from bdkernels.measure import Work
+from bdkernels.tools.measure import Work
 from benchmarks.case import Case
 from benchmarks.floor import Floor
 

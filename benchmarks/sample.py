@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import bdkernels as bd
-from bdkernels.measure import Work
+from bdkernels.tools.measure import Work
 from benchmarks import peers
 from benchmarks.case import Case
 from benchmarks.floor import Floor

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import bdkernels as bd
-from bdkernels.measure import quartiles, seconds
+from bdkernels.tools.measure import quartiles, seconds
 from benchmarks import loss, sample
 from benchmarks.machine import machine
 

@@ -21,12 +21,13 @@ import torch
 from bidistill import Config, Split, Trainer, matched
 from bidistill.cli.demo import SETTINGS
 from bidistill.data import movielens_100k
-from bidistill.load import load_split
+from bidistill.data.load import load_split
 from torch import Tensor
 
 import bdkernels as bd
-from bdkernels import reference, sampler
-from bdkernels.measure import quartiles, seconds
+from bdkernels.backends import reference
+from bdkernels.sampling import sampler
+from bdkernels.tools.measure import quartiles, seconds
 from benchmarks.machine import machine
 from benchmarks.sample import K, inputs
 
@@ -112,7 +113,10 @@ def error(batch: sampler.Batch, m: int, strata: bd.Strata | None) -> dict[str, A
 def users_of(trainer: Trainer) -> sampler.Batch:
     """Some users of the trainer's models, as they stand."""
     users = torch.arange(0, trainer.split.n_users, max(1, trainer.split.n_users // USERS))[:USERS]
-    seen, models = trainer.seen.rows(users), [trainer.learners[name].model for name in ("teacher", "student")]
+    seen, models = (
+        trainer.engine.seen.rows(users),
+        [trainer.engine.learners[name].model for name in ("teacher", "student")],
+    )
     candidates = reference.candidate_counts(trainer.split.n_items, len(users), seen, users.device)
     return sampler.Batch(*(model.factors(users) for model in models), seen, users, candidates)
 

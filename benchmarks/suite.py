@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bdkernels.measure import Peaks, quartiles, rates
+from bdkernels.tools.measure import Peaks, quartiles, rates
 from benchmarks.case import Case, Timing
 from benchmarks.cases import FULL, GPU, SUITES, build
 from benchmarks.child import Child

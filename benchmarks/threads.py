@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from bdkernels.measure import Work
+from bdkernels.tools.measure import Work
 from benchmarks import sample
 from benchmarks.case import Case
 from benchmarks.child import Child

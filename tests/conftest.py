@@ -14,7 +14,8 @@ import torch
 from chosen import BACKENDS
 from modes import flushed
 
-from bdkernels import backends, cpu
+from bdkernels import backends
+from bdkernels.backends import cpu
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 # What tests start is no worker of pytest-xdist, though this process may be one.

@@ -18,15 +18,16 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from bidistill import Config, Split, Trainer, UserError, cli, generate, split, trainer
-from bidistill.callbacks import Callback
-from bidistill.checkpoint import load_model
+from bidistill import Config, Split, Trainer, UserError, cli, generate, split
 from bidistill.distill import bidirectional
-from bidistill.trainer import Place
-from bidistill.world import World, restarted, within
+from bidistill.distributed.processes import Processes, restarted, within
+from bidistill.runs.checkpoint import load_model
+from bidistill.training import trainer
+from bidistill.training.callbacks import Callback
+from bidistill.training.phases import Progress
 
 from bdkernels.distributed import ShardError
-from bdkernels.exchange import Exchange
+from bdkernels.distributed.collectives import Exchange
 
 bidirectional.CHUNK = 7  # users drawn for in a call: several turns, and not as many on each process
 
@@ -125,7 +126,7 @@ def near(ours, theirs, rows) -> None:
 
 
 class Check:
-    """A world of the first `size` processes."""
+    """A processes of the first `size` processes."""
 
     def __init__(self, group, size: int, folder: Path) -> None:
         self.group, self.size, self.folder = group, size, folder
@@ -176,30 +177,31 @@ def first_step(c: Check) -> None:
     """Initial values, pool, negatives, places in the pool and the guides' scores: the bits of one process."""
     for loss in ("bce", "bpr"):
         config = settings("usual", train__loss=loss)
-        with within(World()):
+        with within(Processes()):
             one = Trainer(config, data())
         many = Trainer(config, data())
         batches = []
         for each in (one, many):
-            each.place = Place("joint")
-            each.objective.distiller.refill(0, 9)
+            objective = each.engine.objective
+            objective.distiller.refill(0, 9)
             generator = torch.Generator().manual_seed(5)
-            batches.append(
-                each.objective.batches(("teacher", "student"), each.users[:64], each.items[:64], 0, generator)
-            )
-        users = many.part.users
-        pools = [each.objective.distiller.pool for each in (one, many)]
+            pairs = each.engine.users[:64], each.engine.items[:64]
+            batches.append(objective.batches(("teacher", "student"), *pairs, 0, generator))
+        users = many.partition.users
+        pools = [each.engine.objective.distiller.pool for each in (one, many)]
         assert torch.equal(pools[1], pools[0][users.start : users.stop]) and (pools[0] >= 0).all()
-        rows = many.part.share(one.users[:64]).rows
+        rows = many.partition.share(one.engine.users[:64]).rows
         for name in batches[0]:
-            whole, own = (found[name] for found in batches)
-            ids = own.rows._fetched.ids
+            whole, (own, item_rows) = (found[name] for found in batches)
+            ids = item_rows._fetched.ids
             assert torch.equal(ids[own.positives], whole.positives[rows])
             for ours, theirs in ((own.negatives, whole.negatives), (own.distill, whole.distill)):
                 assert torch.equal(ids[ours.ids], theirs.ids[rows])
             assert torch.equal(own.guide_scores, whole.guide_scores[rows])
-            for p, q in zip(many.learners[name].model.parameters(), one.learners[name].model.parameters(), strict=True):
-                part = users if len(q) == one.part.n_users else many.part.items
+            for p, q in zip(
+                many.engine.learners[name].model.parameters(), one.engine.learners[name].model.parameters(), strict=True
+            ):
+                part = users if len(q) == one.partition.n_users else many.partition.items
                 assert torch.equal(p, q[part.start : part.stop])
 
 
@@ -213,11 +215,11 @@ def traffic(c: Check) -> None:
         held = np.arange(40), rng.integers(0, n, 40)
         parts = Split.of({"train": pairs, "val": held, "test": held}, np.arange(40), np.arange(n))
         trainer = Trainer(settings("usual", train__batch_size=256), parts)
-        trainer.place = Place("joint")
-        trainer.objective.distiller.refill(0, 5)
+        trainer.progress = Progress("joint")
+        trainer.engine.objective.distiller.refill(0, 5)
         order = torch.randperm(1200, generator=torch.Generator().manual_seed(1))[:256]
         before = c.exchange.traffic
-        trainer.step(trainer.users[order], trainer.items[order], 0)
+        trainer.step(trainer.engine.users[order], trainer.engine.items[order], 0)
         sent.append(torch.tensor([c.exchange.traffic - before, 0]))
     totals = [sum(c.exchange.gather(each[None], [1] * c.size)[:, 0].tolist()) for each in sent]
     listed = 256 * (
@@ -259,7 +261,7 @@ def checkpoints_go_to_any_number_of_processes(c: Check) -> None:
     stopped = Trainer(config, data(), callbacks=stop)
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
-    assert stopped.place.step and c.exchange.agree("place", stopped.place.step) == [stopped.place.step] * 3
+    assert stopped.progress.step and c.exchange.agree("place", stopped.progress.step) == [stopped.progress.step] * 3
     if c.rank == 0:
         for name in ("stopped three", "stopped for one"):
             shutil.copytree(out, c.folder / name)
@@ -280,7 +282,7 @@ def checkpoints_go_to_any_number_of_processes(c: Check) -> None:
         for name in ("teacher", "student"):  # the files hold the whole tables
             saved = load_model(out / f"{name}.safetensors")
             assert saved.item_factors.weight.shape[0] == 71
-            near(getattr(result, name), saved, (again.part.users, again.part.items, again.part.items))
+            near(getattr(result, name), saved, (again.partition.users, again.partition.items, again.partition.items))
 
 
 @check([2])
@@ -290,7 +292,7 @@ def checkpoints_of_others(c: Check) -> None:
         resumed = Trainer.resume(c.folder / name, config=settings(variant))
         result, one = resumed.fit(), c.one(variant)
         same(result.history, result.metrics, one)
-        rows = resumed.part.users, resumed.part.items, resumed.part.items
+        rows = resumed.partition.users, resumed.partition.items, resumed.partition.items
         for model in ("teacher", "student"):
             near(getattr(result, model), one[model], rows)
     out = str(c.folder / "an epoch of two")
@@ -320,8 +322,8 @@ def timeless(history):
     return [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in history]
 
 
-def run(rank: int, world: int, folder: Path, errors: dict[str, str]) -> None:
-    groups = {size: dist.new_group(range(size)) for size in range(1, world + 1)}
+def run(rank: int, processes: int, folder: Path, errors: dict[str, str]) -> None:
+    groups = {size: dist.new_group(range(size)) for size in range(1, processes + 1)}
     worlds = {size: Check(group, size, folder) for size, group in groups.items() if rank < size}
     checks = [(size, f"{size}: {variant}", lambda c, v=variant: c.run(v)) for size, variant in RUNS]
     checks += [(size, f"{size}: {f.__name__}", f) for sizes, f in CHECKS for size in sizes]
@@ -330,7 +332,7 @@ def run(rank: int, world: int, folder: Path, errors: dict[str, str]) -> None:
             c = worlds[size]
             began = time.monotonic()
             try:
-                with within(World(c.exchange)):
+                with within(Processes(c.exchange)):
                     function(c)
             except BaseException:
                 errors[name] = traceback.format_exc()
@@ -355,7 +357,7 @@ def command(arguments: list[str]) -> int:
 
     class Kill(Callback):
         def on_step(self, of):
-            if (of.place.phase, of.place.epoch, of.place.step) == ("joint", 1, 5):
+            if (of.progress.phase, of.progress.epoch, of.progress.step) == ("joint", 1, 5):
                 os.kill(os.getpid(), signal.SIGKILL)
 
     if os.environ["RANK"] == "1" and not restarted():
@@ -374,11 +376,11 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a script ignore it
     if sys.argv[1] == "command":
         sys.exit(command(sys.argv[2:]))
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    rank, processes, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     store, wait = f"file://{folder / 'store'}", timedelta(seconds=60)
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=wait)
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=processes, timeout=wait)
     errors: dict[str, str] = {}
-    run(rank, world, folder, errors)
+    run(rank, processes, folder, errors)
     (folder / f"{rank}.json").write_text(json.dumps(errors))
     (folder / f"{rank} lost.json").write_text(json.dumps(lose(rank)))
     os._exit(0)  # a group that lost a process cannot be taken down

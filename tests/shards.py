@@ -18,9 +18,10 @@ import torch.distributed as dist
 from draws import numbered
 
 import bdkernels as bd
-from bdkernels import lockstep, sampler
 from bdkernels.distributed import ShardError, Shards
-from bdkernels.exchange import Exchange
+from bdkernels.distributed import sampler as lockstep
+from bdkernels.distributed.collectives import Exchange
+from bdkernels.sampling import sampler
 
 N, USERS = 211, (5, 0, 3, 8)  # users of each process
 WORLDS = {  # items of each process

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import bdkernels as bd
-from bdkernels import backends, cpu
+from bdkernels import backends
+from bdkernels.backends import cpu
 
 CPU = torch.device("cpu")
 
@@ -69,8 +70,9 @@ def test_report():
 def test_without_the_library_everything_still_works(tmp_path):
     """The first tier of an installation: no compiler, so no library; the reference serves, the report says why."""
     code = (
-        "import bdkernels.cpu as c; from pathlib import Path; c.LIBRARY = Path('nowhere.so'); import importlib, bdkernels, torch;"
-        "import bdkernels.backends as b; importlib.reload(b); f = bdkernels.Factors(torch.ones(1, 2), torch.ones(3, 2));"
+        "import bdkernels.backends.cpu as c; from pathlib import Path; c.LIBRARY = Path('nowhere.so');"
+        "import importlib, bdkernels, torch;"
+        "import bdkernels.backends.choice as b; importlib.reload(b); f = bdkernels.Factors(torch.ones(1, 2), torch.ones(3, 2));"
         "print(b.missing('cpu')); print(b.choose(torch.device('cpu')))"
     )
     out = run("-c", code)

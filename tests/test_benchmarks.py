@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import bdkernels as bd
-from bdkernels import backends, measure
+from bdkernels import backends
+from bdkernels.tools import measure
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))

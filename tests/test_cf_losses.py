@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from bidistill.losses import bce, bpr
+from bidistill.training.losses import bce, bpr
 
 
 def sigmoid(x):

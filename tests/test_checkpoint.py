@@ -6,12 +6,19 @@ import os
 import pytest
 import torch
 from bidistill import MF, UserError
-from bidistill.checkpoint import MODEL_FORMAT, load_checkpoint, load_model, model_notes, save_checkpoint, save_model
-from bidistill.tensors import save_tensors
+from bidistill.files.tensors import save_tensors
+from bidistill.runs.checkpoint import (
+    MODEL_FORMAT,
+    load_checkpoint,
+    load_model,
+    model_notes,
+    save_checkpoint,
+    save_model,
+)
 from safetensors.torch import save_file
 
 from bdkernels import topk
-from bdkernels.stored import mapping_of
+from bdkernels.storage.mapped import mapping_of
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor([True, False]), "step": torch.tensor(3.0)}
 
@@ -41,7 +48,7 @@ def test_a_crash_while_saving_leaves_the_old_one(tmp_path, monkeypatch, crash_at
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"bidistill.checkpoint.{crash_at}", crash)
+        patch.setattr(f"bidistill.runs.checkpoint.{crash_at}", crash)
         with pytest.raises(MemoryError):
             save_checkpoint(tmp_path, {"a": torch.zeros(5)}, {"epoch": 2})
     tensors, state = load_checkpoint(tmp_path)

@@ -19,15 +19,17 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from bidistill import Split, Trainer, checkpoint
-from bidistill.callbacks import Callback
-from bidistill.checkpoint import load_model
+from bidistill import Split, Trainer
 from bidistill.cli import data as data_command
 from bidistill.cli import demo, main, train
 from bidistill.config import Config, options
+from bidistill.files.records import read_record, write_record
 from bidistill.models import Recommender
-from bidistill.records import Finished, read_record, write_record
 from bidistill.report import open_run
+from bidistill.runs import checkpoint
+from bidistill.runs.checkpoint import load_model
+from bidistill.runs.records import Finished
+from bidistill.training.callbacks import Callback
 
 from bdkernels import open_table
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from bidistill import Config, Trainer, UserError, generate, split
 from bidistill.cli import main
-from bidistill.records import Finished, read_record, write_record
-from bidistill.run_folder import LOCK, RunFolder
+from bidistill.files.records import read_record, write_record
+from bidistill.runs.folder import LOCK, RunFolder
+from bidistill.runs.records import Finished
 
 SETTINGS = {
     "teacher.dim": 4, "student.dim": 2, "train.batch_size": 256, "train.warmup_epochs": 1, "train.epochs": 1,
@@ -150,7 +151,7 @@ def test_an_edited_state_is_refused(work, capsys, edit):
 @pytest.mark.parametrize("edit", ["epoch", "missing key", "wrong type", "unknown key"])
 def test_a_state_that_no_run_wrote_is_refused_by_its_schema(work, edit):
     """Also where the checksum is right."""
-    from bidistill.records import Checkpoint
+    from bidistill.runs.records import Checkpoint
 
     path = work / "checkpoint" / "state.json"
     record = read_record(path, Checkpoint)
@@ -162,8 +163,8 @@ def test_a_state_that_no_run_wrote_is_refused_by_its_schema(work, edit):
 
 def test_a_model_of_other_sizes_is_refused(work, parts):
     from bidistill import MF
-    from bidistill.checkpoint import save_model
     from bidistill.report import open_run
+    from bidistill.runs.checkpoint import save_model
 
     seal = save_model(work / "student.safetensors", MF(parts.n_users, parts.n_items - 1, 2))
     record = read_record(work / "metrics.json", Finished)
@@ -223,7 +224,7 @@ def test_one_process_works_in_a_folder(work):
 
 
 def test_a_folder_that_is_deleted_under_way_is_not_made_anew(tmp_path, parts):
-    from bidistill.callbacks import Callback
+    from bidistill.training.callbacks import Callback
 
     class Delete(Callback):
         def on_step(self, trainer):

@@ -11,8 +11,8 @@ import pytest
 from bidistill import Config
 from bidistill.cli import main
 from bidistill.data import Split, given_split, read
+from bidistill.data.load import load_split
 from bidistill.errors import UserError
-from bidistill.load import load_split
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

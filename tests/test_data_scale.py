@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 from bidistill.cli import main
-from bidistill.data import Interactions, Split, files, generate, read, split, synthetic, write_interactions
-from bidistill.data.files import require_room
+from bidistill.data import Interactions, Split, generate, read, split, synthetic, write_interactions
 from bidistill.errors import UserError
+from bidistill.files import access
+from bidistill.files.access import require_room
 
 FORMATS = ("csv", "tsv", "parquet", "npz")
 SIZES = ("--users", "300", "--items", "200", "--interactions", "9000")
@@ -168,7 +169,7 @@ def test_a_disk_without_room_is_seen_before(
     ):
         require_room(tmp_path / "a", 10**18)
     parts = split(generate(300, 200, 9000)[0])
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10_000_000})())
+    monkeypatch.setattr(access.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 10_000_000})())
     monkeypatch.setattr(synthetic, "BLOCK", 1 << 15)
     sizes = ("--users", 1000, "--items", 20_000, "--interactions", 5_000_000)
     for suffix, rough in (("csv", 90), ("parquet", 50), ("npz", 240)):
@@ -177,7 +178,7 @@ def test_a_disk_without_room_is_seen_before(
         assert "and the disk has 10.0 MB free; make room" in message
         needed = float(message.split("about ")[1].split(" MB")[0].replace(",", ""))
         assert rough / 2 < needed < rough * 1.5
-    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100_000})())
+    monkeypatch.setattr(access.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 100_000})())
     with pytest.raises(UserError, match=r"parts\.npz: it needs about 0\.1 MB more"):
         parts.save(tmp_path / "parts.npz")
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import torch
 from bidistill import MF, Config, generate, split
 from bidistill.distill import Bidirectional, bidirectional
 from bidistill.distill.bidirectional import make_weight
-from bidistill.evaluate import known
+from bidistill.evaluation.ranks import known
 
 import bdkernels
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from bidistill import MF, Split, UserError, compare, evaluate
-from bidistill.evaluate import means, metrics, ranks
+from bidistill.evaluation.metrics import means, metrics
+from bidistill.evaluation.ranks import ranks
 
 import bdkernels
 

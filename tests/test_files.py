@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from bidistill import UserError, generate, split
-from bidistill.checkpoint import load_checkpoint, save_checkpoint
 from bidistill.data import Split
-from bidistill.data.files import load_npz, new_folder, replacing
+from bidistill.files.access import load_npz, new_folder, replacing
+from bidistill.runs.checkpoint import load_checkpoint, save_checkpoint
 
 
 @pytest.fixture

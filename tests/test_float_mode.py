@@ -14,7 +14,8 @@ import torch
 from modes import ROUNDING, flushing, rounding
 
 import bdkernels as bd
-from bdkernels import backends, cpu
+from bdkernels import backends
+from bdkernels.backends import cpu
 
 X86 = platform.machine() == "x86_64" and sys.platform == "linux"
 pytestmark = pytest.mark.skipif(backends.missing("cpu") is not None, reason=f"backend cpu: {backends.missing('cpu')}")
@@ -123,7 +124,7 @@ sys.path[:0] = ["tests"]
 torch.set_num_threads(2)
 assert torch.set_flush_denormal(True)  # before there is a pool: its threads are born with this mode
 torch.arange(1 << 20).float().add_(1)
-import test_float_mode as t, bdkernels.cpu as cpu
+import test_float_mode as t, bdkernels.backends.cpu as cpu
 torch.set_flush_denormal(False)
 made = t.half_zeros(), t.subnormal()
 torch.set_flush_denormal(True)

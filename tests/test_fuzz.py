@@ -23,7 +23,8 @@ from fuzz_data import Case, Numbers
 from hypothesis import HealthCheck, given, settings
 
 import bdkernels as bd
-from bdkernels import backends, cpu, reference, streamed
+from bdkernels import backends
+from bdkernels.backends import cpu, reference, streamed
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))  # 0: a short run, the same every time
 LAST = os.environ.get("FUZZ_LAST")  # a file that tells of the example under way, for the one who finds the process dead

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from bidistill import Config, Split, Trainer, UserError, generate, split
-from bidistill.callbacks import Callback
-from bidistill.checkpoint import load_checkpoint
 from bidistill.cli import main
 from bidistill.data import Interactions
 from bidistill.data.write import write_interactions
-from bidistill.growth import Growth
+from bidistill.runs.checkpoint import load_checkpoint
+from bidistill.runs.growth import Growth
+from bidistill.training.callbacks import Callback
 
 SETTINGS = {
     "teacher.dim": 6,
@@ -32,7 +32,7 @@ class Stop(Callback):
     """Ctrl-C in the middle of the second joint epoch."""
 
     def on_step(self, trainer):
-        if (trainer.place.phase, trainer.place.epoch, trainer.place.step) == ("joint", 1, 2):
+        if (trainer.progress.phase, trainer.progress.epoch, trainer.progress.step) == ("joint", 1, 2):
             raise KeyboardInterrupt
 
 
@@ -76,9 +76,9 @@ def test_rows_go_with_their_ids(tmp_path, optimizer, texts):
         for old, new in ((before.user_ids, after.user_ids), (before.item_ids, after.item_ids))
     )
     added = sorted({*range(after.n_users)} - {*users})
-    for name, learner in grown.learners.items():
+    for name, learner in grown.engine.learners.items():
         fresh = grown._model(name).state_dict()
-        old, new = trainer.learners[name].state()[0], learner.state()[0]
+        old, new = trainer.engine.learners[name].state()[0], learner.state()[0]
         assert not any(key.startswith("best.") for key in new)
         for key, value in new.items():
             if value.dim() == 0:
@@ -90,10 +90,10 @@ def test_rows_go_with_their_ids(tmp_path, optimizer, texts):
                 assert torch.equal(value[added], fresh["user_factors.weight"][added])
             elif key.startswith("optimizer.0."):
                 assert not value[added].any()
-    pool, was = grown.objective.distiller.pool, trainer.objective.distiller.pool
+    pool, was = grown.engine.objective.distiller.pool, trainer.engine.objective.distiller.pool
     assert torch.equal(pool[users], torch.tensor([*items, -1])[was.long()].int())
     assert (pool[added] == -1).all()
-    assert (grown.place.phase, grown.place.epoch, grown.place.step) == ("joint", 1, 0)
+    assert (grown.progress.phase, grown.progress.epoch, grown.progress.step) == ("joint", 1, 0)
     assert Split.load(tmp_path / "split.npz").fingerprint() == after.fingerprint()
     grown.fit()
     assert json.loads((tmp_path / "metrics.json").read_text())["metrics"]["teacher"]["val"]["users"] == after.n_users

@@ -72,7 +72,7 @@ def test_with_a_compiler(source, tmp_path):
         "bidistill/cli/__init__.py",
         "bidistill/report/template.html",
         "bdkernels/py.typed",
-        "bidistill/data/read.py",
+        "bidistill/data/reader.py",
     ):
         assert name in names(wheel)
     assert wheel.name.startswith("bdkernels-") and "-py3-none-" in wheel.name and not wheel.name.endswith("-any.whl")

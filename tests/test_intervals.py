@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 from bidistill import UserError, evaluate, generate, interval, per_user, split
-from bidistill.intervals import GROUPS, decimals, intervals
+from bidistill.evaluation.intervals import GROUPS, decimals, intervals
 from bidistill.models import MF
 
 

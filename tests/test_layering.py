@@ -23,6 +23,135 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+PACKAGES = {"bdkernels": ROOT / "bdkernels", "bidistill": ROOT / "python" / "bidistill"}
+ORDER = {  # rooms and files from the ground up: each imports from its own line or those above alone
+    "bdkernels": [
+        ["version", "ranges", "memory", "types", "weights"],
+        ["checks"],
+        ["storage"],
+        ["optim"],
+        ["backends"],
+        ["sampling"],
+        ["ops", "sparse"],
+        ["functional"],
+        ["distributed"],
+        ["tools"],
+        ["profile", "env_report"],
+    ],
+    "bidistill": [
+        ["errors", "seeds"],
+        ["options", "files", "models"],
+        ["config"],
+        ["data"],
+        ["distributed"],
+        ["distill", "evaluation", "runs"],
+        ["training"],
+        ["report", "plan"],
+        ["cli"],
+        ["__main__"],
+    ],
+}
+
+
+def modules(package: str) -> dict[str, Path]:
+    """Every module of a package by its name; a folder's is that of its __init__.py."""
+    root = PACKAGES[package]
+    found = {}
+    for path in root.rglob("*.py"):
+        parts = (package, *path.relative_to(root).with_suffix("").parts)
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def arrows(package: str) -> dict[str, set[str]]:
+    """Which modules of the package each of its modules imports, anywhere in it: lazily and for type checkers too."""
+    known = modules(package)
+    found: dict[str, set[str]] = {}
+    for name, path in known.items():
+        found[name] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found[name] |= {each.name for each in node.names if each.name in known}
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}: imports are absolute"
+                for each in node.names:
+                    full = f"{node.module}.{each.name}"
+                    found[name] |= {full if full in known else node.module} & set(known)
+        found[name].discard(name)
+    return found
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """The names on one circle of the graph, or none."""
+    done: set[str] = set()
+
+    def walk(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return way[way.index(name) :]
+        if name not in done:
+            for other in sorted(graph[name]):
+                if found := walk(other, [*way, name]):
+                    return found
+            done.add(name)
+        return []
+
+    return next((found for name in graph if (found := walk(name, []))), [])
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_circle_of_modules(package):
+    assert circle(arrows(package)) == []
+
+
+def test_a_circle_would_be_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_rooms_have_one_order(package):
+    """No circle of folders, and no import from a later line of ORDER."""
+    floor = {room: at for at, rooms in enumerate(ORDER[package]) for room in rooms}
+    rooms = {name.split(".")[1] for name in modules(package) if "." in name}
+    assert rooms == set(floor), rooms ^ set(floor)
+    graph: dict[str, set[str]] = {room: set() for room in rooms}
+    for name, others in arrows(package).items():
+        for other in others:
+            if "." in name and "." in other and (pair := (name.split(".")[1], other.split(".")[1]))[0] != pair[1]:
+                graph[pair[0]].add(pair[1])
+                assert floor[pair[0]] >= floor[pair[1]], f"{name} imports {other}"
+            else:
+                assert other != package or "." not in name or name.endswith("__main__"), f"{name} imports {package}"
+    assert circle(graph) == []
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_is_hidden_by_a_name(package):
+    """`import a.b` gives the module b, and no function of that name."""
+    code = f"import importlib, types, {package}\n" + "\n".join(
+        f"importlib.import_module({name!r})" for name in modules(package) if not name.endswith("__main__")
+    )
+    code += "\nimport sys\nfor name in sorted(n for n in sys.modules if n.startswith(sys.argv[1] + '.')):\n"
+    code += "    parent, _, own = name.rpartition('.')\n"
+    code += "    assert getattr(sys.modules[parent], own) is sys.modules[name], name\n"
+    subprocess.run([sys.executable, "-c", code, package], check=True)
+
+
+def test_training_is_read_without_a_word_about_processes():
+    """What is distributed comes in through one object, the partition; its own step is in one file."""
+    words = re.compile(r"\b(process|processes|world|shard|shards|sharded|gather|torchrun|exchange)\b", re.I)
+    allowed = {"sharded.py"}
+    for path in sorted((PACKAGES["bidistill"] / "training").glob("*.py")):
+        if path.name not in allowed:
+            found = [line.strip() for line in path.read_text().splitlines() if words.search(line)]
+            assert len(found) <= SAID.get(path.name, 0), f"{path.name}: {found}"
+
+
+SAID = {  # lines that say where the other processes come in
+    "strategy.py": 4,  # the seam itself
+    "trainer.py": 1,  # the attribute `partition`
+}
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("bdkernels/**/*.py")), ids=lambda p: p.name)
 def test_bdkernels_imports_torch_and_little_else(path):
     own = {"torch", "numpy", "bdkernels"} | ({"triton"} if path.parent.name == "triton" else set())

@@ -4,9 +4,12 @@ import pytest
 import torch
 from bidistill import MF, Config
 from bidistill.config import ModelConfig
-from bidistill.learner import Learner
-from bidistill.objective import Objective
-from bidistill.update import EagerUpdate, FusedUpdate, Terms
+from bidistill.distributed.partition import Partition
+from bidistill.training.batches import Objective
+from bidistill.training.learner import Learner
+from bidistill.training.strategy import Whole
+from bidistill.training.types import Terms
+from bidistill.training.updates import EagerUpdate, FusedUpdate
 
 from bdkernels import Seen
 
@@ -25,10 +28,12 @@ def both(settings, seen=SEEN, fuse=None):
         name: MF(seen.indptr.shape[0] - 1, N_ITEMS, settings[name].dim, seed=seed, sparse="sparse" in settings[name].optimizer)
         for seed, name in enumerate(("teacher", "student"))
     }  # fmt: skip
-    objective = Objective(settings, models, seen)
-    allowed = not objective.may_lack_negatives if fuse is None else fuse
+    whole, strategy = Partition.whole(seen.indptr.shape[0] - 1, N_ITEMS), Whole()
+    objective = Objective(settings, models, seen, strategy, whole)
+    allowed = objective.fuse if fuse is None else fuse
     return objective, {
-        name: Learner(model, settings[name], objective.terms(name), fuse=allowed) for name, model in models.items()
+        name: Learner(model, settings[name], objective.terms(name), strategy, fuse=allowed)
+        for name, model in models.items()
     }
 
 
@@ -92,18 +97,18 @@ class Scaled(MF):
 )
 def test_the_update_fits_the_optimizer(options, fused):
     terms = Terms("bce", 1.0, 1.0, 1.0)
-    made = Learner(MF(3, 4, 2), ModelConfig(**options), terms, fuse=True)
+    made = Learner(MF(3, 4, 2), ModelConfig(**options), terms, Whole(), fuse=True)
     assert isinstance(made.update, FusedUpdate if fused else EagerUpdate)
-    assert isinstance(Learner(MF(3, 4, 2), made.config, terms, fuse=False).update, EagerUpdate)
-    assert isinstance(Learner(Scaled(3, 4, 2), made.config, terms, fuse=True).update, EagerUpdate)
-    assert isinstance(Learner(MF(3, 4, 2).double(), made.config, terms, fuse=True).update, EagerUpdate)
+    assert isinstance(Learner(MF(3, 4, 2), made.config, terms, Whole(), fuse=False).update, EagerUpdate)
+    assert isinstance(Learner(Scaled(3, 4, 2), made.config, terms, Whole(), fuse=True).update, EagerUpdate)
+    assert isinstance(Learner(MF(3, 4, 2).double(), made.config, terms, Whole(), fuse=True).update, EagerUpdate)
 
 
 def test_negatives_that_may_be_missing_are_left_to_the_eager_update():
-    assert not both(config())[0].may_lack_negatives
-    assert both(config(distill__negatives_from_samples=True))[0].may_lack_negatives
+    assert both(config())[0].fuse
+    assert not both(config(distill__negatives_from_samples=True))[0].fuse
     full = Seen.from_pairs(torch.zeros(N_ITEMS, dtype=torch.int64), torch.arange(N_ITEMS), 2)
-    assert both(config(), full)[0].may_lack_negatives
+    assert not both(config(), full)[0].fuse
 
 
 @pytest.mark.parametrize("fuse", [True, False])

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from bidistill import generate, split
-from bidistill.checkpoint import load_checkpoint
-from bidistill.run_folder import RunFolder
+from bidistill.runs.checkpoint import load_checkpoint
+from bidistill.runs.folder import RunFolder
 
 import bdkernels as bd
 from bdkernels import backends

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from bidistill.negatives import NegativeSampler
+from bidistill.training.negatives import NegativeSampler
 from scipy.stats import chisquare
 
 from bdkernels import Seen

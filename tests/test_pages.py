@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bdkernels as bd
-from bdkernels.pages import HUGE, LEAST, large_pages
+from bdkernels.storage.pages import HUGE, LEAST, large_pages
 
 SWITCH = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 

@@ -5,12 +5,12 @@ import warnings
 
 import pytest
 from bidistill import Config, Trainer, UserError, generate, matched, split
-from bidistill.callbacks import most_epochs, seconds_left, speeds_of
 from bidistill.cli import main
 from bidistill.cli import train as command
-from bidistill.control import check_matchable
-from bidistill.phases import Epochs, epochs_of, problems
 from bidistill.report import open_run, results, table
+from bidistill.training.callbacks import most_epochs, seconds_left, speeds_of
+from bidistill.training.control import check_matchable
+from bidistill.training.phases import Epochs, epochs_of, problems
 
 SETTINGS = {
     "teacher.dim": 8, "student.dim": 2, "teacher.lr": 0.05, "student.lr": 0.05, "train.batch_size": 256, "train.warmup_epochs": 3,
@@ -100,7 +100,7 @@ def test_the_control_has_the_epochs_that_the_run_had(parts, tmp_path, monkeypatc
     config = Config().with_overrides(SETTINGS | {"run.out": str(folder), "train.patience": 1, "train.epochs": 12})
     trainer = Trainer(config, parts)
     command.train(trainer, control=True)
-    had = trainer.place.epoch
+    had = trainer.progress.epoch
     assert 0 < had < 12  # patience ended it
     found = open_run(folder)
     assert found.control is not None and not found.remark
@@ -112,12 +112,12 @@ def test_the_control_has_the_epochs_that_the_run_had(parts, tmp_path, monkeypatc
         assert found.control.metrics[model]["val"]["ndcg@5"] == max(scores)
     assert len(re.findall(rf"  epochs +\d+ +{had} +{had}\n  epoch kept", table(results(found)))) == 2
     longer = trainer.config.with_overrides({"train.epochs": 20})
-    for learner in trainer.learners.values():
+    for learner in trainer.engine.learners.values():
         learner.stale = 0  # as where train.epochs had ended it
     trainer.save()
     resumed = Trainer.resume(folder, config=longer)
     command.train(resumed, control=True, resumed=True)
-    more = resumed.place.epoch
+    more = resumed.progress.epoch
     assert more > had
     again = open_run(folder)
     assert again.control is not None

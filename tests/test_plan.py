@@ -6,14 +6,14 @@ import pytest
 import torch
 from bidistill import Config, Split, Trainer, UserError, generate, split
 from bidistill.cli import main
+from bidistill.data.sizes import made_up
 from bidistill.plan import Costs, Sizes, make_plan, measure
-from bidistill.plan import auto as automatic
-from bidistill.plan import memory as arrays
-from bidistill.plan import plan as planning
-from bidistill.plan.measure import Line
-from bidistill.plan.memory import checkpoint, learner, memory, pool
-from bidistill.plan.sizes import made_up
-from bidistill.plan.world import WHOLE, Network, draw_bytes, step_bytes, world_plan
+from bidistill.plan import estimate as planning
+from bidistill.plan.cluster import Network, draw_bytes, step_bytes, world_plan
+from bidistill.training import memory as arrays
+from bidistill.training import settings as automatic
+from bidistill.training.memory import WHOLE, checkpoint, learner, memory, pool
+from bidistill.training.timing import Line, draw_share
 
 COSTS = Costs(
     program=3.0,
@@ -68,14 +68,14 @@ def test_arrays_are_counted_as_they_are():
         trainer = Trainer(settings, parts)
         trainer.fit()
         sizes, found = Sizes.of_split(parts, settings), {}
-        for name, each in trainer.learners.items():
+        for name, each in trainer.engine.learners.items():
             held = sum(v.numel() * v.element_size() for v in each.state()[0].values() if v.numel() > 1)
             grads = sum(
                 p.grad.numel() * 4 for p in each.model.parameters() if p.grad is not None and not p.grad.is_sparse
             )
             found[name] = held + grads
             assert found[name] == learner(settings[name], sizes, fused=True), (optimizer, name)
-        assert trainer.objective.distiller.pool.numel() * 4 == pool(settings, sizes)
+        assert trainer.engine.objective.distiller.pool.numel() * 4 == pool(settings, sizes)
         assert checkpoint(settings, sizes) <= sum(found.values()) + pool(settings, sizes)
         assert sum(part.bytes for part in memory(settings, sizes)) > sum(found.values())
 
@@ -196,7 +196,7 @@ def test_the_measured_share_grows_with_the_catalog():
         f"{name}__optimizer": "sparse_adam" for name in ("teacher", "student")
     }  # else a step grows with the catalog, too
     settings = config(teacher__dim=32, student__dim=4, train__batch_size=256, **sparse)
-    shares = [automatic.draw_share(settings, Sizes.of(200, n, 4000, settings)) for n in (200, 200_000)]
+    shares = [draw_share(settings, Sizes.of(200, n, 4000, settings)) for n in (200, 200_000)]
     assert 0 < shares[0] < shares[1] < 1
 
 

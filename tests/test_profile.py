@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bdkernels import profile
-from bdkernels.measure import Peaks, Work, extra_mb, peaks, quartiles, rates
+from bdkernels.tools import profile
+from bdkernels.tools.measure import Peaks, Work, extra_mb, peaks, quartiles, rates
 
 SMALL = ["--users", "3", "--items", "50", "--repeats", "2"]
 # Operators that the public ones call:

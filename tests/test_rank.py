@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bdkernels as bd
-from bdkernels import cpu, reference
+from bdkernels.backends import cpu, reference
 
 # users, items, d, queries: ones, primes, one past a tile, few and many thresholds, K = N
 SHAPES = [

@@ -9,13 +9,14 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from bidistill import Config, Trainer, UserError, compare, generate, matched, split
-from bidistill.evaluate import Comparison
-from bidistill.phases import Epochs
-from bidistill.records import Finished, read_record, write_record
+from bidistill.evaluation.evaluate import Comparison
+from bidistill.files.records import read_record, write_record
 from bidistill.report import CONTROL, DISTILLED, SEPARATE, open_run, results, table, write_report
+from bidistill.report.comparison import tabulated
 from bidistill.report.figures import Curve, learning_curve, rank_density, wins_by_popularity
-from bidistill.report.results import tabulated
 from bidistill.report.svg import INK
+from bidistill.runs.records import Finished
+from bidistill.training.phases import Epochs
 
 VOID = {"meta", "br", "link", "img", "hr", "input"}
 SETTINGS = {

@@ -7,7 +7,8 @@ import torch
 from draws import numbered
 
 import bdkernels as bd
-from bdkernels import cpu, reference, sampler
+from bdkernels.backends import cpu, reference
+from bdkernels.sampling import sampler
 
 WEIGHTS = [
     bd.Tanh(252.0),

@@ -10,7 +10,8 @@ from draws import numbered
 from scipy import stats
 
 import bdkernels as bd
-from bdkernels import keys, reference, sampler, streamed
+from bdkernels.backends import reference, streamed
+from bdkernels.sampling import keys, sampler
 
 P_LOW = 1e-4  # the chance of a false alarm for a right sampler
 PEAKED = bd.Exp(60.0), bd.RankOnly(mu=2.0)  # draws from full rows

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bdkernels as bd
-from bdkernels import reference
+from bdkernels.backends import reference
 
 SHAPES = [(1, 1, 1, 1), (3, 7, 1, 2), (5, 31, 5, 7), (2, 257, 17, 3), (9, 64, 129, 11)]
 

@@ -13,8 +13,8 @@ from bidistill.cli import plan as plan_command
 from bidistill.cli import train as train_command
 from bidistill.config import MOST_LR, MOST_SECONDS, options
 from bidistill.options import INT64
-from bidistill.plan import auto as automatic
-from bidistill.plan import memory as arrays
+from bidistill.training import memory as arrays
+from bidistill.training import settings as automatic
 from test_plan import COSTS
 
 from bdkernels.ranges import TAU

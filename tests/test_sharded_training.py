@@ -11,8 +11,9 @@ import pytest
 import sharded
 import torch
 from bidistill import Trainer
-from bidistill.checkpoint import load_model, save_model
-from bidistill.records import Finished, read_record
+from bidistill.files.records import read_record
+from bidistill.runs.checkpoint import load_model, save_model
+from bidistill.runs.records import Finished
 
 HERE = Path(__file__).resolve().parent
 NAMES = [f"{size}: {variant}" for size, variant in sharded.RUNS]

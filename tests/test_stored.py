@@ -12,8 +12,10 @@ from draws import numbered
 from safetensors.torch import save_file
 
 import bdkernels as bd
-from bdkernels import backends, stored, streamed
+from bdkernels import backends
+from bdkernels.backends import streamed
 from bdkernels.ops.define import stages
+from bdkernels.storage import mapped
 
 
 def on_disk(path, t: torch.Tensor) -> torch.Tensor:
@@ -38,9 +40,9 @@ def slices(request, monkeypatch):
     """Sizes that may not change a result: of one item, of a few, of all; blocks and pieces of scattered reads too."""
     monkeypatch.setattr(streamed, "SLICE_BYTES", request.param)
     monkeypatch.setattr(streamed, "PAIR_BYTES", 20 * request.param)
-    monkeypatch.setattr(stored, "BLOCK", 64 + request.param)
-    monkeypatch.setattr(stored, "BLOCKS", 1 + request.param % 3)
-    monkeypatch.setattr(stored, "DENSE", 4)
+    monkeypatch.setattr(mapped, "BLOCK", 64 + request.param)
+    monkeypatch.setattr(mapped, "BLOCKS", 1 + request.param % 3)
+    monkeypatch.setattr(mapped, "DENSE", 4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -103,7 +105,7 @@ def test_views_are_mapped_too(backend, tmp_path, monkeypatch):
     disk, disk_square = on_disk(tmp_path / "a", table), on_disk(tmp_path / "b", square)
     ids = torch.tensor([[3, 0, 19]])
     for view in (lambda t: t[31:77], lambda t: t[:, 3:8], lambda t: t[::3], lambda t: t[5:6].expand(40, -1)):
-        assert stored.mapping_of(view(disk)) is not None
+        assert mapped.mapping_of(view(disk)) is not None
         users = torch.randn(1, view(table).shape[1])
         f, g = (bd.Factors(users, view(t)) for t in (table, disk))
         assert torch.equal(bd.rank(f, ids), bd.rank(g, ids, backend=backend))
@@ -115,9 +117,9 @@ def test_views_are_mapped_too(backend, tmp_path, monkeypatch):
 def test_rows_by_id(tmp_path, slices):
     table = torch.randn(200, 5)
     disk, ids = on_disk(tmp_path / "t", table), torch.randint(0, 200, (333,))
-    assert torch.equal(stored.take(disk, ids), table[ids]) and torch.equal(stored.take(table, ids), table[ids])
-    assert stored.take(disk, ids[:0]).shape == (0, 5)
-    assert torch.equal(stored.take(disk[7:, 1:4], ids % 190), table[7:, 1:4][ids % 190])
+    assert torch.equal(mapped.take(disk, ids), table[ids]) and torch.equal(mapped.take(table, ids), table[ids])
+    assert mapped.take(disk, ids[:0]).shape == (0, 5)
+    assert torch.equal(mapped.take(disk[7:, 1:4], ids % 190), table[7:, 1:4][ids % 190])
 
 
 def test_no_users_no_ids_no_items(backend, tmp_path):
@@ -140,20 +142,20 @@ def test_a_score_that_is_no_number_is_named(backend, tmp_path, monkeypatch):
 
 
 def test_a_mapping_ends_with_its_last_tensor(tmp_path):
-    before = len(stored._live)
+    before = len(mapped._live)
     table = on_disk(tmp_path / "t", torch.randn(9, 4))
     view = table.detach()[3:]
     del table
-    assert len(stored._live) == before + 1 and stored.mapping_of(view) is not None
+    assert len(mapped._live) == before + 1 and mapped.mapping_of(view) is not None
     del view
-    assert len(stored._live) == before
+    assert len(mapped._live) == before
 
 
 def test_what_reads_in_order_is_given_back(tmp_path, monkeypatch):
     """Slice by slice: the next one is asked for, the last one released."""
     asked = []
     monkeypatch.setattr(
-        stored.Mapping, "_advise", lambda self, advice, first, last: asked.append((advice, first, last))
+        mapped.Mapping, "_advise", lambda self, advice, first, last: asked.append((advice, first, last))
     )
     monkeypatch.setattr(streamed, "SLICE_BYTES", 40 * 16)
     f = bd.Factors(torch.randn(2, 4), on_disk(tmp_path / "t", torch.randn(100, 4)))
@@ -203,7 +205,7 @@ extra = {}
 for name in sys.argv[3:]:
     t, s = (bd.Factors(torch.randn(b, d), bd.open_table(path)) for d, path in zip((64, 2), sys.argv[1:3]))
     if name.startswith("plain "):
-        stored._live.clear()  # an ordinary mapping
+        mapped._live.clear()  # an ordinary mapping
     open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts again from here
     before = high_water()
     runs[name.removeprefix("plain ")]()

@@ -9,7 +9,7 @@ from scipy import stats
 from test_sample_distribution import P_LOW, p_value, two_models
 
 import bdkernels as bd
-from bdkernels import subset
+from bdkernels.sampling import subset
 
 WEIGHTS = [bd.Tanh(30.0), bd.Exp(2.5, side="under"), bd.Linear(), bd.RankOnly(mu=40.0)]
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import bdkernels as bd
-from bdkernels import backends, cpu, reference
+from bdkernels import backends
+from bdkernels.backends import cpu, reference
 
 INF = float("inf")
 

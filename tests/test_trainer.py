@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from bidistill import MF, Config, Split, Trainer, UserError, evaluate, generate, split
-from bidistill.callbacks import Callback
-from bidistill.checkpoint import load_model, save_model
 from bidistill.distill import bidirectional
-from bidistill.update import FusedUpdate
+from bidistill.runs.checkpoint import load_model, save_model
+from bidistill.training.callbacks import Callback
+from bidistill.training.updates import FusedUpdate
 
 import bdkernels
 
@@ -154,10 +154,10 @@ def undisturbed(parts):
     [("default", []), ("sparse", ["teacher", "student"]), ("sgd", ["teacher"])],  # the student of "sgd" has Adam
 )
 def test_steps_are_fused_where_they_can_be(parts, name, fused):
-    learners = Trainer(variant(name), parts).learners
+    learners = Trainer(variant(name), parts).engine.learners
     assert [who for who, learner in learners.items() if isinstance(learner.update, FusedUpdate)] == fused
     unlike = variant(name, distill__negatives_from_samples=True)
-    assert not any(isinstance(each.update, FusedUpdate) for each in Trainer(unlike, parts).learners.values())
+    assert not any(isinstance(each.update, FusedUpdate) for each in Trainer(unlike, parts).engine.learners.values())
 
 
 # The phases have 2, 2 and 3 epochs of 5 steps: within an epoch, at its end, in each of the phases.
@@ -203,7 +203,7 @@ def test_an_ignored_ctrl_c_stays_ignored(parts, undisturbed):
 KILLED = """
 import os, signal, sys, threading
 from bidistill import Config, Split, Trainer
-from bidistill.callbacks import Callback
+from bidistill.training.callbacks import Callback
 class Kill(Callback):  # by another thread, while this one goes on, wherever it is then
     left, now = int(sys.argv[2]), threading.Event()
     def on_step(self, trainer):

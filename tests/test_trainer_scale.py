@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 from bidistill import Trainer, UserError, evaluate
-from bidistill.callbacks import Callback, ProgressBar
-from bidistill.checkpoint import load_checkpoint
+from bidistill.runs.checkpoint import load_checkpoint
+from bidistill.training.callbacks import Callback, ProgressBar
 from test_trainer import config, parts, undisturbed  # noqa: F401 (fixtures)
 
 

@@ -9,7 +9,8 @@ import torch
 from test_loss import plain_step, tables_and_batch
 
 import bdkernels as bd
-from bdkernels import backends, cpu
+from bdkernels import backends
+from bdkernels.backends import cpu
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch.optim.Adagrad's own
 OPTIMIZERS = {

@@ -10,12 +10,12 @@ import sharded
 import torch
 import torch.distributed as dist
 from bidistill import Trainer, UserError
-from bidistill.join import common_name, join
-from bidistill.part import Part
-from bidistill.world import World, launch, within
+from bidistill.distributed.partition import Partition
+from bidistill.distributed.processes import Processes, launch, within
+from bidistill.distributed.rendezvous import common_name, join
 
 
-class Place(World):
+class Member(Processes):
     """A process of several, that asks nobody."""
 
     def __init__(self, rank, size):
@@ -37,17 +37,17 @@ def launched(monkeypatch):
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
 @pytest.mark.parametrize("n", [0, 1, 2, 5, 6, 7, 8, 53])
 def test_ranges_are_the_chunks_of_torch(n, size):
-    rows = [list(Place(rank, size).range(n)) for rank in range(size)]
+    rows = [list(Member(rank, size).range(n)) for rank in range(size)]
     chunks = [chunk.tolist() for chunk in torch.arange(n).chunk(size)] if n else []
     assert rows == chunks + [[]] * (size - len(chunks))
 
 
 def test_turns_are_as_many_on_every_process():
     """Each of the users from 3 to 17 once, by the process that has them."""
-    parts = [Part.whole(20, 5) for _ in range(3)]
+    parts = [Partition.whole(20, 5) for _ in range(3)]
     for rank, part in enumerate(parts):
-        part.world = Place(rank, 3)
-        part.users = part.world.range(20)
+        part.processes = Member(rank, 3)
+        part.users = part.processes.range(20)
     turns = [part.turns(3, 18, 3) for part in parts]
     assert [len(each) for each in turns] == [3, 3, 3]
     assert [user for each in turns for turn in each for user in turn] == list(range(3, 18))
@@ -57,13 +57,17 @@ def test_turns_are_as_many_on_every_process():
 def test_a_world_of_one(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
-    world = World.find(sharded.settings("usual").run)
-    assert (world.rank, world.size, world.first) == (0, 1, True)
-    assert world.agree("x", 3) == [3] and world.texts("x", "a") == ["a"] and world.sums("x", [1.5, 2.0]) == [1.5, 2.0]
-    with pytest.raises(ZeroDivisionError), world.together("x"):
+    processes = Processes.find(sharded.settings("usual").run)
+    assert (processes.rank, processes.size, processes.first) == (0, 1, True)
+    assert (
+        processes.agree("x", 3) == [3]
+        and processes.texts("x", "a") == ["a"]
+        and processes.sums("x", [1.5, 2.0]) == [1.5, 2.0]
+    )
+    with pytest.raises(ZeroDivisionError), processes.together("x"):
         _ = 1 / 0
-    with within(Place(2, 3)):
-        assert World.find(sharded.settings("usual").run).rank == 2
+    with within(Member(2, 3)):
+        assert Processes.find(sharded.settings("usual").run).rank == 2
 
 
 def test_launches_are_told_apart(monkeypatch):

@@ -5,7 +5,7 @@ of this library are in `functional`. An optional `seen` is two tensors, both the
 none), parameter and flipped; backend "" chooses.
 """
 
-from . import loss, rank, sample, score, topk
-from .define import LIBRARY
+from bdkernels.ops import loss, rank, sample, score, topk
+from bdkernels.ops.define import LIBRARY
 
 __all__ = ["LIBRARY", "loss", "rank", "sample", "score", "topk"]

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import checks, stored
-from ..backends import steps
-from ..factors import Factors
-from ..reference import Steps
-from ..seen import Seen
-from ..streamed import streamed
+from bdkernels import checks
+from bdkernels.backends import steps
+from bdkernels.backends.reference import Steps
+from bdkernels.backends.streamed import streamed
+from bdkernels.storage import mapped
+from bdkernels.types.factors import Factors
+from bdkernels.types.seen import Seen
 
 LIBRARY = torch.library.Library("bdkernels", "DEF")
 FACTORS = "Tensor users, Tensor items, Tensor? item_bias"
@@ -35,7 +36,7 @@ def stages(backend: str, *models: Factors, listed: int | None = None) -> Steps:
     """The stages of the chosen backend for these models, whose tables may be mapped; of a call on all items, or so many."""
     users, items = models[0].users, models[0].items
     found = steps(users.device, backend, users.dtype, work=users.numel() * (len(items) if listed is None else listed))
-    return streamed(found) if stored.any_mapped(*models) else found
+    return streamed(found) if mapped.any_mapped(*models) else found
 
 
 def seen_rows(indptr: Tensor | None, indices: Tensor | None, n_rows: int, device: torch.device) -> Seen | None:

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from .. import checks, stored
-from ..backends import steps
-from ..optim import RULES, Rule
-from ..step import StepInputs
-from .define import OPTIONS, define
+from bdkernels import checks
+from bdkernels.backends import steps
+from bdkernels.ops.define import OPTIONS, define
+from bdkernels.optim import RULES, Rule
+from bdkernels.storage import mapped
+from bdkernels.types.step import StepInputs
 
 SCORES = "Tensor learner_scores, Tensor guide_scores, float tau_learner, float tau_guide, Tensor? mask"
 
@@ -101,7 +102,7 @@ def _bd_step_fake(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, T
 def _bd_step(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     s = StepInputs(*arguments)
     checks.step(s)
-    stored.trainable(*s.tables)
+    mapped.trainable(*s.tables)
     s = checks.own_step(s)
     out = steps(s.user_table.device, backend, s.user_table.dtype).bd_step(s)
     checks.finite_losses(*out[:2])
@@ -136,7 +137,7 @@ def _bd_step_update_fake(*arguments: Any, backend: str = "") -> tuple[Tensor, Te
 
 def _bd_step_update(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor]:
     (s, rule), state = _checked(*arguments), arguments[3]
-    stored.trainable(*s.tables)
+    mapped.trainable(*s.tables)
     checks.own_memory(s.named_tables, state)
     checks.rule(*rule)
     s = checks.own_step(s)

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from .. import checks
-from ..backends import steps
-from ..factors import Factors
-from .define import FACTORS, OPTIONS, SEEN, define, seen_rows, stages
+from bdkernels import checks
+from bdkernels.backends import steps
+from bdkernels.ops.define import FACTORS, OPTIONS, SEEN, define, seen_rows, stages
+from bdkernels.types.factors import Factors
 
 
 def _ids_or_bounds(tie_ids: Tensor) -> Tensor:

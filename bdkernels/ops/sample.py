@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from .. import checks, keys, sampler, subset
-from ..factors import Factors
-from .define import FACTORS, OPTIONS, SEEN, define, seen_rows, stages
+from bdkernels import checks
+from bdkernels.ops.define import FACTORS, OPTIONS, SEEN, define, seen_rows, stages
+from bdkernels.sampling import keys, sampler, subset
+from bdkernels.types.factors import Factors
 
 
 def _sample_fake(

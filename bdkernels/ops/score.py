@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from .. import checks, reference
-from ..factors import Factors
-from .define import FACTORS, OPTIONS, define, stages
+from bdkernels import checks
+from bdkernels.backends import reference
+from bdkernels.ops.define import FACTORS, OPTIONS, define, stages
+from bdkernels.types.factors import Factors
 
 DTYPES = (*checks.FLOATS, torch.float64)
 

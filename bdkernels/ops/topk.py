@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from .. import checks
-from ..factors import Factors
-from .define import FACTORS, OPTIONS, SEEN, define, seen_rows, stages
+from bdkernels import checks
+from bdkernels.ops.define import FACTORS, OPTIONS, SEEN, define, seen_rows, stages
+from bdkernels.types.factors import Factors
 
 
 def _topk_fake(

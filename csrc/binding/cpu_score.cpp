@@ -25,7 +25,7 @@ Tensor score_block(const Tensor& users, const Tensor& items, const Tensor& bias)
   return out;
 }
 
-// The instruction set in use, as an index into bdkernels.cpu.ISAS.
+// The instruction set in use, as an index into bdkernels.backends.cpu.ISAS.
 int64_t isa() {
   const auto* chosen = &cpu::simd();
   return chosen == &cpu::portable_simd() ? 0 : chosen->lanes == 8 ? 1 : 2;

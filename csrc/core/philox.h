@@ -1,6 +1,6 @@
 // Philox4x32-10, the counter-based random numbers of every draw (Salmon, Moraes, Dror, Shaw, SC 2011).
 // A draw is a pure function of (seed, index, stream, row key, step): no state, no order, nothing to split. The lower half of
-// a row's key is its user, the upper half is mixed into the stream; bdkernels/keys.py makes keys.
+// a row's key is its user, the upper half is mixed into the stream; bdkernels/sampling/keys.py makes keys.
 #pragma once
 #include <cstdint>
 
@@ -8,7 +8,7 @@
 
 namespace bdkernels {
 
-// Streams of random numbers; the same in bdkernels/reference.py.
+// Streams of random numbers; the same in bdkernels/backends/reference.py.
 enum Stream : uint32_t { kPropose = 0, kAccept = 1, kFullRow = 2 };
 
 struct Words {

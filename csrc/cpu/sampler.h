@@ -44,7 +44,7 @@ struct Sampler {
   uint32_t step;
   // A direction of a user with fewer than min_hits among the first `probe` proposals, or fewer than k among the first `cap`,
   // gets the rest from the full row. No rule looks at k otherwise, so draw i stays draw i whatever k is
-  // (bdkernels/sampler.py).
+  // (bdkernels/sampling/sampler.py).
   int64_t probe, min_hits, cap;
   int64_t tile;
   ParallelFor parallel;

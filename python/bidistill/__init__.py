@@ -14,13 +14,13 @@ for _name in ("pyarrow", "pydantic", "safetensors", "tqdm"):
         raise ImportError(f"bidistill needs {_name}: install it with pip install 'bdkernels[train]'")
 
 from bidistill.config import Config
-from bidistill.control import matched
 from bidistill.data import Interactions, Split, generate, given_split, read, split
 from bidistill.errors import UserError
-from bidistill.evaluate import compare, evaluate, per_user
-from bidistill.intervals import interval
+from bidistill.evaluation.evaluate import compare, evaluate, per_user
+from bidistill.evaluation.intervals import interval
 from bidistill.models import MF, Recommender, build_model
-from bidistill.trainer import Result, Trainer
+from bidistill.training.control import matched
+from bidistill.training.trainer import Result, Trainer
 
 __all__ = [
     "MF",

@@ -16,8 +16,8 @@ from typing import Any
 
 from bdkernels import ranges
 from bdkernels.checks import MAX_ITEMS
-from bidistill.data.files import replacing
 from bidistill.errors import UserError
+from bidistill.files.access import replacing
 from bidistill.options import Option, option, options_of
 
 # What the operators take, so that no value is refused after hours of training.

@@ -9,10 +9,10 @@ import torch
 from compiled import call
 
 import bdkernels as bd
-from bdkernels import precision
+from bdkernels.backends import precision
+from bdkernels.backends.triton import loss, rank, sample, score, topk
 from bdkernels.optim import RULES, Rule
-from bdkernels.step import StepInputs
-from bdkernels.triton import loss, rank, sample, score, topk
+from bdkernels.types.step import StepInputs
 from bdkernels.weights import KINDS
 
 B, N, C = 64, 4000, 32

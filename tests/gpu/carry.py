@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from bdkernels import backends, checks
+from bdkernels.backends.reference import Steps
 from bdkernels.ops import define, loss, rank
-from bdkernels.reference import Steps
 
 
 def carry(device: torch.device) -> None:

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # for the folders below
 
 from simulation import ROOT, build_simulation, locked
 
-from bdkernels import backends, cuda
+from bdkernels import backends
+from bdkernels.backends import cuda
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ import os
 import torch
 from stages import STAGES, problem, same
 
-from bdkernels import backends, cuda
+from bdkernels import backends
+from bdkernels.backends import cuda
 
 
 def registered() -> dict[str, list[str]]:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from simulation import ROOT
 
-from bdkernels import cpu
+from bdkernels.backends import cpu
 
 needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on this machine")
 OTHERS = os.environ.get("BDKERNELS_TORCHES", "").split()
@@ -120,7 +120,7 @@ def test_the_oldest_torch_is_named_in_one_way():
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
 def test_it_is_no_backend_of_a_torch_without_cuda(tmp_path, monkeypatch):
-    from bdkernels import cuda
+    from bdkernels.backends import cuda
 
     (tmp_path / "lib.so").write_bytes(b"")
     monkeypatch.setattr(cuda, "LIBRARY", tmp_path / "lib.so")

@@ -5,9 +5,10 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 import bdkernels as bd
-from bdkernels import backends, reference
+from bdkernels import backends
+from bdkernels.backends import reference
 from bdkernels.optim import Rule
-from bdkernels.step import StepInputs
+from bdkernels.types.step import StepInputs
 
 RULES = [
     Rule("sgd", 0.1, 0.01),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import bdkernels as bd
-from bdkernels import cuda, precision, reference
+from bdkernels.backends import cuda, precision, reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

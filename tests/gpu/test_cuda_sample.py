@@ -5,8 +5,9 @@ import torch
 from draws import numbered
 
 import bdkernels as bd
-from bdkernels import backends, reference
-from bdkernels.seen import Seen
+from bdkernels import backends
+from bdkernels.backends import reference
+from bdkernels.types.seen import Seen
 
 WEIGHTS = [
     ("tanh", 25.0, False),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import bdkernels as bd
-from bdkernels import cuda, reference
+from bdkernels.backends import cuda, reference
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import bdkernels as bd
-from bdkernels import cuda
-from bdkernels.seen import Seen
+from bdkernels.backends import cuda
+from bdkernels.types.seen import Seen
 
 INF = float("inf")
 

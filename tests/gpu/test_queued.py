@@ -11,7 +11,9 @@ from stages import problem as problem_of_all
 from torch.utils._python_dispatch import _disable_current_modes
 
 import bdkernels as bd
-from bdkernels import checks, reference, sampler
+from bdkernels import checks
+from bdkernels.backends import reference
+from bdkernels.sampling import sampler
 
 
 def unwatched(step):

@@ -121,7 +121,7 @@ def test_reading_chains():
 
 def test_a_spill_is_seen():
     """Of a tile too large for its warps; and what fits on no multiprocessor."""
-    from bdkernels.triton import rank
+    from bdkernels.backends.triton import rank
 
     sizes = {"users": 64, "items": 128, "warps": 2, "registers": 255}
     with pytest.MonkeyPatch.context() as patch:

@@ -11,11 +11,11 @@ from typing import Any
 from tqdm import tqdm
 
 from bdkernels import BackendError
-from bdkernels.distributed import ShardError
+from bdkernels.distributed.catalog import ShardError
 from bidistill.cli import data, demo, evaluate, plan, recommend, report, train
 from bidistill.cli.parser import Parser, with_flags
 from bidistill.errors import UserError, enough_memory
-from bidistill.run_folder import versions
+from bidistill.runs.folder import versions
 
 COMMANDS = (demo, train, plan, evaluate, recommend, report, data)
 

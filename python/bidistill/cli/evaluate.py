@@ -8,10 +8,12 @@ from typing import Any
 
 from bidistill.cli.parser import add_command, add_mapped
 from bidistill.errors import UserError
-from bidistill.evaluate import MAPPED_USERS, compare, means, metrics
-from bidistill.intervals import LEVEL
+from bidistill.evaluation.evaluate import compare
+from bidistill.evaluation.intervals import LEVEL
+from bidistill.evaluation.metrics import means, metrics
+from bidistill.evaluation.ranks import MAPPED_USERS
 from bidistill.report import open_run, table
-from bidistill.report.results import MODELS, tabulated
+from bidistill.report.comparison import MODELS, tabulated
 
 ABOUT = """Rank every held-out item of a finished run among the full catalog, without the items that its user already has, and
 print HR, NDCG and Recall at each K and MRR (with --json Precision too), each with a 95 % interval over users, and how often the

@@ -11,12 +11,12 @@ import torch
 
 from bidistill.cli.parser import add_command, add_options, count, overrides, tell
 from bidistill.config import PRESETS, Config
+from bidistill.data.load import load_split
 from bidistill.errors import UserError
-from bidistill.load import load_split
 from bidistill.plan import Plan, Sizes, make_plan, measure
-from bidistill.plan.memory import gb, memory_there
-from bidistill.plan.world import Network, world_plan
-from bidistill.start import set_threads
+from bidistill.plan.cluster import Network, world_plan
+from bidistill.training.memory import gb, memory_there
+from bidistill.training.settings import set_threads
 
 ABOUT = """Tell what `bidistill train` with the same settings will take: memory part by part, time part by part, and what does not
 fit. Measures this machine for ten to twenty seconds. Sizes are numbers that you give, or those of the data that the settings

@@ -18,10 +18,10 @@ import torch
 from bdkernels import Seen, topk
 from bidistill.cli.parser import add_command, add_mapped
 from bidistill.data import Split
-from bidistill.data.files import replacing
-from bidistill.data.split import PARTS
+from bidistill.data.splits import PARTS
 from bidistill.errors import UserError
-from bidistill.evaluate import MAPPED_USERS, PAIRS
+from bidistill.evaluation.ranks import MAPPED_USERS, PAIRS
+from bidistill.files.access import replacing
 from bidistill.models import Recommender
 from bidistill.report import open_run
 

@@ -10,15 +10,16 @@ from typing import Any
 from bdkernels.backends import choose
 from bidistill.cli.parser import add_command, add_options, overrides, tell
 from bidistill.config import PRESETS, Config
-from bidistill.control import check_matchable, matched
 from bidistill.data import Split
-from bidistill.data.files import present
+from bidistill.data.load import load_split
+from bidistill.distributed.partition import Partition
+from bidistill.distributed.processes import Processes
 from bidistill.errors import UserError
-from bidistill.load import load_split
+from bidistill.files.access import present
 from bidistill.report import open_run, results, table, write_report
-from bidistill.run_folder import RunFolder
-from bidistill.trainer import Trainer
-from bidistill.world import World
+from bidistill.runs.folder import RunFolder
+from bidistill.training.control import check_matchable, matched
+from bidistill.training.trainer import Trainer
 
 ABOUT = """Train a teacher and a student: first each alone (warm-up), then together, each learning from the other the
 items on which their rankings differ (joint phase). Ends with a table of results and RUN/report.html.
@@ -80,10 +81,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def load(config: Config) -> Split:
     """The data, which every process reads, with a line on stdout about their size."""
-    world = World.find(config.run)
-    with world.together("read the data"):
+    processes = Processes.find(config.run)
+    with processes.together("read the data"):
         parts = load_split(config.data)
-    if world.first:
+    if processes.first:
         sizes = parts.describe()
         print(
             f"{config.data.path or config.data.train_path}: {parts.n_users:,} users, {parts.n_items:,} items, "
@@ -112,7 +113,7 @@ def train(trainer: Trainer, *, control: bool, resumed: bool = False) -> None:
     """Fit, then fit the control if wanted; print the table and write the report."""
     folder = Path(str(trainer.config.run.out))
     choose(trainer.device)  # an impossible BDKERNELS_BACKEND is refused before anything is written
-    if control and trainer.world.first:
+    if control and trainer.partition.main:
         RunFolder(folder / "control").check(overwrite=True)  # before the run, not after it
     try:
         control = control and trainer.config.distill.method != "none"
@@ -121,15 +122,15 @@ def train(trainer: Trainer, *, control: bool, resumed: bool = False) -> None:
         trainer.fit()
         if control:
             config = matched(trainer)
-            if trainer.world.first:
+            if trainer.partition.main:
                 epochs = config.train.epochs
                 print(f"control: from the same warm-up, without distillation, the same number of epochs: {epochs}")
             control_of(config, trainer.split, folder, resumed).fit()
     except KeyboardInterrupt:
-        if not trainer.world.first:
+        if not trainer.partition.main:
             raise SystemExit(130) from None
-        raise KeyboardInterrupt(_way_on(folder, control, trainer.world)) from None
-    if trainer.world.first:
+        raise KeyboardInterrupt(_way_on(folder, control, trainer.partition)) from None
+    if trainer.partition.main:
         show(folder)
 
 
@@ -153,9 +154,9 @@ def show(folder: Path) -> None:
     print(f"run folder: {folder}\nreport:     {report} (learning curves, and where the student beats the teacher)")
 
 
-def _way_on(folder: Path, control: bool, world: World) -> str:
+def _way_on(folder: Path, control: bool, partition: Partition) -> str:
     """What to say after Ctrl-C."""
     if not present(folder / "checkpoint" / "state.json"):
         return "stopped before the first checkpoint; start again with the same command and --overwrite"
-    start = "torchrun ... -m " if world.size > 1 else ""
+    start = "torchrun ... -m " if partition.shards is not None else ""
     return f"stopped; go on with: {start}bidistill train --resume {folder}{' --control' if control else ''}"

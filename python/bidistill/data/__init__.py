@@ -3,8 +3,8 @@
 from bidistill.data.given import given_split, is_split
 from bidistill.data.interactions import Interactions
 from bidistill.data.movielens import movielens_100k
-from bidistill.data.read import read
-from bidistill.data.split import Split, split
+from bidistill.data.reader import read
+from bidistill.data.splits import Split, split
 from bidistill.data.synthetic import generate
 from bidistill.data.write import write_interactions
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bidistill.data.files import load_npz, npz_names
 from bidistill.data.ids import number
 from bidistill.data.interactions import Interactions
 from bidistill.data.origin import Origin, dropped_rows, reading_notes
-from bidistill.data.read import read
-from bidistill.data.split import PARTS, Split
+from bidistill.data.reader import read
+from bidistill.data.splits import PARTS, Split
 from bidistill.errors import UserError
+from bidistill.files.access import load_npz, npz_names
 
 Pairs = tuple[np.ndarray, np.ndarray]  # users, items
 

@@ -13,8 +13,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from bidistill.data.files import replacing
 from bidistill.errors import UserError
+from bidistill.files.access import replacing
 
 PACKAGE = "recbole==1.2.1"  # ships the data as an example; only its wheel is opened, nothing of it is installed or run
 MEMBER = "recbole/dataset_example/ml-100k/ml-100k.inter"

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bidistill.data.columns import Column
-from bidistill.data.files import load_npz
 from bidistill.data.json_lines import ENDINGS, open_json_lines
 from bidistill.data.source import Loaded, Source
 from bidistill.data.text import FORMATS, SEPARATORS, open_text
 from bidistill.errors import UserError
+from bidistill.files.access import load_npz
 
 PARQUET = (".parquet", ".pq")
 COMPRESSED = (".gz", ".bz2", ".zst")

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from bidistill.data.files import replacing, require_room
 from bidistill.data.interactions import Interactions
 from bidistill.errors import UserError
+from bidistill.files.access import replacing, require_room
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 FORMATS = (*SEPARATORS, ".parquet", ".npz")

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bdkernels import Draws, Exp, Linear, RankOnly, Seen, Strata, Tanh, Uniform, Weight, occurrence
 from bidistill.config import DistillConfig, WeightConfig
+from bidistill.distributed.partition import Partition, Share
 from bidistill.models import Recommender
-from bidistill.part import Part, Share
 
 PROBES = 32  # users, and items of each, by which the error of estimated ranks is measured
 CHUNK = 1024  # users sampled in one call: enough that the kernels are at their best, few enough that no step waits long
@@ -35,11 +35,11 @@ class Bidirectional:
         student: Recommender,
         seen: Seen,
         seed: int,
-        part: Part | None = None,
+        part: Partition | None = None,
         popularity: Tensor | None = None,
     ) -> None:
         self.config, self.teacher, self.student, self.seen, self.seed = config, teacher, student, seen, seed
-        self.part = part or Part.whole(teacher.n_users, teacher.n_items)
+        self.part = part or Partition.whole(teacher.n_users, teacher.n_items)
         self.weights = {
             "student": make_weight(config.to_student, config.side) if config.lambda_student else None,
             "teacher": make_weight(config.to_teacher, config.side) if config.lambda_teacher else None,
@@ -124,7 +124,7 @@ class Bidirectional:
             for model in (self.teacher, self.student)
         )
         found = torch.stack(list(errors))[:, (ids >= 0).all(1)]
-        total, n = self.part.world.sums("rank error", [float(found.sum()), float(found.numel())])
+        total, n = self.part.processes.sums("rank error", [float(found.sum()), float(found.numel())])
         return total / n if n else math.nan
 
     def _counted(self, step: int) -> Tensor | None:

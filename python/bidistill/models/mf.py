@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bdkernels import Factors
-from bdkernels.stored import take
+from bdkernels.storage.mapped import take
 from bidistill.seeds import seed_of
 
 INITIAL_STD = 0.01  # scores start near 0, where neither BCE nor BPR is saturated

@@ -6,15 +6,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from bidistill.checkpoint import load_model, model_seal
 from bidistill.config import Config
-from bidistill.control import joint_epochs
 from bidistill.data import Split
-from bidistill.data.files import present
 from bidistill.errors import UserError
+from bidistill.files.access import present
+from bidistill.files.records import read_record
 from bidistill.models import Recommender
-from bidistill.records import Finished, Metrics, read_record
-from bidistill.run_folder import recorded_settings
+from bidistill.runs.checkpoint import load_model, model_seal
+from bidistill.runs.folder import recorded_settings
+from bidistill.runs.records import Finished, Metrics
+from bidistill.training.control import joint_epochs
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,14 +12,14 @@ from markupsafe import Markup
 
 from bidistill.config import Config, options
 from bidistill.data import Split
-from bidistill.data.files import replacing
 from bidistill.errors import UserError
-from bidistill.phases import TITLES
+from bidistill.files.access import replacing
+from bidistill.report.comparison import CONTROL, MODELS, PARTS, comparisons, heading, kept_cells, results
 from bidistill.report.figures import Curve, learning_curve, rank_density, wins_by_popularity
 from bidistill.report.finished import FinishedRun, open_run
-from bidistill.report.results import CONTROL, MODELS, PARTS, comparisons, heading, kept_cells, results
 from bidistill.report.summary import summary
-from bidistill.run_folder import RunFolder
+from bidistill.runs.folder import RunFolder
+from bidistill.training.phases import TITLES
 
 
 def write_report(run: str | Path, control: str | Path | None = None) -> Path:

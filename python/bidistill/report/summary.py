@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bidistill.control import joint_epochs
-from bidistill.evaluate import Comparison
+from bidistill.evaluation.evaluate import Comparison
+from bidistill.report.comparison import CONTROL, MODELS, PARTS, Results, heading, metric_names
 from bidistill.report.finished import FinishedRun
-from bidistill.report.results import CONTROL, MODELS, PARTS, Results, heading, metric_names
+from bidistill.training.control import joint_epochs
 
 
 def summary(run: FinishedRun, found: Results, comparison: Comparison) -> str:

@@ -6,8 +6,8 @@ import torch
 from interpreter import strict
 
 import bdkernels as bd
-from bdkernels import precision, reference
-from bdkernels.triton import rank, score
+from bdkernels.backends import precision, reference
+from bdkernels.backends.triton import rank, score
 
 SIZES = [
     (3, 70, 5, 4),

@@ -6,8 +6,9 @@ import torch
 from draws import numbered
 
 import bdkernels as bd
-from bdkernels import reference, sampler
-from bdkernels.triton import sample
+from bdkernels.backends import reference
+from bdkernels.backends.triton import sample
+from bdkernels.sampling import sampler
 from bdkernels.weights import KINDS
 
 SEEDS = [(0, 0), (1, 1), (-1, 2**32 - 1), (2**63 - 1, 5), (-(2**63), 2**31)]

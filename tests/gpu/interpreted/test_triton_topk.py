@@ -6,8 +6,8 @@ import torch
 from interpreter import strict
 from test_triton_rank import factors
 
-from bdkernels import reference
-from bdkernels.triton import topk
+from bdkernels.backends import reference
+from bdkernels.backends.triton import topk
 
 
 @pytest.mark.parametrize(

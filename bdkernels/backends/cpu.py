@@ -1,0 +1,162 @@
+"""The C++ backend: loads its library and gives its stages the signatures of `reference`, whose distill_loss it takes as it is.
+
+The library lies in bdkernels/lib, built by setup.py from csrc/cpu, or where the environment variable BDKERNELS_LIBRARY says (a
+build under a sanitizer); importing this module never compiles anything.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdkernels import checks
+from bdkernels.backends.reference import Steps, WeightCode, distill_loss, distill_loss_backward
+from bdkernels.optim import RULES, Rule
+from bdkernels.types.factors import Factors
+from bdkernels.types.seen import Seen
+from bdkernels.types.step import StepInputs
+from bdkernels.weights import KINDS
+
+LIBRARY = Path(os.environ.get("BDKERNELS_LIBRARY") or Path(__file__).parent.parent / "lib" / "libbdkernels_cpu.so")
+CHOICES = ("BDKERNELS_LIBRARY", "BDKERNELS_ISA")  # environment variables that ask for something of this backend
+ISAS = ("portable", "avx2", "avx512")  # the order of isa() in csrc/binding/cpu_score.cpp
+TILE = 0  # items of a tile, 0 = chosen by the kernel; tests change it, results do not
+
+
+def load() -> str | None:
+    """Load the library. Returns None, or the reason why it cannot be had."""
+    if not LIBRARY.is_file():
+        if os.environ.get("BDKERNELS_LIBRARY"):
+            return f"BDKERNELS_LIBRARY: expected the file of the library, got {LIBRARY}, which is none"
+        return (
+            "not built: it needs a C++20 compiler and torch at install time; install both, then bdkernels again "
+            "(pip install --force-reinstall --no-deps --no-cache-dir -v), which says what is missing"
+        )
+    try:
+        torch.ops.load_library(LIBRARY)
+        isa()
+    except (OSError, RuntimeError) as error:
+        return f"{LIBRARY.name} does not load: {str(error).splitlines()[0]}"
+    return None
+
+
+def isa() -> str:
+    """The instruction set that the kernels run with: chosen at the first call, or forced by BDKERNELS_ISA."""
+    return ISAS[torch.ops.bdkernels_cpu.isa()]
+
+
+def _factors(f: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    items = f.items if f.items.stride(1) == 1 else f.items.contiguous()
+    bias = items.new_empty(0) if f.item_bias is None else f.item_bias.contiguous()
+    return f.users.float().contiguous(), items, bias
+
+
+def _seen(seen: Seen | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    if seen is None:
+        none = torch.empty(0, dtype=torch.int64, device=like.device)
+        return none, none
+    return seen.indptr.contiguous(), seen.indices.contiguous()
+
+
+def score(f: Factors, ids: Tensor) -> Tensor:
+    return torch.ops.bdkernels_cpu.score(*_factors(f), ids.contiguous())
+
+
+def score_block(f: Factors) -> Tensor:
+    return torch.ops.bdkernels_cpu.score_block(*_factors(f))
+
+
+def count_above(f: Factors, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int) -> Tensor:
+    counts, nan_at = torch.ops.bdkernels_cpu.count_above(
+        *_factors(f), thresholds.contiguous(), tie_ids.contiguous(), *_seen(seen, tie_ids), item_offset, TILE
+    )
+    checks.no_nan_at(nan_at, f.n_items, item_offset)
+    return counts
+
+
+def count_above_block(
+    scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int
+) -> Tensor:
+    counts, nan_at = torch.ops.bdkernels_cpu.count_above_block(
+        scores.contiguous(), thresholds.contiguous(), tie_ids.contiguous(), *_seen(seen, tie_ids), item_offset, TILE
+    )
+    checks.no_nan_in_block(nan_at, scores.shape[1])
+    return counts
+
+
+def propose(seed: int, step: int, row_keys: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
+    rows = row_keys.contiguous()
+    return torch.ops.bdkernels_cpu.propose(seed, step, rows, start, stop, n_items, *_seen(seen, row_keys))
+
+
+def accept(
+    seed: int,
+    step: int,
+    row_keys: Tensor,
+    start: int,
+    rank_guide: Tensor,
+    rank_learner: Tensor,
+    n: Tensor,
+    weight: WeightCode,
+    to_teacher: bool,
+) -> Tensor:
+    kind, parameter, flipped = weight
+    return torch.ops.bdkernels_cpu.accept(
+        seed, step, row_keys, start, rank_guide, rank_learner, n, KINDS.index(kind), parameter, flipped, to_teacher
+    )
+
+
+def draw(
+    batch: Any, k: int, weights: tuple[WeightCode, WeightCode], seed: int, step: int, limits: tuple[int, int, int]
+) -> tuple[Tensor, Tensor]:
+    """The whole of `sampler` in one call; `batch` is its Batch."""
+    counted = _subset(batch)
+    codes = [(KINDS.index(kind) if kind else -1, parameter, flipped) for kind, parameter, flipped in weights]
+    to_student, to_teacher, model, row, item = torch.ops.bdkernels_cpu.draw(
+        *_factors(batch.teacher), *_factors(batch.student), *_seen(batch.seen, batch.row_keys),
+        batch.row_keys.contiguous(), k, seed, step, *codes[0], *codes[1], *counted, *limits, TILE,
+    )  # fmt: skip
+    if model >= 0:
+        raise checks.NaNScore(("teacher", "student")[model], row, item)
+    return to_student, to_teacher
+
+
+def _subset(batch: Any) -> tuple[Tensor, ...]:
+    """The items that ranks are counted over, their rows, and who has seen them; nothing for all."""
+    none, no_rows = batch.row_keys.new_empty(0), torch.empty(0)
+    if batch.subset is None:
+        return none, no_rows, no_rows, no_rows, no_rows, none, none
+    part = batch.counted
+    tables = *_factors(part.teacher)[1:], *_factors(part.student)[1:]
+    return batch.subset.ids.contiguous(), *tables, *_seen(part.seen, batch.row_keys)
+
+
+def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
+    scores, ids, nan_at = torch.ops.bdkernels_cpu.topk(*_factors(f), k, *_seen(seen, f.users), TILE)
+    checks.no_nan_at(nan_at, f.n_items)
+    return scores, ids
+
+
+def bd_step(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tables = [t if t.stride(1) == 1 else t.contiguous() for t in (s.user_table, s.item_table)]
+    return torch.ops.bdkernels_cpu.bd_step(*tables, _or_empty(s.item_bias), *map(_or_empty, s.batch), *s.objective)
+
+
+def bd_step_update(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
+    tables = s.user_table, s.item_table, _or_empty(s.item_bias)
+    batch = map(_or_empty, s.batch)
+    return torch.ops.bdkernels_cpu.bd_step_update(
+        *tables, state, *batch, *s.objective, RULES.index(rule.kind), *rule[1:]
+    )
+
+
+def _or_empty(t: Tensor | None) -> Tensor:
+    return torch.empty(0) if t is None else t.contiguous()
+
+
+STEPS = Steps(
+    score, score_block, count_above, count_above_block, propose, accept, topk,
+    distill_loss, distill_loss_backward, bd_step, bd_step_update, draw,
+)  # fmt: skip

@@ -1,0 +1,155 @@
+"""The CUDA backend: loads its library and gives its stages the signatures of `reference`, whose distill_loss it takes as it is.
+
+The library lies in bdkernels/lib, built by setup.py from csrc/cuda where nvcc is found, or where the environment variable
+BDKERNELS_CUDA_LIBRARY says: the same source compiled for the CPU, which is how it is tested without a GPU.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bdkernels import checks
+from bdkernels.backends import precision, reference
+from bdkernels.backends.reference import Steps, WeightCode, distill_loss, distill_loss_backward
+from bdkernels.optim import RULES, Rule
+from bdkernels.types.factors import Factors
+from bdkernels.types.seen import Seen
+from bdkernels.types.step import StepInputs
+from bdkernels.weights import KINDS
+
+LIBRARY = Path(
+    os.environ.get("BDKERNELS_CUDA_LIBRARY") or Path(__file__).parent.parent / "lib" / "libbdkernels_cuda.so"
+)
+CHOICES = ("BDKERNELS_CUDA_LIBRARY",)  # environment variables that ask for something of this backend
+BLOCKS = 2048  # blocks that a launch aims at, some for every multiprocessor; tests change it, results do not
+MOST_TOPK = 2048  # kMostTopK of csrc/cuda/kernels.h
+RANGES = 0  # of the catalog in topk, 0 = chosen; tests change it, results do not
+
+
+def load() -> str | None:
+    """Load the library. Returns None, or the reason why it cannot be had."""
+    if not LIBRARY.is_file():
+        if os.environ.get("BDKERNELS_CUDA_LIBRARY"):
+            return f"BDKERNELS_CUDA_LIBRARY: expected the file of the library, got {LIBRARY}, which is none"
+        return "not built: it needs nvcc at install time; `python setup.py build_kernels` in a checkout says what is missing"
+    if not os.environ.get("BDKERNELS_CUDA_LIBRARY") and torch.version.cuda is None:
+        return "this torch is a build without CUDA"
+    try:
+        torch.ops.load_library(LIBRARY)
+        simulated()
+    except (AttributeError, OSError, RuntimeError) as error:
+        return f"{LIBRARY.name} does not load: {str(error).splitlines()[0]}"
+    return None
+
+
+def simulated() -> bool:
+    """Whether the loaded library is the one compiled for the CPU."""
+    return bool(torch.ops.bdkernels_cuda.simulated())
+
+
+def _factors(f: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    items = f.items if f.items.stride(1) == 1 else f.items.contiguous()
+    bias = items.new_empty(0) if f.item_bias is None else f.item_bias.contiguous()
+    return f.users.float().contiguous(), items, bias
+
+
+def score(f: Factors, ids: Tensor) -> Tensor:
+    return torch.ops.bdkernels_cuda.score(*_factors(f), ids.contiguous())
+
+
+def score_block(f: Factors) -> Tensor:
+    return torch.ops.bdkernels_cuda.score_block(*_factors(f), BLOCKS)
+
+
+def count_above(
+    f: Factors, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int, live: Tensor | None = None
+) -> Tensor:
+    """`live`: int64 [] on the device, only so many rows need counting; what stands in the others is not said."""
+    keys, order = reference.order_key(thresholds, tie_ids).contiguous().sort(dim=1)
+    tables, rows = (*_factors(f), keys, *_seen(seen, keys)), keys.new_empty(0) if live is None else live
+    histogram, nan_at = torch.ops.bdkernels_cuda.count_above(
+        *tables, item_offset, rows, precision.NAMES.index(precision.asked()), BLOCKS
+    )
+    checks.no_nan_at(nan_at, f.n_items, item_offset)
+    return precision.within_bounds(reference._suffix_counts(histogram, order))
+
+
+def count_above_block(
+    scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int
+) -> Tensor:
+    keys, order = reference.order_key(thresholds, tie_ids).contiguous().sort(dim=1)
+    histogram, nan_at = torch.ops.bdkernels_cuda.count_above_block(
+        scores.contiguous(), keys, *_seen(seen, keys), item_offset, BLOCKS
+    )
+    checks.no_nan_in_block(nan_at, scores.shape[1])
+    return reference._suffix_counts(histogram, order)
+
+
+def propose(seed: int, step: int, row_keys: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
+    rows = row_keys.contiguous()
+    return torch.ops.bdkernels_cuda.propose(seed, step, rows, start, stop, n_items, *_seen(seen, row_keys))
+
+
+def accept(
+    seed: int,
+    step: int,
+    row_keys: Tensor,
+    start: int,
+    rank_guide: Tensor,
+    rank_learner: Tensor,
+    n: Tensor,
+    weight: WeightCode,
+    to_teacher: bool,
+) -> Tensor:
+    kind, parameter, flipped = weight
+    per_user, ranks = (row_keys.contiguous(), start), (rank_guide.contiguous(), rank_learner.contiguous())
+    return torch.ops.bdkernels_cuda.accept(
+        seed, step, *per_user, *ranks, n.contiguous(), KINDS.index(kind), parameter, flipped, to_teacher
+    )
+
+
+def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
+    """For k above MOST_TOPK the reference serves: no list of that length fits beside a tile in shared memory."""
+    if k > MOST_TOPK:
+        return reference.topk(f, k, seen)
+    best, nan_at = torch.ops.bdkernels_cuda.topk(*_factors(f), k, *_seen(seen, f.users), RANGES)
+    checks.no_nan_at(nan_at, f.n_items)
+    best ^= torch.iinfo(torch.int64).min  # from the order of unsigned numbers to that of signed ones
+    return reference.listed_keys(best.flatten(1).topk(k, dim=1).values)
+
+
+def bd_step(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    tables = [t if t.stride(1) == 1 else t.contiguous() for t in (s.user_table, s.item_table)]
+    return torch.ops.bdkernels_cuda.bd_step(*tables, _or_empty(s.item_bias, s.users), *_batch(s), *s.objective)
+
+
+def bd_step_update(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
+    tables = s.user_table, s.item_table, _or_empty(s.item_bias, s.users)
+    touches = *s.listed().flatten().sort(stable=True), *s.users.sort(stable=True)  # stable: sums have one order
+    return torch.ops.bdkernels_cuda.bd_step_update(
+        *tables, state, *_batch(s), *touches, *s.objective, RULES.index(rule.kind), *rule[1:]
+    )
+
+
+def _seen(seen: Seen | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    if seen is None:
+        return like.new_empty(0), like.new_empty(0)
+    return seen.indptr.contiguous(), seen.indices.contiguous()
+
+
+def _or_empty(t: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if t is None else t.contiguous()
+
+
+def _batch(s: StepInputs) -> tuple[Tensor, ...]:
+    """What a step reads, and how many distilled entries count: a number that stays on the device."""
+    live = None if s.distill_mask is None else s.distill_mask.sum()
+    return tuple(_or_empty(t, s.users) for t in (*s.batch, live))
+
+
+STEPS = Steps(
+    score, score_block, count_above, count_above_block, propose, accept, topk,
+    distill_loss, distill_loss_backward, bd_step, bd_step_update, queued=True,
+)  # fmt: skip

@@ -1,0 +1,41 @@
+"""The Triton backend: its stages have the signatures of `reference`. Importing this package does not import Triton itself.
+
+Under TRITON_INTERPRET=1 the kernels run in Triton's interpreter, on CPU tensors: that is how they are tested without a GPU.
+"""
+
+import importlib.util
+import os
+from functools import cache
+
+from bdkernels.backends.reference import Steps
+
+
+def load() -> str | None:
+    """None, or the reason why the backend cannot be had."""
+    return None if importlib.util.find_spec("triton") else "the package triton is not installed"
+
+
+def simulated() -> bool:
+    """Whether the kernels run in Triton's interpreter: the variable is read when they are decorated, at the first use."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@cache
+def steps() -> Steps:
+    """The stages; imports Triton."""
+    from bdkernels.backends.triton import loss, rank, sample, score, topk
+
+    return Steps(
+        score.score,
+        score.score_block,
+        rank.count_above,
+        rank.count_above_block,
+        sample.propose,
+        sample.accept,
+        topk.topk,
+        loss.distill_loss,
+        loss.distill_loss_backward,
+        loss.bd_step,
+        loss.bd_step_update,
+        queued=True,
+    )

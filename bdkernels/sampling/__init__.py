@@ -1,0 +1,1 @@
+"""The exact sampler, the keys of its random numbers, and ranks that are estimated from a subset of the items."""

@@ -1,0 +1,334 @@
+"""The exact sampler: propose, score, count, accept, in rounds; then the full row for the few users that need it.
+
+The rounds are the same for every backend: a backend supplies the steps (`reference.Steps`). Draw i of a row is its i-th accepted
+proposal in the order of the proposals' counters, so the size of a round, the batch and the number k asked for change nothing.
+
+Where the steps are queued on a GPU, nothing here waits for it but one question at the end: does any user need the full row? A
+CUDA graph that is being captured cannot ask, so there such a user gets fewer draws (they are exact), the rest is -1.
+
+Ranks may be counted over a random subset of the catalog instead (subset.py): proposals still come from all of it, and what the
+full row would give comes from the subset's row.
+
+Nor do the rounds know where the items are: they ask `Items`, whose tables are this process's own. On those of distributed.py,
+which lie on several processes, all of them ask each question at once: every process goes through the same rounds.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bdkernels import checks
+from bdkernels.backends import reference
+from bdkernels.backends.reference import Steps, WeightCode
+from bdkernels.checks import NaNScore
+from bdkernels.sampling import keys, subset
+from bdkernels.types.factors import Factors
+from bdkernels.types.seen import Seen
+
+# A user who has fewer than MIN_HITS accepted among the first PROBE proposals, or fewer than asked among the first CAP, gets
+# the rest of the draws from the full row, which costs about as much as the CAP. Both rules look at how many proposals were
+# accepted and never at which, and neither looks at k: draws stay exact, and draw i stays draw i whatever k is.
+PROBE, MIN_HITS, CAP = 1024, 16, 4096
+ROUND = 256  # most proposals in one round
+IN_FLIGHT = 1 << 18  # proposals of a round over all users, at most, where rounds are few; they bound the scratch memory
+ROWS = 1024  # most users in flight, which bounds the scratch memory
+QUEUED_ROWS = 16 << 10  # the same where the steps are queued: the next chunk waits for the device
+ROW_ELEMENTS = 1 << 20  # users x items ranked at once by the fallback (one user at least)
+OFF: WeightCode = ("", 0.0, False)  # of a direction that draws nothing
+
+
+class Batch(NamedTuple):
+    """Users that are sampled together."""
+
+    teacher: Factors
+    student: Factors
+    seen: Seen | None
+    row_keys: Tensor  # [B] int64, whose random numbers each row draws: keys.py
+    candidates: Tensor  # [B] int64, unseen items of each user
+    subset: "Subset | None" = None  # of the items, to count ranks over; None: all
+
+    def take(self, rows: Tensor) -> "Batch":
+        """The same for some rows, none of them twice."""
+        nnz = None if self.seen is None or len(rows) < len(self.row_keys) else len(self.seen.indices)
+        return Batch(
+            self.teacher._replace(users=self.teacher.users[rows]),
+            self.student._replace(users=self.student.users[rows]),
+            None if self.seen is None else self.seen.rows(rows, nnz),
+            self.row_keys[rows],
+            self.candidates[rows],
+            None if self.subset is None else Subset(self.subset.ids, self.subset.batch.take(rows)),
+        )
+
+    def among(self, ids: Tensor, rows: Tensor) -> "Batch":
+        """The same users, with ranks from the items `ids`, rising, of which those in these rows of the tables are here."""
+        seen = None if self.seen is None else subset.within(self.seen, ids)
+        candidates = reference.candidate_counts(len(ids), len(self.row_keys), seen, ids.device)
+        teacher, student = (subset.among(f, rows) for f in (self.teacher, self.student))
+        part = Batch(teacher, student, seen, self.row_keys, candidates)
+        return self._replace(subset=Subset(ids, part))
+
+    @property
+    def counted(self) -> "Batch":
+        """The same users with just the items that ranks are counted over."""
+        return self if self.subset is None else self.subset.batch
+
+    def ranks(self, counts: Tensor) -> Tensor:
+        """[B, C] int64 in the catalog, from how many unseen ones of the counted items come before, to the nearest rank."""
+        if self.subset is None:
+            return 1 + counts
+        return subset.scaled(counts, self.candidates[:, None], self.counted.candidates[:, None])
+
+
+class Subset(NamedTuple):
+    """Some items of a catalog: item i of the batch is item ids[i]."""
+
+    ids: Tensor  # [m] int64, rising
+    batch: Batch
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """A NaN's item is named as in the catalog."""
+        try:
+            yield
+        except NaNScore as error:
+            raise NaNScore(error.name, error.row, int(self.ids[error.item])) from None
+
+
+class Items:
+    """The items when all of them are in this process's tables: how many, and what the rounds ask of them.
+
+    Attributes:
+        steps: of the backend.
+        n_items: N.
+    """
+
+    def __init__(self, steps: Steps, n_items: int) -> None:
+        self.steps, self.n_items = steps, n_items
+
+    def at_once(self, k: int) -> int:
+        """Most users in flight, for k draws each."""
+        if self.steps.few_rounds:
+            return IN_FLIGHT // _first_round(self.steps, k)
+        return QUEUED_ROWS if self.steps.queued else ROWS
+
+    def subset(self, batch: Batch, ids: Tensor) -> Batch:
+        """The batch with ranks from the items `ids` alone."""
+        return batch.among(ids, ids)
+
+    def turns(self, rows: Tensor, size: int) -> Iterator[Tensor]:
+        """The rows [n], at most `size` at a time."""
+        yield from rows.split(size) if rows.numel() else ()
+
+    def meet(self, batch: Batch) -> None:
+        """The rows of the following questions are rows of this batch."""
+
+    def any(self, rows: Tensor) -> bool:
+        """Whether anyone has a row to ask for."""
+        return bool(rows.numel())
+
+    def counts(self, b: Batch, rows: Tensor, listed: Tensor, **live: Tensor) -> list[Tensor]:
+        """Of the teacher and the student: [R, C] int64, how many unseen counted items come before the listed ids [R, C].
+
+        `b` is rows [R] of the batch.
+        """
+        if b.subset is None:
+            return [
+                self.steps.count_above(f, self.steps.score(f, listed), listed, b.seen, 0, **live)
+                for f in (b.teacher, b.student)
+            ]
+        counts, ties, part = [], torch.searchsorted(b.subset.ids, listed), b.counted
+        for f, among in ((b.teacher, part.teacher), (b.student, part.student)):
+            scores = self.steps.score(f, listed)
+            checks.no_nan_listed(_live(scores, **live), listed)
+            with b.subset.named():
+                counts.append(self.steps.count_above(among, scores, ties, part.seen, 0, **live))
+        return counts
+
+    def full_scores(self, b: Batch, rows: Tensor, model: int) -> Tensor:
+        """[R, n] float32 scores of all n counted items under the teacher (0) or the student (1); no NaN among them."""
+        scores = self.steps.score_block((b.counted.teacher, b.counted.student)[model])
+        with nullcontext() if b.subset is None else b.subset.named():
+            reference.check_scores(scores, 0)
+        return scores
+
+
+class Direction(NamedTuple):
+    """One direction of distillation: who learns, by which weight, and the draws so far."""
+
+    to_teacher: int  # 0 or 1, its place in every pair
+    weight: WeightCode
+    ids: Tensor  # [B, k + 1] int64, -1 where not drawn; the last column is waste
+    hits: Tensor  # [B] int64, how many were accepted; may pass k
+    open: Tensor  # [B] bool, which users still take proposals
+
+
+def sample(
+    steps: Steps,
+    teacher: Factors,
+    student: Factors,
+    k: int,
+    seen: Seen | None,
+    weights: tuple[WeightCode, WeightCode],
+    seed: int,
+    step: int,
+    row_keys: Tensor,
+    counted: Tensor | None = None,
+    items: Items | None = None,
+    independent_directions: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Draw k items a row and direction; returns their ids [B, k] to the student and to the teacher, -1 where none.
+
+    `weights` are those to the student and to the teacher; a direction whose kind is "" is off and has no columns. Ranks are
+    counted over the items `counted` [m], rising; over all by default. `items` says where they are: in the tables. Independent
+    directions take a pass each, with row keys that have nothing in common.
+    """
+    draw = steps.draw if items is None else None
+    items = items or Items(steps, teacher.n_items)
+    candidates = reference.candidate_counts(items.n_items, len(row_keys), seen, row_keys.device)
+    everyone = Batch(teacher, student, seen, row_keys, candidates)
+    if counted is not None:
+        everyone = items.subset(everyone, counted.to(row_keys.device))
+    draw = draw or partial(_draw, items)
+    out = [row_keys.new_empty(len(row_keys), 0) for _ in weights]
+    passes = [(everyone, weights)]
+    if independent_directions:
+        other = everyone._replace(row_keys=keys.apart(row_keys))
+        passes = [(everyone, (weights[0], OFF)), (other, (OFF, weights[1]))]
+    for batch, codes in passes:
+        if codes != (OFF, OFF):
+            ids = draw(batch, k, codes, seed, step, (PROBE, MIN_HITS, CAP))
+            out = [new if kind else old for old, new, (kind, _, _) in zip(out, ids, codes, strict=True)]
+    to_student, to_teacher = out
+    return to_student, to_teacher
+
+
+def _draw(
+    items: Items,
+    everyone: Batch,
+    k: int,
+    weights: tuple[WeightCode, WeightCode],
+    seed: int,
+    step: int,
+    limits: tuple[int, int, int],
+) -> tuple[Tensor, Tensor]:
+    """`sample` made of the steps of a backend."""
+    n_users, n_counted = len(everyone.row_keys), items.n_items if everyone.subset is None else len(everyone.subset.ids)
+    out = [everyone.row_keys.new_full((n_users, k + 1), -1) for _ in weights]
+    for rows in items.turns(torch.arange(n_users, device=everyone.row_keys.device), items.at_once(k)):
+        batch = everyone.take(rows)
+        directions = [
+            Direction(to_teacher, weight, ids[rows], torch.zeros_like(rows), batch.candidates > 0)
+            for to_teacher, (weight, ids) in enumerate(zip(weights, out, strict=True))
+            if weight[0]
+        ]
+        items.meet(batch)
+        _accept_in_rounds(items, batch, directions, k, seed, step, limits)
+        for d in directions:
+            if _may_ask(rows.device):
+                missing = ((d.hits < k) & (batch.candidates > 0)).nonzero().squeeze(1)
+                for some in items.turns(missing, max(1, ROW_ELEMENTS // n_counted)):
+                    _draw_from_full_rows(items, batch.take(some), d, some, seed, step)
+            out[d.to_teacher][rows] = d.ids
+    to_student, to_teacher = (ids[:, :k].contiguous() for ids in out)
+    return to_student, to_teacher
+
+
+def _live(scores: Tensor, live: Tensor | None = None) -> Tensor:
+    """The scores [R, C], and 0 in the rows after the first `live` ones, which nobody asks for."""
+    return (
+        scores if live is None else scores.where(torch.arange(len(scores), device=scores.device)[:, None] < live, 0.0)
+    )
+
+
+def _first_round(steps: Steps, k: int) -> int:
+    """How many proposals of each user it counts."""
+    return min(PROBE if steps.few_rounds else ROUND, max(32, 8 * k))
+
+
+def _may_ask(device: torch.device) -> bool:
+    return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+
+def _accept_in_rounds(
+    items: Items, batch: Batch, directions: list[Direction], k: int, seed: int, step: int, limits: tuple[int, int, int]
+) -> None:
+    steps = items.steps
+    probe, min_hits, cap = limits
+    size = _first_round(steps, k)
+    start = 0
+    while directions and start < cap:
+        is_open = torch.stack([d.open for d in directions]).any(0)
+        if steps.queued:  # all rows, the open ones first
+            rows, live = is_open.logical_not().sort(stable=True).indices, {"live": is_open.sum()}
+        else:
+            rows, live = is_open.nonzero().squeeze(1), {}
+        if not items.any(rows):
+            return
+        if steps.few_rounds:  # who is left takes the room of those who are done
+            size = max(size, IN_FLIGHT // len(rows))
+        stop = min(start + size, cap if start >= probe else probe)
+        b = batch.take(rows)
+        ids = steps.propose(seed, step, b.row_keys, start, stop, items.n_items, b.seen)
+        listed = ids.clamp(min=0)  # of a user without candidates, who is not open, any item
+        rank_t, rank_s = map(b.ranks, items.counts(b, rows, listed, **live))
+        for d in directions:
+            guide, learner = (rank_s, rank_t) if d.to_teacher else (rank_t, rank_s)
+            hit = steps.accept(
+                seed, step, b.row_keys, start, guide, learner, b.candidates, d.weight, bool(d.to_teacher)
+            )
+            _place(d, rows, ids, hit & d.open[rows, None], k)
+            d.open.logical_and_(d.hits < k)
+            if stop == probe:
+                d.open.logical_and_(d.hits >= min_hits)
+        start = stop
+
+
+def _place(d: Direction, rows: Tensor, ids: Tensor, hit: Tensor, k: int) -> None:
+    """Write the accepted proposals behind those that the users have already, up to k; everything else into the waste."""
+    position = d.hits[rows, None] + hit.cumsum(1) - 1
+    d.ids[rows] = d.ids[rows].scatter(1, position.where(hit & (position < k), k), ids)
+    d.hits[rows] += hit.sum(1)
+
+
+def _draw_from_full_rows(items: Items, b: Batch, d: Direction, rows: Tensor, seed: int, step: int) -> None:
+    """Fill the missing draws of these rows from the cumulative weights of all candidates: float64, from log-weights."""
+    kind, parameter, flipped = d.weight
+    part = b.counted
+    guide = d.to_teacher  # the student guides the teacher
+    rank_guide = _full_ranks(items, b, rows, guide)
+    delta = rank_guide - _full_ranks(items, b, rows, 1 - guide)
+    log_w = reference.log_weight(kind, parameter, -delta if flipped else delta, b.candidates[:, None], rank_guide)
+    del delta, rank_guide
+    if part.seen is not None:
+        log_w[part.seen.row_of_each(), part.seen.indices] = -torch.inf
+    top = log_w.amax(1, keepdim=True)
+    cumulative = (log_w - top).exp_().nan_to_num_(0.0).cumsum_(1)  # NaN: no weight anywhere
+    total = cumulative[:, -1:].contiguous()
+    index = torch.arange(d.ids.shape[1] - 1, device=rows.device)
+    words = reference.philox(seed, index, reference.FALLBACK, b.row_keys[:, None], step)
+    u = reference.uniform(*words[2:]) if d.to_teacher else reference.uniform(*words[:2])
+    last = torch.searchsorted(cumulative, total)  # the last item with weight: u * total may round up to total
+    drawn = torch.searchsorted(cumulative, u * total, right=True).minimum(last)
+    drawn = torch.where(total > 0, drawn if b.subset is None else b.subset.ids[drawn], -1)
+    d.ids[rows, :-1] = torch.where(index < d.hits[rows, None], d.ids[rows, :-1], drawn)
+
+
+def _full_ranks(items: Items, b: Batch, rows: Tensor, model: int) -> Tensor:
+    """[B, n] integer ranks of the unseen ones of the n counted items by a model, and anything for seen ones. The widest
+    moment of the library: a row takes about 40 bytes an item, which is why rows come one by one where the catalog is large."""
+    seen, scores = b.counted.seen, items.full_scores(b, rows, model)
+    keys = reference.order_bits(scores)  # integers: no float mode can make scores equal that are not
+    order = keys.sort(dim=1, descending=True, stable=True).indices  # ties stay in the order of their ids
+    del keys
+    del scores
+    places = torch.arange(1, order.shape[1] + 1, dtype=torch.int32, device=order.device).expand_as(order)
+    if seen is not None:
+        is_seen = torch.zeros_like(order, dtype=torch.bool)
+        is_seen[seen.row_of_each(), seen.indices] = True
+        places = places - is_seen.gather(1, order).cumsum(1, dtype=torch.int32)
+    ranks = torch.empty_like(places, memory_format=torch.contiguous_format).scatter_(1, order, places)
+    return ranks if b.subset is None else b.ranks(ranks - 1)

@@ -1,0 +1,170 @@
+"""Ranks from a random subset of the catalog: what `sample` costs then does not grow with the number of items.
+
+Of m items drawn at random, the share that comes before an item estimates the share of the whole catalog that does. By Hoeffding's
+inequality ("Probability inequalities for sums of bounded random variables", JASA 1963, which in section 6 covers drawing without
+replacement) it is off by more than sqrt(ln(2 / delta) / (2 m)) with a probability of at most delta, whatever the catalog's size.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from bdkernels import checks
+from bdkernels.backends import reference
+from bdkernels.storage import mapped
+from bdkernels.types.factors import Factors
+from bdkernels.types.seen import Seen
+
+
+def rank_error(m: int, delta: float = 0.05) -> float:
+    """What the error of a rank counted over m items, as a share of the catalog, exceeds with a probability of at most delta.
+
+    Args:
+        m: items in the subset, at least 1.
+        delta: in (0, 1).
+
+    Raises:
+        ValueError: m or delta is out of range.
+    """
+    checks.int64("m", m)
+    checks.float64("delta", delta)
+    if m < 1 or not 0 < delta < 1:
+        raise ValueError(f"m, delta: expected m >= 1 and delta in (0, 1), got {m} and {delta}")
+    return math.sqrt(math.log(2 / delta) / (2 * m))
+
+
+def rank_errors(
+    factors: Factors, ids: Tensor, catalog: int | Tensor, seen: Seen | None = None, *, seed: int = 0, step: int = 0
+) -> Tensor:
+    """How far ranks that `sample(catalog=m)` estimates are off: what `rank_error` bounds, measured.
+
+    Args:
+        factors: users [B, d], items [N, d], item_bias [N] or None.
+        ids: [B, C] int64 in [0, N), the items whose ranks are compared; unseen ones, as `sample` proposes.
+        catalog: items that ranks are counted over: how many random ones, from 1 to N, or their ids [m] int64, rising.
+        seen: rows of the B users; None for nothing seen.
+        seed, step: of random items, as in `sample`.
+
+    Returns:
+        [B, C] float64: |estimated rank - exact rank| as a share of the user's unseen items.
+
+    Raises:
+        ValueError: an argument is wrong, as for `sample` and `rank`.
+    """
+    users, items, bias = factors
+    factors = Factors(users.detach(), items.detach(), None if bias is None else bias.detach())
+    some_items = counted(factors.n_items, catalog, seed, step).to(ids.device)
+    pair = (None, None) if seen is None else seen
+    exact = torch.ops.bdkernels.rank(*factors, ids, *pair)
+    some = None if seen is None else within(seen, some_items)
+    counts = torch.ops.bdkernels.count_above(
+        *among(factors, some_items),
+        torch.ops.bdkernels.score(*factors, ids),
+        torch.searchsorted(some_items, ids.contiguous()),
+        *((None, None) if some is None else some),
+    )
+    all_, few = (
+        reference.candidate_counts(n, len(ids), rows, ids.device)[:, None]
+        for n, rows in ((factors.n_items, seen), (len(some_items), some))
+    )
+    return (scaled(counts, all_, few) - exact).abs() / all_.clamp(min=1).double()
+
+
+def scaled(counts: Tensor, all_: Tensor, some: Tensor) -> Tensor:
+    """Ranks among all_ items, to the nearest, from how many of `some` of them come before."""
+    some = some.clamp(min=1)
+    return 1 + (counts * all_ + some // 2) // some
+
+
+def among(f: Factors, ids: Tensor) -> Factors:
+    """The same users over the items `ids` alone."""
+    bias = None if f.item_bias is None else mapped.take(f.item_bias, ids)
+    return f._replace(items=mapped.take(f.items, ids), item_bias=bias)
+
+
+def draw(n_items: int, m: int, seed: int, step: int) -> Tensor:
+    """[m] int64: m distinct items, any m as likely as any others; rising. On the CPU, so that every device has the same.
+
+    The first m different ones among the numbers that Philox draws from (seed, step), uniform in [0, n_items); or, where m is
+    more than half of the items, all but the first n_items - m.
+    """
+    few = min(m, n_items - m)
+    distinct = first = torch.empty(0, dtype=torch.int64)
+    length = few + few // 2 + 64
+    while len(distinct) < few:
+        index, user = torch.arange(length), torch.zeros((), dtype=torch.int64)
+        hi, lo, _, _ = reference.philox(seed, index, reference.SUBSET, user, step)
+        distinct, places = ((hi * n_items + (lo * n_items >> 32)) >> 32).unique(return_inverse=True)
+        first = torch.full_like(distinct, length).scatter_reduce_(0, places, index, "amin")
+        length *= 2
+    chosen = distinct[first.argsort()[:few]].sort().values
+    if few == m:
+        return chosen
+    left = torch.ones(n_items, dtype=torch.bool)
+    left[chosen] = False
+    return left.nonzero().squeeze(1)
+
+
+def counted(n_items: int, catalog: int | Tensor, seed: int, step: int) -> Tensor:
+    """The items that `catalog` means: so many random ones, or those."""
+    seed, step = numbered(seed, step)
+    if isinstance(catalog, Tensor):
+        checks.tensor("catalog", catalog, ("m",), (torch.int64,), catalog.device)
+        return checks.own_rising_ids("catalog", catalog, n_items)
+    checks.int64("catalog", catalog)
+    checks.integer("catalog", catalog, 1, n_items)
+    return draw(n_items, catalog, seed, step)
+
+
+def numbered(seed: int, step: int) -> tuple[int, int]:
+    """Both as Python's integers; TypeError or ValueError unless they are a seed and a step, as for `sample`."""
+    checks.int64("seed", seed)
+    checks.int64("step", step)
+    checks.integer("step", step, 0, 2**32 - 1)
+    return int(seed), int(step)
+
+
+def of(n_items: int, m: int, seed: int, step: int) -> Tensor | None:
+    """`draw`, or None where it would be all items: m is 0, or as many as there are."""
+    return draw(n_items, m, seed, step) if 0 < m < n_items else None
+
+
+class Strata:
+    """Items by popularity, to draw some of each kind: one from every m-th part of the items in that order.
+
+    Which items come before another depends much on popularity, so a subset that has them in proportion estimates ranks better
+    than one drawn from all alike; `make subset` measures how much. Draws of the parts are independent, so Hoeffding's bound
+    holds as it does for `draw` (theorem 2, which asks for no equal distributions).
+
+    Args:
+        popularity: [N] numbers of any dtype, such as interactions of each item.
+    """
+
+    def __init__(self, popularity: Tensor) -> None:
+        checks.instance("popularity", popularity, Tensor)
+        checks.tensor("popularity", popularity, ("N",), (popularity.dtype,), popularity.device)
+        self.order = popularity.cpu().argsort(stable=True)
+
+    def draw(self, m: int, seed: int = 0, step: int = 0) -> Tensor:
+        """[m] int64: distinct items, rising, for `sample(catalog=...)`; m from 1 to N. On the CPU, the same on every device.
+
+        Where m does not divide N, parts differ by one item, and so do by 1 / (N / m) the chances of their items.
+        """
+        n = len(self.order)
+        checks.int64("m", m)
+        checks.integer("m", m, 1, n)
+        seed, step = numbered(seed, step)
+        index, user = torch.arange(m), torch.zeros((), dtype=torch.int64)
+        _, _, hi, _ = reference.philox(seed, index, reference.SUBSET, user, step)
+        edges = torch.arange(m + 1) * n // m
+        return self.order[edges[:-1] + (hi * edges.diff() >> 32)].sort().values
+
+
+def within(seen: Seen, ids: Tensor) -> Seen:
+    """What of the items `ids` [m], rising, has been seen, by their numbers in the subset. On a GPU this waits for it."""
+    places = torch.searchsorted(ids, seen.indices.contiguous())
+    there = ids[places.clamp(max=len(ids) - 1)] == seen.indices
+    before = torch.zeros(len(there) + 1, dtype=torch.int64, device=ids.device)
+    torch.cumsum(there, 0, out=before[1:])
+    return Seen(before[seen.indptr], places[there])

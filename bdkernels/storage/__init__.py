@@ -1,0 +1,1 @@
+"""Where tables lie: mapped from a file, or on large pages."""

@@ -1,0 +1,1 @@
+"""Evaluation on the full catalog: ranks, metrics, and how certain their means are."""

@@ -1,0 +1,210 @@
+"""The results: each model trained separately, given more epochs alone, and distilled; for which users, and how certain."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from bidistill.errors import UserError
+from bidistill.evaluation.evaluate import Comparison, compare
+from bidistill.evaluation.intervals import Interval, decimals, intervals
+from bidistill.evaluation.metrics import means, metrics
+from bidistill.report.finished import FinishedRun
+from bidistill.training.phases import PHASES, Epochs, epochs_of, problems
+
+MODELS = ("teacher", "student")
+SEPARATE, CONTROL, DISTILLED = "trained separately", "more epochs, no distillation", "bidirectional distillation"
+SHORT = {SEPARATE: "separate", CONTROL: "control", DISTILLED: "distilled"}  # headings of the columns
+WIDTH = 80
+PARTS = {"val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A metric of one model.
+
+    Attributes:
+        metric: "ndcg@10".
+        values, ends: of each training: the mean over users, and its interval.
+        change, change_ends: what distillation changed, user by user, against the control or what there is; None: unknown.
+    """
+
+    metric: str
+    values: list[float]
+    ends: list[Interval]
+    change: float | None = None
+    change_ends: Interval | None = None
+
+    @property
+    def cells(self) -> list[str]:
+        """The values as they are shown."""
+        return [cell(*pair) for pair in zip(self.values, self.ends, strict=True)]
+
+    @property
+    def changed(self) -> str:
+        """The change as it is shown: absolute, and as a share of what there was."""
+        if self.change is None or self.change_ends is None:
+            return ""
+        if self.change == self.change_ends.half == 0:
+            return "none"
+        before = self.values[-2]
+        share, half = self.change / before if before else 0.0, self.change_ends.half / before if before else 0.0
+        places = min(1, decimals(100 * half))
+        return f"{cell(self.change, self.change_ends, '+')} {f'{share:+.{places}%}' if before else '-'}"
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run gave.
+
+    Attributes:
+        part: "val" or "test".
+        users, n_items: how many users were ranked for, and among how many items.
+        labels: how the models were trained: SEPARATE, CONTROL, DISTILLED, as far as there are such.
+        models: {"teacher": a line a metric, "student": ...}.
+        epochs: {"teacher": of each training, "student": ...}; None: not known.
+        notes: what to keep in mind, a sentence each.
+    """
+
+    part: str
+    users: int
+    n_items: int
+    labels: list[str]
+    models: dict[str, list[Line]]
+    epochs: dict[str, list[Epochs | None]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def change(self) -> str:
+        """The heading of the changes, or ""."""
+        if DISTILLED not in self.labels or len(self.labels) == 1:
+            return ""
+        return "change by distillation" if CONTROL in self.labels else "change, without a control"
+
+    def line(self, model: str, metric: str) -> Line:
+        """The line of this metric."""
+        return next(line for line in self.models[model] if line.metric == metric)
+
+
+def comparisons(run: FinishedRun) -> dict[str, Comparison]:
+    """How the models were trained -> the ranks of the held-out items under both. The control is there if the run has one."""
+    found = {SEPARATE: compare_models(run, warmup=True)}
+    if run.control is not None:
+        found[CONTROL] = compare_models(run.control)
+    found[CONTROL if run.config.distill.method == "none" else DISTILLED] = compare_models(run)
+    return found
+
+
+def compare_models(run: FinishedRun, *, warmup: bool = False) -> Comparison:
+    """Ranks under the run's models, of the users that its settings evaluate on."""
+    teacher, student = (run.model(name, warmup=warmup) for name in MODELS)
+    return compare(teacher, student, run.split, run.part, batch=run.config.eval.batch, most=run.config.eval.users)
+
+
+def results(run: FinishedRun, compared: Mapping[str, Comparison] | None = None) -> Results:
+    """The results of a finished run.
+
+    compared: what `comparisons` gives, where it is at hand.
+    """
+    compared, ks = comparisons(run) if compared is None else compared, run.config.eval.ks
+    sources = {CONTROL: run.control or run, DISTILLED: run}
+    epochs: dict[str, list[Epochs | None]] = {model: [] for model in MODELS}
+    notes = [run.remark] if run.remark else []
+    for label in compared:
+        source = sources.get(label, run)
+        for model in MODELS:
+            phase = f"warmup_{model}" if label == SEPARATE else "joint"
+            assert phase in PHASES
+            epochs[model].append(epochs_of(source.history, phase, model))
+            notes += problems(source.history, source.config, phase, model)
+    return tabulated(compared, run.part, run.split.n_items, ks, epochs, notes)
+
+
+def tabulated(
+    compared: Mapping[str, Comparison],
+    part: str,
+    n_items: int,
+    ks: Sequence[int],
+    epochs: Mapping[str, list[Epochs | None]] | None = None,
+    notes: Sequence[str] = (),
+) -> Results:
+    """Results from the ranks of the same held-out items under models that were trained in different ways."""
+    labels, names, models = list(compared), metric_names(ks), {}
+    users = next(iter(compared.values())).users
+    if any(not np.array_equal(users, each.users) for each in compared.values()):
+        raise UserError("the models were not evaluated on the same users: evaluate them again with the same eval.users")
+    for model in MODELS:
+        of_users = [metrics(each.users, getattr(each, f"{model}_ranks"), ks) for each in compared.values()]
+        tables = [np.stack([each[name] for name in names], axis=1) for each in of_users]
+        changed = DISTILLED in labels and len(labels) > 1
+        if changed:
+            tables.append(tables[-1] - tables[-2])
+        ends = intervals(np.concatenate(tables, axis=1))
+        rows = [[means(each)[name] for each in of_users] for name in names]
+        models[model] = [
+            Line(name, row, ends[at :: len(names)][: len(labels)])
+            if not changed
+            else Line(name, row, ends[at :: len(names)][:-1], row[-1] - row[-2], ends[at :: len(names)][-1])
+            for at, (name, row) in enumerate(zip(names, rows, strict=True))
+        ]
+    unknown: dict[str, list[Epochs | None]] = {model: [None] * len(labels) for model in MODELS}
+    known = {**(epochs or unknown)}
+    return Results(part, len(np.unique(users)), n_items, labels, models, known, list(notes))
+
+
+def table(found: Results) -> str:
+    """The results as plain text of at most 80 columns, one line a metric."""
+    shorts = [SHORT.get(label, label) for label in found.labels]
+    lines = _wrapped(
+        f"{PARTS[found.part]} part: {found.users:,} users, ranked among the full catalog of {found.n_items:,} items"
+    )
+    lines.append(
+        "\u00b1: 95 % interval over users (bootstrap)" + ("; the change is paired by user" if found.change else "")
+    )
+    for model in MODELS:
+        lines += ["", _columns(model, shorts, found.change)]
+        lines += [_columns(f"  {heading(line.metric)}", line.cells, line.changed) for line in found.models[model]]
+        if any(found.epochs[model]):
+            lines.append(_columns("  epochs", [str(each.trained) if each else "-" for each in found.epochs[model]]))
+            lines.append(_columns("  epoch kept", kept_cells(found, model)))
+    legend = [f"{SHORT[label]}: {label}" for label in found.labels if label in SHORT]
+    lines += ["", *_wrapped("; ".join(legend))] if legend else []
+    return "\n".join([*lines, *(line for note in found.notes for line in _wrapped(f"note: {note}"))])
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
+def kept_cells(found: Results, model: str) -> list[str]:
+    """After which epoch the state of each training was kept."""
+    words = {SEPARATE: "0 (untrained)"}
+    cells = ["-" if each is None else str(each.kept) for each in found.epochs[model]]
+    return [
+        words.get(label, "0 (warm-up)") if cell == "0" else cell
+        for label, cell in zip(found.labels, cells, strict=True)
+    ]
+
+
+def _columns(title: str, cells: Sequence[str], change: str = "") -> str:
+    return f"{title:<12}{''.join(f'{each:>15}' for each in cells)}{change:>{23 if len(cells) > 2 else 26}}".rstrip()
+
+
+def cell(value: float, ends: Interval, sign: str = "") -> str:
+    """A number as far as it is known: "0.531 \u00b10.031"; without an interval where there is none."""
+    places = decimals(ends.half)
+    return f"{value:{sign}.{places}f}" + (f" \u00b1{ends.half:.{places}f}" if np.isfinite(ends.half) else "")
+
+
+def metric_names(ks: Sequence[int]) -> list[str]:
+    """Lines of the table: HR, NDCG and Recall at each K, and MRR."""
+    return [f"{metric}@{k}" for k in ks for metric in ("hr", "ndcg", "recall")] + ["mrr"]
+
+
+def heading(metric: str) -> str:
+    """How a metric is written: "ndcg@10" -> "NDCG@10"."""
+    name, at, k = metric.partition("@")
+    return (name.capitalize() if name in ("recall", "precision") else name.upper()) + at + k

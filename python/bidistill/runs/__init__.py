@@ -1,0 +1,1 @@
+"""Runs on disk: their folder, checkpoints and models, and how they grow."""

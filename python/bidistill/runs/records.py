@@ -1,0 +1,84 @@
+"""What a run's JSON files hold: schemas of its checkpoint, its results, and the list of its files."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from bidistill.files.records import Record, Section
+
+Metrics = dict[str, dict[str, dict[str, float]]]
+Phase = Literal["warmup_teacher", "warmup_student", "joint"]
+Whole = Field(ge=0)
+
+
+class Progress(Section):
+    """See `training.phases.Progress`."""
+
+    phase: Phase
+    epoch: int = Whole
+    step: int = Whole
+    started: bool
+
+
+class Learned(Section):
+    """Of one model in training; see `Learner.state`."""
+
+    best_score: float | None
+    best_epoch: int = Whole
+    stale: int = Whole
+    optimizer: dict[str, int | float]
+
+
+class State(Section):
+    """How far a run is: what a checkpoint says besides its tensors.
+
+    Attributes:
+        split: the fingerprint. config: `Config.values()`. sums: of the running epoch's losses, for each process.
+        warmup_files: the seal of each model that the warm-up has left.
+    """
+
+    split: str
+    config: dict[str, Any]
+    versions: dict[str, str]
+    place: Progress
+    history: list[dict[str, int | float | str]]
+    warmup: Metrics
+    sums: dict[str, list[float]]
+    teacher: Learned
+    student: Learned
+    warmup_files: dict[str, str]
+
+
+class Checkpoint(Record):
+    """state.json. files: the sha256 of each file of tensors, by its path in the folder. folder: of shards, or none."""
+
+    FORMAT = "bidistill checkpoint 2"
+    REMEDY = "restore the file from a copy, or start the run again"
+    files: dict[str, str]
+    folder: str | None = None
+    processes: int = Field(ge=1)
+    state: dict[str, Any]
+
+
+class Finished(Record):
+    """metrics.json: what a finished run is. files: the seal of each model file, by its path in the run's folder."""
+
+    FORMAT = "bidistill run 2"
+    metrics: Metrics
+    warmup: Metrics
+    split: str
+    versions: dict[str, str]
+    config: dict[str, Any]
+    history: list[dict[str, int | float | str]]
+    files: dict[str, str]
+
+
+class Listing(Record):
+    """files.json: the names that bidistill writes in a folder, relative to it, and which torchrun began the run ("": none)."""
+
+    FORMAT = "bidistill folder 2"
+    REMEDY = "choose another folder, or remove this one yourself"
+    files: list[str]
+    launch: str

@@ -1,0 +1,1 @@
+"""Training: the models, one step of them, and the loop around it."""

@@ -1,0 +1,89 @@
+"""What the models learn from: positives, negatives, and the items on which they follow each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdkernels import Draws, Seen
+from bidistill.config import Config
+from bidistill.distill import Bidirectional
+from bidistill.distributed.partition import Partition
+from bidistill.models import Recommender
+from bidistill.training.negatives import NegativeSampler
+from bidistill.training.strategy import Strategy
+from bidistill.training.types import Batch, Terms
+
+
+class Objective:
+    """The batches of one step.
+
+    Args:
+        config: settings of training and distillation.
+        models: the "teacher" and the "student".
+        seen: CSR rows of the users' training items: no negative and no distilled item is among them.
+        strategy: completes the batches.
+        partition: what of the users and items is here.
+        popularity: see `Bidirectional`.
+
+    Attributes:
+        distiller: draws the items on which the models follow each other; None where they do not.
+        fuse: whether no negative is ever missing, which a fused step relies on.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        models: Mapping[str, Recommender],
+        seen: Seen,
+        strategy: Strategy,
+        partition: Partition,
+        popularity: Tensor | None = None,
+    ) -> None:
+        self.config, self.models, self.strategy, self.partition = config, models, strategy, partition
+        self.negatives = NegativeSampler(seen, partition.n_items)
+        self.distiller: Bidirectional | None = None
+        if config.distill.method == "bidirectional":
+            pair = models["teacher"], models["student"]
+            self.distiller = Bidirectional(config.distill, *pair, seen, config.run.seed, partition, popularity)
+        # One is missing of a user who has seen everything, or, where draws are negatives, of one without a distilled item.
+        always = partition.all("negatives", self.negatives.always)
+        self.fuse = always and not config.distill.negatives_from_samples
+
+    def terms(self, name: str) -> Terms:
+        """What this model minimises."""
+        distill = self.config.distill
+        weight = distill.lambda_teacher if name == "teacher" else distill.lambda_student
+        return Terms(self.config.train.loss, weight, distill.tau_learner, distill.tau_guide)
+
+    def batches(
+        self, names: Sequence[str], users: Tensor, positives: Tensor, step: int, generator: torch.Generator
+    ) -> Mapping[str, Any]:
+        """What each named model learns from; where both are named, each follows the other as both are before the step.
+
+        Args:
+            names: the models that learn in this step. Both meet the same negatives.
+            users, positives: [B] int64 training interactions.
+            step: number of the step in its phase; picks the distilled items.
+            generator: draws the negatives.
+
+        Returns:
+            a batch for each name, as the strategy's updates take it.
+        """
+        share = self.partition.share(users)
+        users, positives = share.users, share.keep(positives)
+        negatives = self.negatives.draw(users, self.config.train.negatives, generator, share)
+        drawn: dict[str, Draws] = {}
+        if self.distiller is not None and len(names) == 2:
+            drawn = self.distiller.draw(users, step, generator, share)
+        nothing = Draws(negatives.ids[:, :0], negatives.mask[:, :0])
+        own = drawn and self.config.distill.negatives_from_samples
+        batches = {}
+        for name in names:
+            distill = drawn.get(name, nothing)
+            unscored = torch.empty(distill.ids.shape, device=users.device)
+            batches[name] = Batch(users, positives, distill if own else negatives, distill, unscored)
+        return self.strategy.guided(self.models, batches, len(share.everyone), fuse=self.fuse)

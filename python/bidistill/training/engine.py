@@ -1,0 +1,108 @@
+"""The teacher and the student in training, and one step of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bidistill.config import Config, ModelConfig
+from bidistill.data import Split
+from bidistill.distributed.partition import Partition
+from bidistill.errors import UserError
+from bidistill.evaluation.ranks import known
+from bidistill.models import Recommender, build_model
+from bidistill.seeds import seed_of
+from bidistill.training.batches import Objective
+from bidistill.training.learner import Learner
+from bidistill.training.phases import LEARN_IN
+from bidistill.training.strategy import strategy_of
+
+
+class Engine:
+    """The models of a run, what they learn from, and how.
+
+    Everything random in a step comes from (seed, phase, step) alone, so there is no generator state to save: training goes on bit
+    for bit from any step, and a control meets the same batches and negatives as the distilled run.
+
+    Args:
+        config: all settings, without a word such as "auto" among them.
+        split: what to train on.
+        partition: what of the run is here; everything by default.
+
+    Attributes:
+        users, items: [n] int64, the training interactions, on the device.
+        seen: the training items of the users, as CSR rows.
+        learners: the "teacher" and the "student" in training.
+        objective: what they learn from.
+    """
+
+    def __init__(self, config: Config, split: Split, partition: Partition | None = None) -> None:
+        self.config = config
+        self.partition = partition or Partition.whole(split.n_users, split.n_items)
+        self.device = self.partition.device(find_device(config.run.device))
+        self.users = torch.from_numpy(split.train_users).to(self.device)
+        self.items = torch.from_numpy(split.train_items).to(self.device)
+        self.seen = known(split, "val", self.device, only=self.partition.own_users)
+        models = {name: self.new_model(name) for name in ("teacher", "student")}
+        popularity = torch.bincount(self.items, minlength=split.n_items)
+        strategy = strategy_of(self.partition)
+        strategy.check(config)
+        self.objective = Objective(config, models, self.seen, strategy, self.partition, popularity)
+        self.learners = {
+            name: Learner(model, config[name], self.objective.terms(name), strategy, fuse=self.objective.fuse)
+            for name, model in models.items()
+        }
+
+    def new_model(self, name: str) -> Recommender:
+        """The untrained "teacher" or "student", on the device."""
+        seed = seed_of(self.config.run.seed, name)
+        model: Recommender = new_model(self.config[name], self.partition, seed).to(self.device)
+        return model
+
+    def order(self, phase: str, epoch: int) -> Tensor:
+        """[n] int64: the order of the training interactions in an epoch of a phase."""
+        return torch.randperm(len(self.users), generator=self._generator(phase, epoch)).to(self.device)
+
+    def step(self, phase: str, users: Tensor, positives: Tensor, step: int) -> dict[str, Tensor]:
+        """One step of each model that learns in the phase.
+
+        Args:
+            users, positives: [B] int64, training interactions.
+            step: number of the step in the phase.
+
+        Returns:
+            the losses before the step, scalars: "teacher/loss_cf", and "teacher/loss_distill" where the model is distilled.
+        """
+        generator = self._generator(phase, "step", step)
+        seed = generator.initial_seed()
+        torch.default_generator.manual_seed(seed)  # for models that draw themselves, such as dropout
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        batches = self.objective.batches(LEARN_IN[phase], users, positives, step, generator)
+        losses: dict[str, Tensor] = {}
+        for name, batch in batches.items():
+            losses |= {f"{name}/loss_{key}": loss for key, loss in self.learners[name].step(batch).items()}
+        return losses
+
+    def _generator(self, phase: str, *key: Any) -> torch.Generator:
+        """The random numbers of a part of a phase; on the CPU, so that every device draws alike."""
+        return torch.Generator().manual_seed(seed_of(self.config.run.seed, phase, *key))
+
+
+def new_model(config: ModelConfig, partition: Partition, seed: int) -> Recommender:
+    """An untrained model as the options describe it, as far as it is here."""
+    sparse = config.optimizer == "sparse_adam"
+    sizes = {"n_users": partition.n_users, "n_items": partition.n_items, "dim": config.dim}
+    return build_model({"kind": config.model, **sizes, "sparse": sparse}, seed=seed, **partition.own_rows)
+
+
+def find_device(name: str) -> torch.device:
+    """The torch device of this name, or UserError where this machine lacks it."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"run.device {name!r} cannot be used here ({str(error).splitlines()[0]}): try cpu") from error
+    return device

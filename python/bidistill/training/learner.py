@@ -1,0 +1,102 @@
+"""A model in training: its update, its best state so far, and how to save and restore all of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from bidistill.config import ModelConfig
+from bidistill.models import Recommender
+from bidistill.runs.growth import Growth
+from bidistill.training.strategy import Strategy
+from bidistill.training.types import Terms
+
+
+class Learner:
+    """A model in training.
+
+    Args:
+        model: any Recommender.
+        config: learning rate, weight decay and optimizer.
+        terms: what the model minimises.
+        strategy: makes the update.
+        fuse: let steps be fused where model and optimizer allow it; False where a negative may be missing.
+
+    Attributes:
+        best_score, best_epoch: of the phase so far; -inf and 0 before the first evaluation.
+        stale: evaluations since the best one.
+    """
+
+    def __init__(
+        self, model: Recommender, config: ModelConfig, terms: Terms, strategy: Strategy, *, fuse: bool
+    ) -> None:
+        self.model, self.config, self.terms, self.strategy, self.fuse = model, config, terms, strategy, fuse
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a phase: keep the parameters, forget the optimizer's state and the best state."""
+        self.update = self.strategy.update(self.model, self.config, self.terms, fuse=self.fuse)
+        self.best: dict[str, Tensor] = {}
+        self.best_score, self.best_epoch, self.stale = -math.inf, 0, 0
+
+    def step(self, batch: Any) -> dict[str, Tensor]:
+        """Learn from what the strategy gives for a batch. Returns the losses before the step: see `Update`."""
+        return self.update(batch)
+
+    def observe(self, score: float, epoch: int) -> None:
+        """Take note of an evaluation; keep the state if it is the best so far."""
+        self.stale += 1
+        if score > self.best_score:
+            self.best_score, self.best_epoch, self.stale = score, epoch, 0
+            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def finite(self) -> bool:
+        """Whether every parameter is a finite number."""
+        return all(bool(parameter.isfinite().all()) for parameter in self.model.parameters())
+
+    def restore_best(self) -> None:
+        """Put the best state back, if there was an evaluation."""
+        if self.best:
+            self.model.load_state_dict(self.best)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything needed to go on bit for bit: tensors by name, and plain values for JSON."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in self.best.items()}
+        scalars: dict[str, Any] = {}
+        for name, value in self.update.state().items():
+            (tensors if isinstance(value, Tensor) else scalars)[f"optimizer.{name}"] = value
+        numbers = {"best_epoch": self.best_epoch, "stale": self.stale, "optimizer": scalars}
+        return tensors, numbers | {"best_score": self.best_score if self.best else None}
+
+    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Restore what `state` gave. Raises KeyError, RuntimeError or ValueError where it belongs to another model."""
+        self.restart()
+        self.model.load_state_dict(below("model.", tensors))
+        self.best = below("best.", tensors)
+        self.best_score = -math.inf if numbers["best_score"] is None else numbers["best_score"]
+        self.best_epoch, self.stale = numbers["best_epoch"], numbers["stale"]
+        device = next(iter(self.model.parameters())).device
+        moved = {name: value.to(device) if value.dim() else value for name, value in tensors.items()}  # numbers stay
+        self.update.load_state(below("optimizer.", moved | numbers["optimizer"]))
+
+    def load_grown(self, tensors: dict[str, Tensor], numbers: dict[str, Any], growth: Growth) -> None:
+        """Restore what `state` gave before users or items were added; theirs are the rows that this model has now.
+
+        The best state is forgotten, since its score was that of other data.
+        """
+        kinds = {f"model.{name}": kind for name, kind in self.model.row_kinds().items()}
+        kinds |= {f"optimizer.{name}": kind for name, kind in self.update.row_kinds().items()}
+        fresh, grown = self.state()[0], {}
+        for name, old in tensors.items():
+            kind = next((kind for start, kind in kinds.items() if f"{name}.".startswith(f"{start}.")), None)
+            if not name.startswith("best."):
+                grown[name] = growth.rows(kind, old, fresh.get(name)) if kind is not None and old.dim() else old
+        self.load_state(grown, numbers | {"best_score": None, "best_epoch": 0, "stale": 0})
+
+
+def below(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The values whose names start with the prefix, named without it."""
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}

@@ -1,0 +1,156 @@
+"""Memory and disk of a run, part by part: sizes of arrays that its code holds, not measurements."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from bidistill.config import Config, ModelConfig
+from bidistill.data.sizes import Sizes
+
+STATES = {"adam": 2, "sparse_adam": 2, "adagrad": 1, "sgd": 0}  # of the optimizers, each as large as the tables
+DENSE = ("adam", "adagrad", "sgd")  # those whose gradient is as large as the tables, where no fused step stands in
+WIDEST = "the widest moment: an epoch's order, or the seen items of the test"
+WHOLE = ("Python and torch", "interactions", WIDEST)  # what is never divided
+STEP_NEGATIVE, STEP_SAMPLE = 55, 80  # bytes of a negative, a distilled item: seen in steps of 50,000 rows x 100 items
+KEPT = 40  # bytes a row: seen in runs of 4 and 20 million rows of CSV
+PROGRAM = 400 << 20  # Python, torch and pyarrow, and what their allocators keep
+
+
+class Allocation(NamedTuple):
+    """What takes memory, how much, and which options make it less."""
+
+    name: str
+    bytes: int
+    lower: str = ""
+
+
+def tables(model: ModelConfig, sizes: Sizes) -> int:
+    """Bytes of a model's parameters: mf has a vector a user, a vector and a bias an item."""
+    return 4 * (sizes.users * model.dim + sizes.items * (model.dim + 1))
+
+
+def learner(model: ModelConfig, sizes: Sizes, fused: bool) -> int:
+    """Parameters, their best state so far, optimizer, and the gradient where it is dense."""
+    dense = model.optimizer == "adam" or (not fused and model.optimizer in DENSE)
+    return tables(model, sizes) * (2 + STATES[model.optimizer] + dense)
+
+
+def pool(config: Config, sizes: Sizes) -> int:
+    """Of the draws of all users."""
+    distill = config.distill
+    directions = (distill.lambda_teacher > 0) + (distill.lambda_student > 0)
+    on = distill.method != "none" and distill.refresh > 0
+    return 4 * sizes.users * directions * distill.pool if on else 0
+
+
+def step(config: Config, sizes: Sizes, fused: bool) -> int:
+    """What a training step of the joint phase holds at a time: its items, and in an eager step their rows and gradients."""
+    negatives, samples = config.train.negatives, config.distill.samples * (config.distill.method != "none")
+    lists = STEP_NEGATIVE * negatives + STEP_SAMPLE * samples
+    eager = [m.dim for m in (config.teacher, config.student) if m.optimizer == "adam" or m.weight_decay or not fused]
+    rows = 8 * max(eager, default=0) * (1 + negatives + samples)
+    return min(config.train.batch_size, sizes.train) * (lists + rows)
+
+
+def checkpoint(config: Config, sizes: Sizes) -> int:
+    """Bytes on disk: all that training changes."""
+    models = sum(tables(m, sizes) * (2 + STATES[m.optimizer]) for m in (config.teacher, config.student))
+    return models + pool(config, sizes)
+
+
+def memory(config: Config, sizes: Sizes) -> list[Allocation]:
+    """What a run holds in training, and what its widest moment beyond that takes."""
+    fused = not config.distill.negatives_from_samples
+    rows = 16 * sizes.interactions + 8 * (sizes.users + sizes.items)
+    # Each distinct key of 8 bytes is sorted: the keys, the sorted ones, the distinct ones, and the two columns they come from.
+    seen = 8 * 5 * (sizes.interactions - (sizes.interactions - sizes.train) // 2)
+    order = 24 * sizes.train
+    models = {
+        name: Allocation(
+            f"{name}: tables, best state, optimizer",
+            learner(config[name], sizes, fused),
+            f"{name}.dim",
+        )
+        for name in ("teacher", "student")
+    }
+    report = 2 * (tables(config.teacher, sizes) + tables(config.student, sizes)) if config.run.out else 0
+    return [
+        Allocation("Python and torch", PROGRAM),
+        Allocation("interactions", rows),
+        Allocation("seen items, to leave out and to draw negatives", 16 * sizes.train + 24 * sizes.users),
+        *models.values(),
+        Allocation("pool of draws", pool(config, sizes), "distill.pool"),
+        Allocation(
+            "a training step", step(config, sizes, fused), "train.batch_size, train.negatives or distill.samples"
+        ),
+        Allocation("what reading the data leaves with the allocators", KEPT * sizes.interactions),
+        Allocation("the report's models, before and after", report, "teacher.dim or student.dim"),
+        Allocation(WIDEST, max(seen, order)),
+    ]
+
+
+def shortage(parts: list[Allocation], have: int | None = None) -> str:
+    """What to say where the parts take more memory than there is; "" where it is enough, or not known.
+
+    have: bytes; this machine's memory by default.
+    """
+    need, have = sum(part.bytes for part in parts), memory_there() if have is None else have
+    if not have or need <= have:
+        return ""
+    ordered = sorted(parts, key=lambda part: -part.bytes)
+    culprits = [part for part in ordered if part.bytes > have] or ordered[:1]
+    options = list(dict.fromkeys(part.lower for part in culprits if part.lower))
+    remedy = f"lower {', or '.join(options)}" if options else "use a machine with more of it, or fewer data"
+    return (
+        f"memory: {gb(need)} are needed and {gb(have)} are there; the most, {gb(ordered[0].bytes)}, goes to"
+        f" {ordered[0].name}: {remedy}"
+    )
+
+
+def gb(count: float) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:,.1f} GB" if count >= 1e8 else f"{count / 1e6:,.0f} MB"
+
+
+def memory_there() -> int:
+    """Bytes that this machine's memory has, or the container's limit where that is less."""
+    found = [_number("/sys/fs/cgroup/memory.max"), _meminfo("MemTotal")]
+    return min((value for value in found if value), default=0)
+
+
+def gpu_memory_there(device: torch.device) -> int:
+    """Bytes that the device has."""
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def disk_there(folder: Path) -> int:
+    """Bytes that are free where the folder will be made."""
+    while not folder.is_dir():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def _number(path: str) -> int:
+    try:
+        text = Path(path).read_text().strip()
+    except OSError:
+        return 0
+    return int(text) if text.isdecimal() else 0
+
+
+def _meminfo(key: str) -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(key)), 0)
+
+
+def divided(parts: list[Allocation], ways: int) -> list[Allocation]:
+    """The same where users and items are divided so many ways: what each share takes."""
+    return [part if part.name in WHOLE else part._replace(bytes=math.ceil(part.bytes / ways)) for part in parts]

@@ -1,0 +1,115 @@
+"""What is decided before a run begins: that settings, data and machine fit, and what "auto" stands for."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+
+from bdkernels import rank_error
+from bidistill.config import MOST_STEPS, Config, RunConfig
+from bidistill.data import Split
+from bidistill.data.sizes import Sizes
+from bidistill.distributed.partition import Partition
+from bidistill.errors import UserError
+from bidistill.runs.folder import versions
+from bidistill.training.engine import find_device
+from bidistill.training.memory import divided, gpu_memory_there, memory, shortage
+from bidistill.training.strategy import strategy_of
+from bidistill.training.timing import draw_share
+
+AUTO_ITEMS = 10_000  # estimates are off by at most 1.4 % of the catalog, 19 times in 20
+
+
+def resolve_config(partition: Partition, config: Config, split: Split, fingerprint: str) -> Config:
+    """The settings of a run, with a number in the place of "auto".
+
+    Args:
+        fingerprint: of the split.
+
+    Raises:
+        UserError: settings that fit neither the data nor the machine, or that contradict each other.
+    """
+    given = {name: value for name, value in config.values().items() if not name.startswith("data.")}
+    partition.require_same("start", given | versions() | {"split": fingerprint})
+    strategy_of(partition).check(config)
+    config.check_catalog(split.n_items)
+    _check_steps(config, split)
+    _check_memory(partition, config, split)
+    if not len(split.val_users):
+        raise UserError("the split holds out no val interactions, which pick the best epoch: choose another split")
+    auto = config.distill.catalog == "auto" and config.distill.method != "none"
+    return _measured(partition, config, split) if auto else config
+
+
+def set_threads(run: RunConfig) -> None:
+    """Let torch compute with `run.threads` threads. Raises UserError where this machine has far fewer CPUs.
+
+    torch starts any number of threads, and the program ends by a signal where the machine does not give it so many.
+    """
+    most = 4 * (os.cpu_count() or 1)
+    if run.threads > most:
+        raise UserError(
+            f"run.threads is {run.threads}, but this machine has {most // 4} CPUs: set it to at most {most}, or to 0 for"
+            " torch's default"
+        )
+    if run.threads:
+        torch.set_num_threads(run.threads)
+
+
+def settle(config: Config, split: Split) -> tuple[Config, str]:
+    """The settings with a number in the place of `distill.catalog` "auto", and a sentence that says which and why.
+
+    Exact while draws take at most `distill.auto_share` of the joint phase's time, measured here and now. The number goes into
+    the run's config.toml, so that the run can be repeated.
+    """
+    sizes = Sizes.of_split(split, config)
+    return decided(config, sizes, draw_share(config, sizes))
+
+
+def decided(config: Config, sizes: Sizes, share: float) -> tuple[Config, str]:
+    """`settle` where exact draws take this share of the joint phase's time."""
+    exact = share <= config.distill.auto_share or sizes.items <= AUTO_ITEMS
+    words = f"distill.catalog auto: exact draws would take {share:.0%} of the joint phase"
+    if exact:
+        return config.with_overrides({"distill.catalog": 0}), f"{words}: exact ranks"
+    words += f": ranks from {AUTO_ITEMS:,} items, off by at most {rank_error(AUTO_ITEMS):.1%} of the catalog (19 in 20)"
+    return config.with_overrides({"distill.catalog": AUTO_ITEMS}), words
+
+
+def _check_steps(config: Config, split: Split) -> None:
+    """The sampler takes a step's number in 32 bits, which only draws at every step can use up."""
+    steps = config.train.epochs * math.ceil(len(split.train_users) / config.train.batch_size)
+    if config.distill.method != "none" and config.distill.refresh == 0 and steps > MOST_STEPS:
+        raise UserError(
+            f"train.epochs gives {steps:,} steps of the joint phase, and draws at every step (distill.refresh 0) end at"
+            f" {MOST_STEPS:,}: lower train.epochs, or raise train.batch_size or distill.refresh"
+        )
+
+
+def _check_memory(partition: Partition, config: Config, split: Split) -> None:
+    """Raise UserError where this machine, or its GPU, has less memory than the run needs."""
+    parts = divided(memory(config, Sizes.of_split(split, config)), partition.ways)
+    device = find_device(config.run.device)
+    with partition.together("memory"):
+        if device.type == "cuda":
+            short = shortage([part for part in parts if part.lower], gpu_memory_there(device))
+            parts = [part for part in parts if not part.lower]
+        else:
+            short = ""
+        short = short or shortage([part._replace(bytes=part.bytes * partition.neighbours) for part in parts])
+        if short:
+            raise UserError(short)
+
+
+def _measured(partition: Partition, config: Config, split: Split) -> Config:
+    """With a number for distill.catalog "auto"."""
+    catalog = 0
+    with partition.together("distill.catalog auto"):
+        if partition.main:
+            measured, why = settle(config, split)
+            catalog = int(measured.distill.catalog)
+            if config.run.progress:
+                print(why)
+    return config.with_overrides({"distill.catalog": partition.same("catalog", catalog)})

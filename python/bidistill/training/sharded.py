@@ -1,0 +1,185 @@
+"""A step of models whose tables lie on several processes: the rows of the listed items come from their owners, each process
+computes the gradient of its rows of the batch, and each then updates its users and its items by the gradients of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bdkernels import Draws, NonFiniteLoss, apply_rows, distill_loss, score
+from bidistill.config import Config, ModelConfig
+from bidistill.distributed.item_rows import Fetched, ModelRows
+from bidistill.distributed.partition import Partition
+from bidistill.errors import UserError
+from bidistill.models import Recommender
+from bidistill.models.base import TableModel, Tables
+from bidistill.training.losses import LOSSES
+from bidistill.training.optimizers import FUSED, from_torch
+from bidistill.training.types import Batch, Terms
+from bidistill.training.updates import Update
+
+
+class ShardedBatch(NamedTuple):
+    """This process's rows of a batch, of which users are numbered from its first one and items are numbers of `rows`."""
+
+    batch: Batch
+    rows: ModelRows
+
+
+class Sharded:
+    """The `Strategy` for models that lie on several processes."""
+
+    def __init__(self, partition: Partition) -> None:
+        self.partition = partition
+
+    def check(self, config: Config) -> None:
+        """Raise UserError where a setting asks for what only one process can do."""
+        for name in ("teacher", "student"):
+            model: ModelConfig = config[name]
+            if model.optimizer not in FUSED:
+                raise UserError(
+                    f"{name}.optimizer {model.optimizer!r} changes every row at every step, which one process can do only:"
+                    f" choose one of {', '.join(sorted(FUSED))}, or train without torchrun"
+                )
+            if model.weight_decay:
+                raise UserError(
+                    f"{name}.weight_decay changes every row at every step, which one process can do only:"
+                    " set it to 0, or train without torchrun"
+                )
+
+    def update(self, model: Recommender, config: ModelConfig, terms: Terms, *, fuse: bool) -> Update:
+        """Fused but for the exchange of rows and gradients."""
+        return ShardedUpdate(tables_of(model), config, terms, fuse=fuse)
+
+    def guided(
+        self, models: Mapping[str, Recommender], batches: dict[str, Batch], rows: int, *, fuse: bool
+    ) -> Mapping[str, ShardedBatch]:
+        """Fetch the rows of the items that the batches list, and let their guides score the distilled ones."""
+        part, processes = self.partition, self.partition.processes
+        masked = [int(batch.distill.mask.sum()) for batch in batches.values()]
+        starts = [processes.range(part.n_items, place).start for place in range(processes.size)]
+        listed = {name: batch.listed(fuse) for name, batch in batches.items()}
+        offsets = torch.tensor([*starts, part.n_items], device=next(iter(listed.values())).device)
+        numbers = [int(processes.asked()), *masked]
+        fetched = Fetched(processes.exchange, offsets, listed, numbers, part.items.start)
+        stop, *everyones = (sum(column) for column in zip(*fetched.told, strict=True))
+        processes.stopping = stop > 0
+        of_distilled = {name: c / max(1, total) for name, c, total in zip(batches, masked, everyones, strict=True)}
+        tables = {name: tables_of(models[name]) for name in batches}
+        own = len(next(iter(batches.values())).users)
+        item_rows = fetched.rows(tables, own / rows, of_distilled)
+        out = {
+            name: batch._replace(
+                positives=fetched.number(batch.positives),
+                negatives=Draws(fetched.number(batch.negatives.ids), batch.negatives.mask),
+                distill=Draws(fetched.number(batch.distill.ids), batch.distill.mask),
+            )
+            for name, batch in batches.items()
+        }
+        error: Exception | None = None
+        try:
+            for name, guide in zip(out, reversed(out), strict=True):
+                batch = out[name]
+                if len(out) > 1 and batch.distill.ids.numel():
+                    factors = item_rows[guide].factors(tables[guide][0][batch.users])
+                    out[name] = batch._replace(guide_scores=score(factors, batch.distill.ids))
+        except ValueError as found:  # of a score that is not a number
+            error = found
+        if len(out) > 1:
+            processes.exchange.agree("step", error=error)
+        return {name: ShardedBatch(batch, item_rows[name]) for name, batch in out.items()}
+
+
+class ShardedUpdate:
+    """The formula of a step on one process, whose sums are taken over the processes.
+
+    Args:
+        tables: this process's shard of the model.
+        fuse: False where a negative may be missing.
+    """
+
+    def __init__(self, tables: Tables, config: ModelConfig, terms: Terms, *, fuse: bool) -> None:
+        self.terms, self.fuse = terms, fuse
+        self.optimizer = FUSED[config.optimizer](tables, lr=config.lr)
+
+    def __call__(self, given: ShardedBatch, /) -> dict[str, Tensor]:
+        """One step. The losses are this process's parts of those of the whole batch."""
+        batch, rows = given
+        width = rows.items.shape[1]
+        grads = rows.items.new_zeros(len(rows.items), width + 1)
+        users = rows.items.new_zeros(0, width)
+        losses = {"cf": grads.new_zeros(())}
+        if batch.distill.ids.shape[1]:
+            losses["distill"] = grads.new_zeros(())
+        if len(batch.users):
+            gradient = self._fused if self.fuse else self._eager
+            cf, distill, users, items, listed = gradient(batch, rows)
+            grads.index_add_(0, listed.flatten(), items.flatten(0, 1))
+            grads *= rows.of_rows
+            users = users * rows.of_rows
+            losses["cf"] = cf * rows.of_rows
+            if "distill" in losses:
+                losses["distill"] = distill * rows.of_distilled
+        ids, received = rows.give_back(grads)
+        bias = received[:, width].contiguous()
+        apply_rows(
+            self.optimizer,
+            user_table=(batch.users, users),
+            item_table=(ids, received[:, :width].contiguous()),
+            item_bias=(ids, bias),
+        )
+        return losses
+
+    def _lambda(self, rows: ModelRows) -> float:
+        """Of the distillation loss of this process's rows: a mean over its own mask, and not over that of the whole batch."""
+        return self.terms.lambda_ * rows.of_distilled / rows.of_rows
+
+    def _fused(self, batch: Batch, rows: ModelRows) -> tuple[Tensor, ...]:
+        """cf, distill, gradients of user rows [R, d] and of item rows with biases [R, C, d + 1], listed items [R, C]."""
+        cf, _, tau_learner, tau_guide = self.terms
+        listed = batch.listed(self.fuse)
+        try:
+            cf_loss, loss, users, items, bias = torch.ops.bdkernels.bd_step(
+                self.optimizer.user_table, rows.items, rows.item_bias, batch.users, batch.positives, batch.negatives.ids,
+                batch.distill.ids, batch.guide_scores, batch.distill.mask, cf, self._lambda(rows), tau_learner, tau_guide,
+            )  # fmt: skip
+        except NonFiniteLoss:  # the others wait for gradients: the trainer finds out at the end of the epoch
+            d = rows.items.shape[1]
+            nan = rows.items.new_full((), torch.nan)
+            return nan, nan, nan.repeat(len(batch.users), d), nan.repeat(*listed.shape, d + 1), listed
+        return cf_loss, loss, users, torch.cat([items, bias[:, :, None]], 2), listed
+
+    def _eager(self, batch: Batch, rows: ModelRows) -> tuple[Tensor, ...]:
+        """The same by autograd, for batches in which a negative may be missing."""
+        cf, _, tau_learner, tau_guide = self.terms
+        listed = batch.listed(self.fuse)
+        users = self.optimizer.user_table[batch.users].requires_grad_()
+        items = torch.cat([rows.items, rows.item_bias[:, None]], 1)[listed].requires_grad_()
+        with torch.enable_grad():
+            scores = torch.einsum("rd,rcd->rc", users, items[:, :, :-1]) + items[:, :, -1]
+            m = batch.negatives.ids.shape[1]
+            cf_loss = LOSSES[cf](scores[:, 0], scores[:, 1 : 1 + m], batch.negatives.mask)
+            loss = distill_loss(scores[:, 1 + m :], batch.guide_scores, tau_learner, tau_guide, batch.distill.mask)
+            grads = torch.autograd.grad(cf_loss + self._lambda(rows) * loss, (users, items))
+        return cf_loss.detach(), loss.detach(), *grads, listed
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.optimizer.state_dict())
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what `state` gave, or what one process had, which may have used torch.optim."""
+        self.optimizer.load_state_dict(state if "step" in state else from_torch(state, self.optimizer))
+
+    def row_kinds(self) -> dict[str, str]:
+        return {"user_table": "users", "item_table": "items", "item_bias": "items"}
+
+
+def tables_of(model: Recommender) -> Tables:
+    """The tables of a model that can lie on several processes."""
+    tables = model.tables() if isinstance(model, TableModel) else None
+    assert tables is not None
+    return tables

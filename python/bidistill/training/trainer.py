@@ -1,0 +1,415 @@
+"""The training loop: each model alone, then both together."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdkernels import rank_error
+from bidistill.config import Config
+from bidistill.data import Split
+from bidistill.distill import Bidirectional
+from bidistill.distributed.partition import Partition
+from bidistill.errors import UserError, enough_memory
+from bidistill.evaluation.evaluate import evaluate
+from bidistill.models import Recommender
+from bidistill.runs.folder import RunFolder
+from bidistill.runs.growth import Growth
+from bidistill.runs.records import Metrics, State
+from bidistill.training.callbacks import Callback, standard_callbacks
+from bidistill.training.engine import Engine
+from bidistill.training.interrupt import Interrupt
+from bidistill.training.learner import below
+from bidistill.training.phases import LEARN_IN, PHASES, Progress, Row, problems
+from bidistill.training.settings import resolve_config, set_threads
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gives.
+
+    Attributes:
+        teacher, student: in their best state of the joint phase, by the monitored validation metric.
+        history: one row an epoch; see `Callback`.
+        metrics: {"teacher": {"val": {...}, "test": {...}}, "student": ...}, as `evaluate` gives them.
+        warmup: the same for the best states of the warm-up, where the joint phase began.
+    """
+
+    teacher: Recommender
+    student: Recommender
+    history: list[Row]
+    metrics: Metrics
+    warmup: Metrics
+
+
+class Trainer:
+    """Trains a teacher and a student.
+
+    Args:
+        config: all settings.
+        split: what to train and evaluate on.
+        callbacks: watchers besides the ones that `config.run` asks for.
+        warm_start: the folder of another run, whose warm-up this run takes over instead of making its own.
+        overwrite: replace the run that the folder `config.run.out` may hold.
+
+    Raises:
+        UserError: settings that do not fit the data, or a warm-up of other models or data.
+
+    Attributes:
+        engine: the models in training, and one step of them.
+        progress, history: how far the run is, and its rows.
+        partition: what of the users and items is here: everything, unless torchrun started this program (see `Partition`).
+    """
+
+    @enough_memory()
+    def __init__(
+        self,
+        config: Config,
+        split: Split,
+        *,
+        callbacks: Sequence[Callback] = (),
+        warm_start: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.partition = Partition.find(config.run, split.n_users, split.n_items)
+        self.fingerprint = split.fingerprint()
+        config = resolve_config(self.partition, config, split, self.fingerprint)
+        self.config, self.split, self.overwrite = config, split, overwrite
+        set_threads(config.run)
+        self.folder = RunFolder(config.run.out, self.partition) if config.run.out else None
+        self.engine = Engine(config, split, self.partition)
+        self.progress = Progress()
+        self.history: list[Row] = []
+        self._holding = ExitStack()  # of the folder, from resume to the end of fit
+        self.warmup: Metrics = {}
+        self.sums: dict[str, float | Tensor] = {}  # of the losses in the steps of the running epoch
+        self.seconds: dict[str, float] = {}  # of the parts of the running epoch, as far as this process did them
+        self.callbacks = [*(standard_callbacks(config.run) if self.partition.main else []), *callbacks]
+        if warm_start is not None:
+            for name, learner in self.engine.learners.items():
+                RunFolder(warm_start, self.partition).load_warmup(name, learner.model, self.fingerprint)
+            self.progress = Progress("joint")
+
+    @classmethod
+    def resume(
+        cls,
+        folder: str | Path,
+        *,
+        config: Config | None = None,
+        split: Split | None = None,
+        callbacks: Sequence[Callback] = (),
+        grow: bool = False,
+    ) -> Trainer:
+        """A Trainer that goes on where the run in this folder stands: its `fit()` gives what an undisturbed run gives.
+
+        Args:
+            config: settings, where not the run's: `run` (not its seed), `data` and a larger `train.epochs` may differ.
+            split: the run's split, if it is at hand; else it is read from the folder.
+            grow: allow a split with users or items besides the run's: they get fresh rows, everybody else keeps theirs, and the
+                run goes on from the beginning of its epoch. The best states so far are forgotten, since their scores were those
+                of other data, the metrics of the warm-up are taken again, and the folder is changed at once.
+
+        Raises:
+            UserError: no checkpoint, a damaged file, other settings than the run's, or another split (with `grow`: one that
+                lacks users or items of the run's).
+        """
+        home = RunFolder(folder)
+        config, split, state = home.open(config, split, grow)
+        trainer = cls(config, split, callbacks=callbacks)
+        if grow:
+            trainer.partition.require_whole("a run grows")
+        assert trainer.folder is not None
+        home = trainer.folder
+        with ExitStack() as stack:
+            stack.enter_context(home.held())
+            if home.state() != state:
+                raise UserError(f"{folder} was changed by another process just now: try again")
+            if trainer.fingerprint == state.split:
+                trainer._load(home.tensors(), state)
+            else:
+                home.unfinish()
+                trainer._load_grown(home.tensors(), state, Growth.between(home.split(), split))
+            if grow:
+                split.save(home.path / "split.npz")  # after the checkpoint: until then the folder tells the old numbers
+            trainer._holding = stack.pop_all()
+        return trainer
+
+    @enough_memory()
+    def fit(self) -> Result:
+        """Run what is left of the warm-up and the joint phase. Ctrl-C finishes the step and saves a checkpoint.
+
+        Raises:
+            UserError: the folder holds another run or cannot be written (before training), or the training diverged.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        with self._holding:
+            if self.folder is None:
+                return self._fit()
+            self.folder.make()
+            with self.folder.held():
+                self._open(self.folder)
+                return self._fit()
+
+    def _fit(self) -> Result:
+        if self.progress == Progress("joint"):  # a warm start
+            for name in self.engine.learners:
+                self._end_warmup(name)
+        with (
+            Interrupt(launched=self.partition.launched) as interrupt,
+            torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
+        ):
+            self.partition.stop_when(lambda: interrupt.asked)
+            try:
+                for phase in PHASES[PHASES.index(self.progress.phase) :]:
+                    self._run_phase(phase)
+                metrics = {name: self._metrics(learner.model) for name, learner in self.engine.learners.items()}
+            except UserError:
+                raise
+            except ValueError as error:
+                self._check_finite()  # the operators refuse scores that are not numbers; say why they are not
+                if "finite" in str(error):
+                    raise self._diverged(LEARN_IN[self.progress.phase]) from error
+                raise
+            finally:
+                self._tell("on_end")
+        models = {name: learner.model for name, learner in self.engine.learners.items()}
+        if self.folder is not None:
+            self.folder.finish(self.config, models, self.fingerprint, metrics, self.warmup, self.history)
+        return Result(models["teacher"], models["student"], self.history, metrics, self.warmup)
+
+    def _open(self, folder: RunFolder) -> None:
+        """Begin the run in its folder, or go on there."""
+        mine = folder.restarted() and not self.progress.started  # begun here, before a launcher had to start it again
+        if mine and folder.has_checkpoint():
+            _, _, state = folder.open(self.config, self.split)
+            self._load(folder.tensors(), state)
+        if self.progress.started:
+            folder.write_config(self.config)
+        else:
+            folder.create(self.config, self.split, self.overwrite or mine)
+
+    def _run_phase(self, phase: str) -> None:
+        """Start or continue a phase until its last epoch, or until no model gets better; restore the best states."""
+        names, train = LEARN_IN[phase], self.config.train
+        epochs = train.epochs if phase == "joint" else train.warmup_epochs
+        steps = math.ceil(self.interactions / train.batch_size)
+        if self.progress.phase != phase:
+            self.progress = Progress(phase)
+        self._tell("on_phase", phase, epochs, steps)
+        if not self.progress.started:
+            self.progress.started = True
+            for name in names:
+                self.engine.learners[name].restart()
+            self._end_epoch()
+        while self.progress.epoch < epochs and not self._stalled(names):
+            self._run_epoch(steps)
+            self.progress.epoch, self.progress.step = self.progress.epoch + 1, 0
+            self._end_epoch(evaluated=self.progress.epoch % train.eval_every == 0 or self.progress.epoch == epochs)
+        if self.progress.epoch % self.config.run.checkpoint_every:
+            self.save()
+        if self.partition.main:
+            for name in names:
+                for problem in problems(self.history, self.config, phase, name):
+                    warnings.warn(problem, stacklevel=4)
+        for name in names:
+            self.engine.learners[name].restore_best()
+            if phase != "joint":
+                self._end_warmup(name)
+
+    def _run_epoch(self, steps: int) -> None:
+        """The steps of an epoch that are not done yet."""
+        progress, every, refilling = self.progress, self.config.run.checkpoint_steps, self._refilling()
+        size = self.config.train.batch_size
+        with self._timed("steps"):
+            order = self.engine.order(progress.phase, progress.epoch)
+            batches = zip(self.engine.users[order].split(size), self.engine.items[order].split(size), strict=True)
+        for step, (users, positives) in islice(enumerate(batches), progress.step, None):
+            if refilling is not None:
+                with self._timed("refill"):
+                    refilling.refill(progress.epoch * steps + step, steps)
+            with self._timed("steps"):
+                self.step(users, positives, progress.epoch * steps + step)
+            progress.step = step + 1
+            self._tell("on_step")
+            stop = self.partition.stopping
+            if stop or (every and progress.step % every == 0 and progress.step < steps):
+                self.save()
+            if stop:
+                raise KeyboardInterrupt
+
+    def step(self, users: Tensor, positives: Tensor, step: int) -> None:
+        """One step of each model that learns in the phase, on these training interactions: ids, int64 [B] each.
+
+        step: its number in the phase. `fit` does all of this; to time a step, or for a loop of your own.
+        """
+        for column, loss in self.engine.step(self.progress.phase, users, positives, step).items():
+            self.sums[column] = self.sums.get(column, 0.0) + loss.double() * len(users)
+
+    def _end_epoch(self, evaluated: bool = True) -> None:
+        """Evaluate, write the history's row, save a checkpoint if it is due."""
+        self._check_finite()
+        progress, config = self.progress, self.config
+        row: Row = {}
+        totals = self.partition.sums("losses", [float(total) for total in self.sums.values()])
+        for name, total in zip(self.sums, totals, strict=True):
+            row[name] = total / self.interactions
+        self.sums = {}
+        for name in LEARN_IN[progress.phase] if evaluated else ():
+            learner = self.engine.learners[name]
+            with self._timed("evaluate"):
+                found = self._evaluate(learner.model, "val")
+            learner.observe(found[config.train.monitor], progress.epoch)
+            row |= {f"{name}/{metric}": value for metric, value in found.items() if metric != "users"}
+        for name in LEARN_IN[progress.phase]:
+            learner = self.engine.learners[name]
+            row[f"{name}/best_epoch"] = learner.best_epoch if learner.best else progress.epoch
+        if (refilling := self._refilling()) is not None and progress.step == 0:
+            cycle = max(1, config.distill.refresh)
+            if (error := refilling.rank_error(progress.epoch // cycle * cycle)) is not None:
+                row |= {"rank_error": error, "rank_error_bound": rank_error(refilling.catalog)}
+        times = {f"{part}_seconds": round(seconds, 3) for part, seconds in self.seconds.items()}
+        about = {"phase": progress.phase, "epoch": progress.epoch, "interactions": self.interactions}
+        about["seconds"] = round(sum(self.seconds.values()), 3)
+        self.history.append(row := about | times | row)
+        self.seconds = {}
+        self._tell("on_epoch", row)
+        if progress.epoch % config.run.checkpoint_every == 0:
+            self.save()
+
+    def _refilling(self) -> Bidirectional | None:
+        """Whose pool this phase draws from, if it does."""
+        return self.distiller if self.progress.phase == "joint" else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.engine.device
+
+    @property
+    def distiller(self) -> Bidirectional | None:
+        """Draws the items on which the models follow each other; None where they do not."""
+        return self.engine.objective.distiller
+
+    @property
+    def interactions(self) -> int:
+        """Training interactions of an epoch."""
+        return len(self.engine.users)
+
+    @property
+    def done(self) -> int:
+        """Training interactions that the running phase has learned from, those of every epoch."""
+        size, n = self.config.train.batch_size, self.interactions
+        return self.progress.epoch * n + min(self.progress.step * size, n)
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        """Adds what runs inside to the seconds of this part of the epoch."""
+        began = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
+
+    def _check_finite(self) -> None:
+        learners = self.engine.learners.items()
+        bad = [name for name, learner in learners if not self.partition.all("finite", learner.finite())]
+        if bad:
+            raise self._diverged(bad)
+
+    def _diverged(self, names: Sequence[str]) -> UserError:
+        """What to say where numbers of these models are no longer finite."""
+        progress = f"after {self.progress.epoch} epochs of {self.progress.phase}"
+        remedy = f"lower {' or '.join(f'{name}.lr' for name in names)}"
+        if self.progress.phase == "joint" and self.config.distill.method != "none":
+            remedy += f" or {' or '.join(f'distill.lambda_{name}' for name in names)}, or raise distill.tau_learner"
+        return UserError(f"{' and '.join(names)} diverged {progress}: {remedy}")
+
+    def _stalled(self, names: Sequence[str]) -> bool:
+        patience = self.config.train.patience
+        return patience > 0 and all(self.engine.learners[name].stale >= patience for name in names)
+
+    def _evaluate(self, model: Recommender, part: str) -> dict[str, float]:
+        config, seen = self.config.eval, self.engine.seen if part == "val" else None
+        model.train(False)
+        found = evaluate(
+            model, self.split, part, config.ks, config.batch, seen=seen, most=config.users, partition=self.partition
+        )
+        model.train(True)
+        return found
+
+    def _metrics(self, model: Recommender) -> dict[str, dict[str, float]]:
+        parts = ["val", "test"] if len(self.split.test_users) else ["val"]
+        return {part: self._evaluate(model, part) for part in parts}
+
+    def _end_warmup(self, name: str) -> None:
+        self.warmup[name] = self._metrics(self.engine.learners[name].model)
+        if self.folder is not None:
+            self.folder.save_warmup(name, self.engine.learners[name].model, self.fingerprint)
+
+    def save(self) -> None:
+        """Write a checkpoint into the run folder, if there is one."""
+        if self.folder is None:
+            return
+        tensors: dict[str, Tensor] = {}
+        state: dict[str, Any] = {"place": asdict(self.progress), "history": self.history, "warmup": self.warmup}
+        columns = self.partition.columns("save", [float(total) for total in self.sums.values()])
+        state["sums"] = dict(zip(self.sums, columns, strict=True))
+        for name, learner in self.engine.learners.items():
+            own, state[name] = learner.state()
+            tensors |= {f"{name}.{key}": value for key, value in own.items()}
+        distiller = self.distiller
+        if distiller is not None and distiller.pool is not None:
+            tensors["pool"] = distiller.pool
+        with self.folder.held():
+            self.folder.save(self.config, self.fingerprint, tensors, state)
+
+    def _load_grown(self, tensors: dict[str, Tensor], state: State, growth: Growth) -> None:
+        """`_load` of a state from before users or items were added. Saves what comes of it."""
+        assert self.folder is not None
+        with self._fitting():
+            for name, learner in self.engine.learners.items():
+                learner.load_grown(below(f"{name}.", tensors), getattr(state, name).model_dump(), growth)
+            if self.distiller is not None and "pool" in tensors:
+                self.distiller.pool = growth.pool(tensors["pool"]).to(self.device)
+        self.progress, self.history = Progress(**state.place.model_dump() | {"step": 0}), state.history
+        for name in state.warmup:
+            model = self.engine.new_model(name)
+            self.folder.grow_warmup(name, model, growth, self.fingerprint)
+            self.warmup[name] = self._metrics(model)
+        self.save()
+
+    def _load(self, tensors: dict[str, Tensor], state: State) -> None:
+        with self._fitting():
+            for name, learner in self.engine.learners.items():
+                learner.load_state(below(f"{name}.", tensors), getattr(state, name).model_dump())
+            if self.distiller is not None and "pool" in tensors:
+                self.distiller.pool = tensors["pool"].to(self.device)
+        self.progress = Progress(**state.place.model_dump())
+        self.history, self.warmup = state.history, state.warmup
+        for name, sums in state.sums.items():
+            self.sums[name] = self.partition.own(sums)
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """Inside, tensors or numbers of another model than the settings describe are a UserError."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (KeyError, RuntimeError, TypeError, ValueError, IndexError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"the checkpoint does not hold the tensors of this run ({reason}): restore it, or start again"
+            ) from error
+
+    def _tell(self, event: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *arguments)

@@ -1,0 +1,50 @@
+"""What a training step is given: what a model minimises, and the batch that it learns from."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from bdkernels import Draws
+
+
+class Terms(NamedTuple):
+    """What a model minimises: cf + lambda_ * distill.
+
+    Attributes:
+        cf: "bce" or "bpr".
+        lambda_: weight of the distillation loss.
+        tau_learner, tau_guide: its temperatures.
+    """
+
+    cf: str
+    lambda_: float
+    tau_learner: float
+    tau_guide: float
+
+
+class Batch(NamedTuple):
+    """What one model learns from in a step.
+
+    Attributes:
+        users, positives: [B] int64 training interactions.
+        negatives: [B, M] item ids; -1 where the mask is False.
+        distill: [B, k] item ids likewise; k = 0 where nothing is distilled.
+        guide_scores: [B, k] float32, the other model's scores of the distilled items.
+    """
+
+    users: Tensor
+    positives: Tensor
+    negatives: Draws
+    distill: Draws
+    guide_scores: Tensor
+
+    def listed(self, fused: bool) -> Tensor:
+        """[B, 1 + M + k] items that a step touches. What is missing is replaced by the positive in a fused step, whose negatives
+        are all there, else by the first item.
+        """
+        positives, distilled = self.positives[:, None], self.distill
+        live = distilled.ids.where(distilled.mask, positives) if fused else distilled.ids.clamp(min=0)
+        return torch.cat([positives, self.negatives.ids.clamp(min=0), live], 1)

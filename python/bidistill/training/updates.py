@@ -1,0 +1,118 @@
+"""How a model learns from a batch: by autograd and torch.optim, or in one fused call where that is the same formula."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bdkernels import NonFiniteLoss, StepLoss, bd_step_update, distill_loss
+from bidistill.config import ModelConfig
+from bidistill.models import Recommender
+from bidistill.models.base import Tables
+from bidistill.training.losses import LOSSES
+from bidistill.training.optimizers import FUSED, OPTIMIZERS, to_torch
+from bidistill.training.types import Batch, Terms
+
+
+class Update(Protocol):
+    """Changes a model by one step a call, and owns its optimizer's state."""
+
+    def __call__(self, batch: Any, /) -> dict[str, Tensor]:
+        """One step on what the strategy gives for a batch.
+
+        Returns:
+            the scalar losses before the step: "cf", and "distill" where there is something to distil.
+        """
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """The optimizer's state: tensors and plain numbers by name."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Restore what `state` gave."""
+        ...
+
+    def row_kinds(self) -> dict[str, str]:
+        """Which names of `state`, or beginnings of them before a ".", have a row a user ("users") or an item ("items")."""
+        ...
+
+
+class EagerUpdate:
+    """Any model and any optimizer."""
+
+    def __init__(self, model: Recommender, config: ModelConfig, terms: Terms) -> None:
+        self.model, self.terms = model, terms
+        decay = {"weight_decay": config.weight_decay} if config.weight_decay else {}
+        self.optimizer = OPTIMIZERS[config.optimizer](model.parameters(), lr=config.lr, **decay)
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        cf, lambda_, tau_learner, tau_guide = self.terms
+        widths = 1, batch.negatives.ids.shape[1], batch.distill.ids.shape[1]
+        scores = self.model.score(batch.users, batch.listed(fused=False)).split(
+            widths, dim=1
+        )  # one call scores everything
+        loss = LOSSES[cf](scores[0][:, 0], scores[1], batch.negatives.mask)
+        losses = {"cf": loss.detach()}
+        if scores[2].shape[1]:
+            distill = distill_loss(scores[2], batch.guide_scores, tau_learner, tau_guide, batch.distill.mask)
+            loss, losses["distill"] = loss + lambda_ * distill, distill.detach()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return losses
+
+    def state(self) -> dict[str, Any]:
+        states = self.optimizer.state_dict()["state"]
+        return {f"{index}.{name}": value for index, values in states.items() for name, value in values.items()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        if "step" in state:
+            state = to_torch(state, list(self.model.parameters()), self.optimizer)
+        states: dict[int, dict[str, Any]] = {}
+        for name, value in state.items():
+            index, _, key = name.partition(".")
+            states.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": states})
+
+    def row_kinds(self) -> dict[str, str]:
+        kinds = self.model.row_kinds()
+        names = [name for name, _ in self.model.named_parameters()]
+        return {str(index): kinds[name] for index, name in enumerate(names) if name in kinds}
+
+
+class FusedUpdate:
+    """Tables whose dot product is the whole score, an optimizer of FUSED, and batches without missing negatives."""
+
+    def __init__(self, tables: Tables, config: ModelConfig, terms: Terms) -> None:
+        self.terms = terms
+        self.optimizer = FUSED[config.optimizer](tables, lr=config.lr)
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        try:
+            found = bd_step_update(
+                self.optimizer,
+                batch.users,
+                batch.positives,
+                batch.negatives.ids,
+                batch.distill,
+                batch.guide_scores,
+                **self.terms._asdict(),
+            )
+        except NonFiniteLoss:  # as a GPU leaves it: the trainer looks for diverged rows at the end of an epoch
+            with torch.no_grad():
+                self.optimizer.user_table[batch.users] = torch.nan
+            nan = batch.guide_scores.new_full((), torch.nan)
+            found = StepLoss(nan, nan, nan)
+        return {"cf": found.cf, "distill": found.distill} if batch.distill.ids.shape[1] else {"cf": found.cf}
+
+    def state(self) -> dict[str, Any]:
+        return dict(self.optimizer.state_dict())
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+    def row_kinds(self) -> dict[str, str]:
+        return {"user_table": "users", "item_table": "items", "item_bias": "items"}
