@@ -11,21 +11,21 @@ from bdkernels.functional import (
     Samples,
     StepLoss,
     TopK,
-    bd_step_loss,
-    bd_step_update,
     count_above,
     count_above_block,
     distill_loss,
+    fused_loss,
+    fused_step,
     rank,
     sample,
     score,
     topk,
 )
-from bdkernels.optim import SGD, Adagrad, LazyAdam, RowOptimizer
+from bdkernels.optim import SGD, Adagrad, RowOptimizer, SparseAdam
 from bdkernels.sampling.keys import occurrence
-from bdkernels.sampling.subset import Strata, rank_error, rank_errors
-from bdkernels.sparse import apply_rows
-from bdkernels.storage.mapped import open_table
+from bdkernels.sampling.subset import PopularityStrata, rank_error, rank_errors
+from bdkernels.sparse import sparse_step
+from bdkernels.storage.mapped import open_memmap
 from bdkernels.types.factors import Factors
 from bdkernels.types.seen import Seen
 from bdkernels.version import __version__ as __version__
@@ -38,31 +38,31 @@ __all__ = [
     "Draws",
     "Exp",
     "Factors",
-    "LazyAdam",
     "Linear",
     "NonFiniteLoss",
+    "PopularityStrata",
     "RankOnly",
     "RowOptimizer",
     "Samples",
     "Seen",
+    "SparseAdam",
     "StepLoss",
-    "Strata",
     "Tanh",
     "TopK",
     "Uniform",
     "Weight",
-    "apply_rows",
-    "bd_step_loss",
-    "bd_step_update",
     "count_above",
     "count_above_block",
     "distill_loss",
+    "fused_loss",
+    "fused_step",
     "occurrence",
-    "open_table",
+    "open_memmap",
     "rank",
     "rank_error",
     "rank_errors",
     "sample",
     "score",
+    "sparse_step",
     "topk",
 ]

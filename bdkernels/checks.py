@@ -108,11 +108,11 @@ def tensor(
 def factors(f: Factors, prefix: str = "", dtypes: tuple[torch.dtype, ...] = FLOATS) -> None:
     users, items, bias = f
     device = users.device
-    tensor(f"{prefix}users", users, ("B", "d"), dtypes, device)
-    tensor(f"{prefix}items", items, ("N", users.shape[1]), (users.dtype,), device)
+    tensor(f"{prefix}user_factors", users, ("B", "d"), dtypes, device)
+    tensor(f"{prefix}item_factors", items, ("N", users.shape[1]), (users.dtype,), device)
     if bias is not None:
         tensor(f"{prefix}item_bias", bias, (items.shape[0],), (users.dtype,), device)
-    _is(items.shape[0] < MAX_ITEMS, f"{prefix}items", "fewer than 2^31 rows", items.shape[0])
+    _is(items.shape[0] < MAX_ITEMS, f"{prefix}item_factors", "fewer than 2^31 rows", items.shape[0])
 
 
 def seen(s: Seen | None, n_rows: int, device: torch.device) -> None:
@@ -222,11 +222,11 @@ def weight(name: str, kind: str, parameter: float) -> None:
         within(name, parameter, ranges.SHARPNESS)
 
 
-def sample(k: int, step: int, catalog: int, n_items: int, weights: tuple[tuple[str, float, bool], ...]) -> None:
+def sample(k: int, step: int, subset: int, n_items: int, weights: tuple[tuple[str, float, bool], ...]) -> None:
     """The numbers that `sample` is given; a weight is its kind, parameter and flipped."""
     within("k", k, ranges.DRAWS)
     within("step", step, ranges.STEP)
-    integer("catalog", catalog, 0, n_items)
+    integer("subset", subset, 0, n_items)
     for name, (kind, parameter, _) in zip(("to_student", "to_teacher"), weights, strict=True):
         weight(name, kind, parameter)
 
@@ -318,8 +318,8 @@ def step(s: StepInputs) -> None:
         tensor("distill_mask", s.distill_mask, shape, (torch.bool,), device)
     choice("cf", s.cf, ("bce", "bpr"))
     temperatures(s.tau_learner, s.tau_guide)
-    within("lambda_", s.lambda_, ranges.LAMBDA)
-    within("lambda_ / tau_learner", s.lambda_ / s.tau_learner, ranges.SLOPE)
+    within("distill_weight", s.distill_weight, ranges.LAMBDA)
+    within("distill_weight / tau_learner", s.distill_weight / s.tau_learner, ranges.SLOPE)
 
 
 def finite_losses(cf: Tensor, distill: Tensor) -> None:

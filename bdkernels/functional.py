@@ -3,7 +3,7 @@
 Shapes: B users of a batch, N items, C listed items a user, d factors, k draws. Every function raises ValueError that names the
 argument, what was expected and what was found (wrong shape, dtype, device, id out of range, unsorted `seen`, NaN scores),
 TypeError where its Python type is wrong, and `backends.BackendError` where an explicit backend cannot be honoured. `score`,
-`distill_loss` and `bd_step_loss` have gradients: first derivatives by torch.autograd, while torch.func, forward mode and second
+`distill_loss` and `fused_loss` have gradients: first derivatives by torch.autograd, while torch.func, forward mode and second
 derivatives raise RuntimeError. To all others their arguments are constants, and so are the scores of `topk` to what follows.
 """
 
@@ -54,7 +54,7 @@ class Samples(NamedTuple):
 
 
 class StepLoss(NamedTuple):
-    """Scalars of a step: of `bd_step_loss`, loss = cf + lambda_ * distill is differentiable; the rest is for the log."""
+    """Scalars of a step: of `fused_loss`, loss = cf + distill_weight * distill is differentiable; the rest is for the log."""
 
     loss: Tensor
     cf: Tensor
@@ -68,7 +68,7 @@ def score(factors: Factors, ids: Tensor, *, sparse: bool = False, backend: str |
     in every backend, tile, thread count and instruction set.
 
     Args:
-        factors: users [B, d], items [N, d], item_bias [N] or None; here also float64, which the reference alone serves.
+        factors: user_factors [B, d], item_factors [N, d], item_bias [N] or None; also float64, by the reference alone.
         ids: [B, C] int64 in [0, N).
         sparse: the gradients of items and item_bias as sparse rows, as from torch.nn.Embedding(sparse=True), so that their cost
             does not grow with N; False for dense gradients, which any optimizer takes.
@@ -89,7 +89,7 @@ def rank(factors: Factors, ids: Tensor, seen: Seen | None = None, *, backend: st
     No [B, N] tensor exists at any time: extra memory is O(B * C) and a tile a thread.
 
     Args:
-        factors: users [B, d], items [N, d], item_bias [N] or None.
+        factors: user_factors [B, d], item_factors [N, d], item_bias [N] or None.
         ids: [B, C] int64 in [0, N); an item that the user has seen gets the rank that it would have.
         seen: rows of the B users, not candidates; None for nothing seen.
         backend: see `score`.
@@ -114,7 +114,7 @@ def count_above(
     Counts add up over any partition of the items, so rank = 1 + the sum of the counts of all shards.
 
     Args:
-        factors: users [B, d], items [n, d] (one shard), item_bias [n] or None.
+        factors: user_factors [B, d], item_factors [n, d] (one shard), item_bias [n] or None.
         thresholds: [B, C] float32; infinities are fine, NaN is an error.
         tie_ids: [B, C] int64: an item with the same score counts if its id is below this one; any integer.
         seen: rows of the B users with ids of the whole catalog; those outside of the shard are ignored.
@@ -152,7 +152,7 @@ def topk(factors: Factors, k: int, seen: Seen | None = None, *, backend: str | N
     """The k best unseen items of each user over the whole catalog, in the total order of `rank`; no [B, N] tensor.
 
     Args:
-        factors: users [B, d], items [N, d], item_bias [N] or None.
+        factors: user_factors [B, d], item_factors [N, d], item_bias [N] or None.
         k: from 1 to N.
         seen: rows of the B users, never recommended; None for nothing seen.
         backend: see `score`.
@@ -174,7 +174,7 @@ def sample(
     seed: int = 0,
     occurrence: Tensor | None = None,
     independent_directions: bool = False,
-    catalog: int | Tensor | None = None,
+    subset: int | Tensor | None = None,
     backend: str | None = None,
 ) -> Samples:
     """Items by the discrepancy of their ranks under the two models: exact draws of Kweon, Kang, Yu (WWW 2021), section 4.
@@ -190,33 +190,33 @@ def sample(
     ways they are equal.
 
     Args:
-        teacher: users [B, d_t], items [N, d_t], item_bias [N] or None.
-        student: users [B, d_s], items [N, d_s], item_bias [N] or None, of the same users and items.
+        teacher: user_factors [B, d_t], item_factors [N, d_t], item_bias [N] or None.
+        student: user_factors [B, d_s], item_factors [N, d_s], item_bias [N] or None, of the same users and items.
         k: draws a row and direction, from 1 to 2^31 - 1.
         seen: rows of the B users, never drawn; None for nothing seen.
         to_student: weight of the items that the student learns from the teacher; None turns the direction off.
         to_teacher: weight of the items that the teacher learns from the student; None turns the direction off.
         user_ids: [B] int64 in [0, 2^32), which user each row is.
-        step: in [0, 2^32): the number of the training step or refresh, so that each draws anew.
+        step: in [0, 2^32): the number of the training step or resampling, so that each draws anew.
         seed: any integer in [-2^63, 2^63).
         occurrence: [B] int64 in [0, 2^24), how many earlier rows have the same user, so that repeats of a user draw items of
             their own: `occurrence(user_ids)` of the whole batch, which may then be split in any way. None: zeros.
         independent_directions: True makes the draws of the two directions independent of each other, at the cost of a second
             pass of counting over the catalog. The draws to the student are the same either way.
-        catalog: None counts ranks over all items. m, from 1 to N, counts them over m random items, others for each (seed, step)
+        subset: None counts ranks over all items. m, from 1 to N, counts them over m random items, others for each (seed, step)
             and the same for all users, so that the cost does not grow with N: draws then follow estimated ranks. The share of
             the catalog that an estimate is off by passes `rank_error(m, delta)` with a probability of at most delta. Proposals
             come from all items, but for users whose weights are so peaked that hardly any is accepted: those draw from the m.
-            Or the m items themselves, ids [m] int64, rising; those that `Strata` draws estimate ranks better.
+            Or the m items themselves, ids [m] int64, rising; those that `PopularityStrata` draws estimate ranks better.
         backend: see `score`.
 
-    Item tables of `open_table` are read from disk once for each round of proposals of a group of users. A group has 2^18 /
+    Item tables of `open_memmap` are read from disk once for each round of proposals of a group of users. A group has 2^18 /
     min(1024, max(32, 8 k)) users and most often one to three rounds, so ask for many users at once. A user whose weights are so
     peaked that hardly any proposal is accepted takes a reading of both tables alone, and 40 bytes an item of scratch memory.
-    With `catalog` the tables are not read through: just the rows of the m items and of the proposals are.
+    With `subset` the tables are not read through: just the rows of the m items and of the proposals are.
     """
     models = *_detach(teacher, "teacher"), *_detach(student, "student")
-    m, counted = _catalog(catalog, teacher.n_items)
+    m, counted = _subset(subset, teacher.n_items)
     weights = _codes(k, seed, step, (to_student, to_teacher), teacher.n_items)
     checks.instance("independent_directions", independent_directions, bool)
     rows = _tensor("user_ids", user_ids), None if occurrence is None else _tensor("occurrence", occurrence)
@@ -258,7 +258,7 @@ def distill_loss(
     return torch.ops.bdkernels.distill_loss(learner_scores, guide, tau_learner, tau_guide, mask, backend=_name(backend))
 
 
-def bd_step_loss(
+def fused_loss(
     user_table: Tensor,
     item_table: Tensor,
     item_bias: Tensor | None,
@@ -269,7 +269,7 @@ def bd_step_loss(
     guide_scores: Tensor,
     *,
     cf: str = "bce",
-    lambda_: float = 1.0,
+    distill_weight: float = 1.0,
     tau_learner: float = 1.0,
     tau_guide: float = 1.0,
     sparse: bool = True,
@@ -277,7 +277,7 @@ def bd_step_loss(
 ) -> StepLoss:
     """One learner's whole training loss, with the gradient of just the rows that it touches.
 
-        loss = CF(positives, negatives) + lambda_ * D(scores of the distilled items, guide_scores)
+        loss = CF(positives, negatives) + distill_weight * D(scores of the distilled items, guide_scores)
 
     CF is the binary cross entropy of the positive and the M negatives ("bce"), or -log sigmoid(positive - negative) of the M
     pairs ("bpr"), summed over a row and averaged over rows; D is `distill_loss`.
@@ -288,7 +288,7 @@ def bd_step_loss(
         distill: ids [B, k] and mask [B, k], from `sample` with the rows of `users`. What is masked out may hold anything.
         guide_scores: [B, k], the other model's scores of the distilled items; a constant to the gradient.
         cf: "bce" or "bpr".
-        lambda_: weight of the distillation.
+        distill_weight: weight of the distillation.
         tau_learner, tau_guide: temperatures, > 0.
         sparse: gradients as sparse rows, as from torch.nn.Embedding(sparse=True), so that a step's cost does not grow with N
             or U; False for dense gradients, which any optimizer takes.
@@ -302,13 +302,13 @@ def bd_step_loss(
     checks.instance("sparse", sparse, bool)
     ids, mask = distill
     batch = users, positives, negatives, ids, guide_scores, mask
-    step = StepInputs(user_table, item_table, item_bias, *batch, cf, lambda_, tau_learner, tau_guide)
+    step = StepInputs(user_table, item_table, item_bias, *batch, cf, distill_weight, tau_learner, tau_guide)
     _check_step(step)
     step = step._replace(guide_scores=guide_scores.detach())
-    return StepLoss(*torch.ops.bdkernels.bd_step_loss(*step, sparse=sparse, backend=_name(backend)))
+    return StepLoss(*torch.ops.bdkernels.fused_loss(*step, sparse=sparse, backend=_name(backend)))
 
 
-def bd_step_update(
+def fused_step(
     optimizer: RowOptimizer,
     users: Tensor,
     positives: Tensor,
@@ -317,25 +317,25 @@ def bd_step_update(
     guide_scores: Tensor,
     *,
     cf: str = "bce",
-    lambda_: float = 1.0,
+    distill_weight: float = 1.0,
     tau_learner: float = 1.0,
     tau_guide: float = 1.0,
     backend: str | None = None,
 ) -> StepLoss:
-    """One learner's whole training step: the loss of `bd_step_loss`, its gradient, and the update of the rows, in one call.
+    """One learner's whole training step: the loss of `fused_loss`, its gradient, and the update of the rows, in one call.
 
-    The optimizer stands where the tables do in `bd_step_loss`: it holds them and changes them in place, just the rows that the
+    The optimizer stands where the tables do in `fused_loss`: it holds them and changes them in place, just the rows that the
     batch touches. Repeats of a user or an item are summed before the rule is applied, in the order of the batch, so that the
     result does not depend on the thread count. On an error nothing has changed.
 
     torch.compile makes constants of the numbers in a global variable, so hand it the optimizer as an argument; it compiles again
-    where lr changes. A captured CUDA graph repeats the numbers of its capture: lr, and the step that LazyAdam's lr_t depends on.
+    where lr changes. A captured CUDA graph repeats the numbers of its capture: lr, and the step that SparseAdam's lr_t uses.
 
     Args:
-        optimizer: `SGD`, `Adagrad` or `LazyAdam` of (user_table, item_table, item_bias or None). Parameters that require
+        optimizer: `SGD`, `Adagrad` or `SparseAdam` of (user_table, item_table, item_bias or None). Parameters that require
             grad are fine: autograd sees an in-place change, no gradient.
-        users, positives, negatives, distill, guide_scores: the batch, see `bd_step_loss`.
-        cf, lambda_, tau_learner, tau_guide: see `bd_step_loss`.
+        users, positives, negatives, distill, guide_scores: the batch, see `fused_loss`.
+        cf, distill_weight, tau_learner, tau_guide: see `fused_loss`.
         backend: see `score`. float64 tables are served by the reference alone, so "cpu" refuses them.
 
     Returns:
@@ -350,23 +350,23 @@ def bd_step_update(
     ids, mask = distill
     bias = None if optimizer.item_bias is None else optimizer.item_bias.detach()
     tables, batch = (optimizer.user_table.detach(), optimizer.item_table.detach()), (users, positives, negatives)
-    step = StepInputs(*tables, bias, *batch, ids, guide_scores, mask, cf, lambda_, tau_learner, tau_guide)
+    step = StepInputs(*tables, bias, *batch, ids, guide_scores, mask, cf, distill_weight, tau_learner, tau_guide)
     _check_step(step)
     step = step._replace(guide_scores=guide_scores.detach())
-    cf_loss, distill_loss = torch.ops.bdkernels.bd_step_update(
+    cf_loss, distill_loss = torch.ops.bdkernels.fused_step(
         *step[:3], optimizer.state, *step[3:], *optimizer.rule(), backend=_name(backend)
     )
     optimizer.step += 1
-    return StepLoss(cf_loss + lambda_ * distill_loss, cf_loss, distill_loss)
+    return StepLoss(cf_loss + distill_weight * distill_loss, cf_loss, distill_loss)
 
 
-def _catalog(catalog: int | Tensor | None, n_items: int) -> tuple[int, Tensor | None]:
+def _subset(subset: int | Tensor | None, n_items: int) -> tuple[int, Tensor | None]:
     """How many random items ranks are counted over, 0 for all or those that are given; and the given ones."""
-    if catalog is None or isinstance(catalog, Tensor):
-        return 0, catalog
-    checks.int64("catalog", catalog)
-    checks.integer("catalog", catalog, 1, n_items)
-    return catalog, None
+    if subset is None or isinstance(subset, Tensor):
+        return 0, subset
+    checks.int64("subset", subset)
+    checks.integer("subset", subset, 1, n_items)
+    return subset, None
 
 
 def _codes(
@@ -393,7 +393,7 @@ def _samples(ids: tuple[Tensor, Tensor], weights: tuple[WeightCode, WeightCode])
 def _check_step(step: StepInputs) -> None:
     """Their Python types, under the names that the public functions give them."""
     checks.instance("cf", step.cf, str)
-    for name in ("lambda_", "tau_learner", "tau_guide"):
+    for name in ("distill_weight", "tau_learner", "tau_guide"):
         checks.float64(name, getattr(step, name))
     for name, t in zip(step._fields, (*step.tables, *step.batch), strict=False):
         if t is not None or name not in ("item_bias", "distill_mask"):
@@ -413,7 +413,7 @@ def _name(backend: str | None) -> str:
 def _parts(f: Factors, name: str = "factors") -> tuple[Tensor, Tensor, Tensor | None]:
     checks.instance(name, f, Factors)
     users, items, bias = f
-    users, items = _tensor(f"{name}.users", users), _tensor(f"{name}.items", items)
+    users, items = _tensor(f"{name}.user_factors", users), _tensor(f"{name}.item_factors", items)
     return users, items, None if bias is None else _tensor(f"{name}.item_bias", bias)
 
 

@@ -1,9 +1,9 @@
-"""Optimizers that change only the rows that a step touches, for `bd_step_update`, which applies them in the call of the loss.
+"""Optimizers that change only the rows that a step touches, for `fused_step`, which applies them in the call of the loss.
 
 Repeats of a row in a batch are summed, then the rule is applied to the row once, as torch.optim does with sparse gradients:
     SGD       row -= lr * g
     Adagrad   sum += g^2;  row -= lr * g / (sqrt(sum) + eps)                        Duchi, Hazan, Singer, JMLR 2011
-    LazyAdam  m, v as exponential averages of g and g^2;  row -= lr_t * m / (sqrt(v) + eps)
+    SparseAdam  m, v as exponential averages of g and g^2;  row -= lr_t * m / (sqrt(v) + eps)
               lr_t = lr * sqrt(1 - beta2^t) / (1 - beta1^t)                         Kingma and Ba, ICLR 2015, section 2
 where g is the gradient plus weight_decay * row, and t counts steps, not visits of a row: that is torch.optim.SparseAdam.
 """
@@ -37,7 +37,7 @@ class RowOptimizer:
 
     Args:
         tables: user_table [U, d], item_table [N, d] and item_bias [N] or None, float32 or float64, of one dtype and device:
-            what `bd_step_loss` takes. Rows may be strided, columns not. They are changed in place, so no two of them may have a
+            what `fused_loss` takes. Rows may be strided, columns not. They are changed in place, so no two of them may have a
             number in common. Those of 16 MB and more on
             a CPU, and their state, are put on large pages where Linux has them (see `pages`).
         lr: learning rate, 0 or in the normal range of float32; the attribute may be changed between steps.
@@ -140,7 +140,7 @@ class Adagrad(RowOptimizer):
         return super().rule()._replace(eps=self.eps)
 
 
-class LazyAdam(RowOptimizer):
+class SparseAdam(RowOptimizer):
     """Adam whose moments decay only in the touched rows: torch.optim.SparseAdam.
 
     Args:

@@ -49,7 +49,9 @@ SHARPNESS = Range(math.ulp(0.0), sys.float_info.max, "a finite number > 0")  # a
 # losses
 TAU = Range(_FLOAT32.tiny, _FLOAT32.max, _IN_FLOAT32)
 LAMBDA = Range(_FLOAT32.tiny, _FLOAT32.max, f"0, or in size {_IN_FLOAT32}", signed=True, zero=True)
-SLOPE = Range(0.0, _FLOAT32.max, "a finite float32", signed=True)  # lambda_ / tau_learner, a factor of the gradient
+SLOPE = Range(
+    0.0, _FLOAT32.max, "a finite float32", signed=True
+)  # distill_weight / tau_learner, a factor of the gradient
 # row optimizers
 LR = Range(_FLOAT32.tiny, _FLOAT32.max, f"0 or {_IN_FLOAT32}", zero=True)
 STEP_SIZE = Range(0.0, _FLOAT32.max, "a finite float32 >= 0")  # lr times what Adam corrects, which may be below 1

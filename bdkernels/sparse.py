@@ -8,14 +8,14 @@ from bdkernels.backends.reference import update_rows
 from bdkernels.optim import RowOptimizer
 
 
-def apply_rows(optimizer: RowOptimizer, **rows: tuple[Tensor, Tensor]) -> None:
-    """One step of the optimizer on the named rows of its tables, in place: what `bd_step_update` does after the gradient.
+def sparse_step(optimizer: RowOptimizer, **rows: tuple[Tensor, Tensor]) -> None:
+    """One step of the optimizer on the named rows of its tables, in place: what `fused_step` does after the gradient.
 
     Gradients of equal ids are summed, in the order in which they stand (on a GPU in any), before the rule is applied once to the
     row. A table that is not named stays as it is. On an error nothing has changed.
 
     Args:
-        optimizer: `SGD`, `Adagrad` or `LazyAdam`; its step counts by one, also where no row is named.
+        optimizer: `SGD`, `Adagrad` or `SparseAdam`; its step counts by one, also where no row is named.
         rows: of "user_table", "item_table" and "item_bias" the row numbers [n] int64 and gradients [n, d], of the bias [n], of
             the tables' dtype and device.
 

@@ -109,7 +109,7 @@ class Epochs(Case):
 def build(name: str, *, tiny: bool, data: str | None = None) -> Case:
     """The epoch at CiteULike's sizes: on the .npz `data` if given (arrays train, val, test), else on made-up interactions."""
     settings = {
-        "train.warmup_epochs": 0, "train.patience": 0, "train.eval_every": EVAL_EVERY, "distill.refresh": 2,
+        "train.pretrain_epochs": 0, "train.patience": 0, "train.eval_every": EVAL_EVERY, "distill.resample_every": 2,
         "run.progress": False, "teacher.dim": 50, "student.dim": 5,
     }  # fmt: skip
     config = Config().with_overrides(settings | ({"train.batch_size": TINY_BATCH} if tiny else {}))

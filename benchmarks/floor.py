@@ -56,12 +56,14 @@ class Floor:
     @property
     def note(self) -> str:
         """The tiles that won."""
-        return "; ".join(f"d={f.users.shape[1]}: {tile}" for f, tile in zip(self.models, self.tiles, strict=True))
+        return "; ".join(
+            f"d={f.user_factors.shape[1]}: {tile}" for f, tile in zip(self.models, self.tiles, strict=True)
+        )
 
     def check(self) -> None:
         """The tiles, put together, are the product."""
         for f, tile in zip(self.models, self.tiles, strict=True):
-            some = f._replace(items=f.items[: 2 * tile.items + 1])
+            some = f._replace(item_factors=f.item_factors[: 2 * tile.items + 1])
             out = torch.full((some.users.shape[0], some.n_items), torch.nan)
             product(some, tile, out)
             torch.testing.assert_close(out, (some.users.double() @ some.items.double().T).float(), rtol=1e-4, atol=1e-4)
@@ -81,8 +83,8 @@ def product(f: Factors, tile: Tile, out: Tensor | None = None) -> None:
 
 def fastest(f: Factors) -> Tile:
     """The best tile on some of the items, by a quick look at all and a closer one at the finalists."""
-    n_users = f.users.shape[0]
-    some = f._replace(items=f.items[: max(SEARCH_PAIRS // n_users, 2 * TILE_ITEMS[-1])])
+    n_users = f.user_factors.shape[0]
+    some = f._replace(item_factors=f.item_factors[: max(SEARCH_PAIRS // n_users, 2 * TILE_ITEMS[-1])])
     users = [size for size in TILE_USERS if size <= n_users] or [n_users]
     own = (False, True) if torch.get_num_threads() > 1 and DEVICE.type == "cpu" else (False,)
     tiles = [Tile(*choice) for choice in itertools.product(users, TILE_ITEMS, (False, True), own)]
@@ -97,10 +99,10 @@ def fastest(f: Factors) -> Tile:
 
 def _strip(f: Factors, tile: Tile, start: int, stop: int, out: Tensor | None) -> None:
     """The product of all users with the items from start to stop."""
-    users = f.users.split(tile.users)
+    users = f.user_factors.split(tile.users)
     buffer = torch.empty((tile.items, tile.users) if tile.items_first else (tile.users, tile.items))
     for first in range(start, stop, tile.items):
-        v = f.items[first : min(first + tile.items, stop)]
+        v = f.item_factors[first : min(first + tile.items, stop)]
         for block, u in enumerate(users):
             left, right = (v, u) if tile.items_first else (u, v)
             if out is None:

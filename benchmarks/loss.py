@@ -1,6 +1,6 @@
 """One training step of one model, batch 1,024: loss, gradients of the touched rows, update of those rows.
 
-`bd_step_update` with LazyAdam, and `bd_step_loss` with torch.optim.SparseAdam, against eager autograd with sparse embeddings and
+`fused_step` with SparseAdam, and `fused_loss` with torch.optim.SparseAdam, against eager autograd with sparse embeddings and
 that optimizer. Every contender trains tables of its own from the same start, on the same batches in turn.
 """
 
@@ -52,28 +52,28 @@ class Eager:
 
 
 class StepLoss(Eager):
-    """`bd_step_loss` in the place of autograd."""
+    """`fused_loss` in the place of autograd."""
 
     def loss(self, batch: Any) -> Tensor:
         users, positives, negatives, distilled = batch
         drawn = bd.Draws(distilled, torch.ones_like(distilled, dtype=torch.bool))
         tables = self.user.weight, self.item.weight
-        return bd.bd_step_loss(*tables, None, users, positives, negatives, drawn, self.guide).loss
+        return bd.fused_loss(*tables, None, users, positives, negatives, drawn, self.guide).loss
 
 
 class StepUpdate:
-    """`bd_step_update`: loss, gradients and the rows' update in one call."""
+    """`fused_step`: loss, gradients and the rows' update in one call."""
 
     sets_up = True
 
     def __init__(self, tables: list[Tensor], batches: list[Any], guide: Tensor) -> None:
-        self.optimizer = bd.LazyAdam([t.clone() for t in tables], lr=LR)
+        self.optimizer = bd.SparseAdam([t.clone() for t in tables], lr=LR)
         self.batches, self.guide = itertools.cycle(batches), guide
 
     def __call__(self) -> tuple[Tensor, list[Tensor]]:
         users, positives, negatives, distilled = next(self.batches)
         drawn = bd.Draws(distilled, torch.ones_like(distilled, dtype=torch.bool))
-        loss = bd.bd_step_update(self.optimizer, users, positives, negatives, drawn, self.guide).loss
+        loss = bd.fused_step(self.optimizer, users, positives, negatives, drawn, self.guide).loss
         return loss, [self.optimizer.user_table, self.optimizer.item_table]
 
 

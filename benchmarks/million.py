@@ -28,7 +28,7 @@ SIZES = {
     "million": (10**6, 10**6, 2 * 10**7),
 }
 # One epoch alone and one together; a pool is refilled once in eight epochs, so an eighth of them in this one.
-SETTINGS: dict[str, Any] = PRESETS["large"] | {"train.warmup_epochs": 1, "train.epochs": 1}
+SETTINGS: dict[str, Any] = PRESETS["large"] | {"train.pretrain_epochs": 1, "train.epochs": 1}
 
 
 def command(arguments: list[str], log: Path) -> dict[str, Any]:

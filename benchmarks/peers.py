@@ -35,11 +35,11 @@ def _draw(rank_t: Tensor, rank_s: Tensor, unseen: Tensor, n: Tensor, k: int) -> 
 
 
 def _dense(t: Factors, s: Factors, rows: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    unseen = torch.ones(t.users.shape[0], t.n_items)
+    unseen = torch.ones(t.user_factors.shape[0], t.n_items)
     unseen[rows, columns] = 0
     ranks = []
     for f in (t, s):
-        scores = f.users @ f.items.T
+        scores = f.user_factors @ f.item_factors.T
         scores[rows, columns] = -torch.inf
         ranks.append(_ranks(scores))
     return _draw(ranks[0], ranks[1], unseen, unseen.sum(1, keepdim=True), k)
@@ -66,13 +66,13 @@ def _compiled() -> Any:
 def per_user_argsort(t: Factors, s: Factors, seen: Seen, k: int) -> tuple[Tensor, Tensor]:
     """The published procedure: one user at a time, two argsorts for each model."""
     out = []
-    for row in range(t.users.shape[0]):
+    for row in range(t.user_factors.shape[0]):
         mine = seen.indices[seen.indptr[row] : seen.indptr[row + 1]]
         unseen = torch.ones(1, t.n_items)
         unseen[0, mine] = 0
         ranks = []
         for f in (t, s):
-            scores = f.users[row] @ f.items.T
+            scores = f.user_factors[row] @ f.item_factors.T
             if f.item_bias is not None:
                 scores += f.item_bias
             scores[mine] = -torch.inf
@@ -86,7 +86,7 @@ def evaluate_chunked(f: Factors, held: Tensor, seen: Seen, chunk: int) -> Tensor
     rows, starts, out = seen.row_of_each(), seen.indptr[::chunk].tolist(), []
     ends = [*starts[1:], seen.indices.shape[0]]
     for first, start, end in zip(range(0, len(held), chunk), starts, ends, strict=False):
-        scores = f.users[first : first + chunk] @ f.items.T
+        scores = f.user_factors[first : first + chunk] @ f.item_factors.T
         own = scores.gather(1, held[first : first + chunk, None])
         scores[rows[start:end] - first, seen.indices[start:end]] = -torch.inf
         out.append((scores > own).sum(1) + 1)
@@ -95,7 +95,7 @@ def evaluate_chunked(f: Factors, held: Tensor, seen: Seen, chunk: int) -> Tensor
 
 def evaluate_sorted(f: Factors, held: Tensor, seen: Seen) -> Tensor:
     """[B] int64 rank of each user's held-out item: the whole matrix, sorted."""
-    scores = f.users @ f.items.T
+    scores = f.user_factors @ f.item_factors.T
     scores[seen.row_of_each(), seen.indices] = -torch.inf
     return _ranks(scores).gather(1, held[:, None])[:, 0]
 
@@ -104,7 +104,7 @@ def topk_chunked(f: Factors, k: int, chunk: int) -> tuple[Tensor, Tensor]:
     """Scores and ids [B, k]: torch.topk of `chunk` items at a time, then of the winners."""
     scores, ids = [], []
     for first in range(0, f.n_items, chunk):
-        best = (f.users @ f.items[first : first + chunk].T).topk(min(k, f.n_items - first))
+        best = (f.user_factors @ f.item_factors[first : first + chunk].T).topk(min(k, f.n_items - first))
         scores.append(best.values)
         ids.append(best.indices + first)
     best = torch.cat(scores, 1).topk(k)
@@ -119,12 +119,12 @@ class TopkFaiss:
             import faiss
         except ImportError as error:
             raise UnavailableError("faiss-cpu is not installed: pip install '.[bench]'") from error
-        if f.users.is_cuda:
+        if f.user_factors.is_cuda:
             raise UnavailableError("faiss-cpu is for the CPU")
         faiss.omp_set_num_threads(torch.get_num_threads())
         self.note = f"faiss {faiss.__version__}, {faiss.omp_get_max_threads()} threads"
-        self.users, self.k, self.index = f.users.numpy(), k, faiss.IndexFlatIP(f.users.shape[1])
-        self.index.add(f.items.numpy())
+        self.users, self.k, self.index = f.user_factors.numpy(), k, faiss.IndexFlatIP(f.user_factors.shape[1])
+        self.index.add(f.item_factors.numpy())
 
     def __call__(self) -> tuple[Tensor, Tensor]:
         scores, ids = self.index.search(self.users, self.k)

@@ -1,6 +1,6 @@
 """Distilled against matched control on several seeds: `python -m benchmarks.quality [SPLIT.npz] [--seeds 0 1 2]`.
 
-Without a file: MovieLens-100K with the settings of the demo. Control: the same warm-up bit for bit, the epochs that the joint
+Without a file: MovieLens-100K with the settings of the demo. Control: the same pretraining bit for bit, the epochs that the joint
 phase really had, the same batches and negatives, no distillation. Each run keeps its best epoch on validation; the numbers are
 test.
 Writes benchmarks/results/quality.json with every seed, mean and spread.
@@ -24,13 +24,13 @@ METRICS = ("ndcg@10", "ndcg@50", "recall@50", "mrr")
 
 
 def one_seed(split: Split, config: Config) -> dict[str, dict[str, dict[str, float]]]:
-    """Test metrics of the warm-up, the control and the distilled run, for each model."""
+    """Test metrics of the pretraining, the control and the distilled run, for each model."""
     with TemporaryDirectory() as folder:
         trainer = Trainer(config.with_overrides({"run.out": f"{folder}/run"}), split)
         distilled = trainer.fit()
         alone = matched(trainer).with_overrides({"run.out": None})
         control = Trainer(alone, split, warm_start=f"{folder}/run").fit()
-    runs = {"warm-up": distilled.warmup, "control": control.metrics, "distilled": distilled.metrics}
+    runs = {"pretraining": distilled.pretrained, "control": control.metrics, "distilled": distilled.metrics}
     return {name: {model: metrics[model]["test"] for model in metrics} for name, metrics in runs.items()}
 
 
@@ -40,7 +40,7 @@ def summary(seeds: list[dict[str, dict[str, dict[str, float]]]]) -> list[dict]:
     for model in ("teacher", "student"):
         for metric in METRICS:
             by_run = {
-                name: [seed[name][model][metric] for seed in seeds] for name in ("warm-up", "control", "distilled")
+                name: [seed[name][model][metric] for seed in seeds] for name in ("pretraining", "control", "distilled")
             }
             pairs = zip(by_run["distilled"], by_run["control"], strict=True)
             by_run["distilled / control - 1"] = [after / before - 1 for after, before in pairs]

@@ -37,7 +37,7 @@ def build(name: str, *, tiny: bool) -> Case:
         ours = partial(bd.count_above, f, bd.score(f, some), some)
         contenders: dict[str, Any] = {"bdkernels": ours, "floor": Floor(f)}
         return Case(sizes, contenders, partial(check, f, {"bdkernels": some}), work, memory=False)
-    scores = f.users @ f.items.T
+    scores = f.user_factors @ f.item_factors.T
     searches: dict[str, Any] = {}
     ties = {}
     for c in THRESHOLDS:
@@ -53,7 +53,7 @@ def build(name: str, *, tiny: bool) -> Case:
 
 def check(f: bd.Factors, ties: dict[str, torch.Tensor], results: dict[str, Any]) -> None:
     """Counts of two users against float64; fp32 may swap neighbours."""
-    scores = f.users[:2].double() @ f.items.double().T
+    scores = f.user_factors[:2].double() @ f.item_factors.double().T
     ordered = scores.sort(1).values
     for name, ids in ties.items():
         own = scores.gather(1, ids[:2])

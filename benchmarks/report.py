@@ -30,7 +30,7 @@ TABLES = {  # result file: heading, and what the reader must know
     "epoch": (
         "Epoch",
         "ours: fused steps of sparse_adam; bdkernels adam: the default optimizer, whose steps are eager. published: the faster of"
-        " the eager steps plus a refresh of all users' ranks and draws, user by user, or a tenth of one; the refresh is measured"
+        " the eager steps plus a resampling of all users' ranks and draws, user by user, or a tenth of one; it is measured"
         " on some users and scaled to all.",
     ),
     "threads": ("Threads", "sampling, each in a process of its own."),
@@ -86,7 +86,7 @@ def notes(rows: list[dict[str, Any]]) -> list[str]:
         if r["contender"] == "dense_compiled" and "first_s" in r
     ]
     lines += [
-        f"{r['case']}: data {r['data']}, {r['interactions']:,} interactions, refresh measured on {r['refreshed_users']} users."
+        f"{r['case']}: data {r['data']}, {r['interactions']:,} interactions, resampling measured on {r['refreshed_users']} users."
         for r in rows[:1]
         if "data" in r
     ]
@@ -121,16 +121,16 @@ def quality_table(result: dict[str, Any]) -> list[str]:
     size = f"{data['users']:,} users x {data['items']:,} items, {data['test']:,} test items"
     lines = [
         f"**Quality** (`make quality`; {where(result['machine'])}): {data['name']}, {size},",
-        f"{len(seeds)} seeds on one split, mean and standard deviation. Control: the same warm-up, the same number of epochs,",
-        "no distillation. Settings as in the demo, chosen on validation; test numbers could be seen meanwhile, so take the gain",
-        "as a description of this data set, not as a forecast. Three seeds of one split say little about the teacher.\n",
-        "| model | metric (test) | warm-up | control | distilled | change against control |",
+        f"{len(seeds)} seeds on one split, mean and standard deviation. Control: the same pretraining, the same number of",
+        "epochs, no distillation. Settings as in the demo, chosen on validation; test numbers could be seen meanwhile, so take",
+        "the gain as a description of this data set, not as a forecast. Three seeds of one split say little about the teacher.\n",
+        "| model | metric (test) | pretraining | control | distilled | change against control |",
         "|---|---|---|---|---|---|",
     ]
     rows = {(r["model"], r["metric"], r["run"]): r for r in result["rows"]}
     for model, metric in dict.fromkeys((r["model"], r["metric"]) for r in result["rows"]):
         cells = []
-        for run in ("warm-up", "control", "distilled"):
+        for run in ("pretraining", "control", "distilled"):
             r = rows[model, metric, run]
             cells.append(f"{r['mean']:.4f} +- {r['stdev']:.4f}")
         change = rows[model, metric, "distilled / control - 1"]
@@ -153,7 +153,7 @@ def subset_table(result: dict[str, Any]) -> list[str]:
         times = [f"{row['median_s'] * 1e3:,.0f} ms" for row in (exact, some)]
         lines.append(f"| {exact['items']:,} | {times[0]} | {some['catalog']:,} | {times[1]} |")
     lines += [
-        f"\n{data['name']}, {size}, models after their warm-up; errors as shares of the catalog, total variation (TV) of",
+        f"\n{data['name']}, {size}, models after their pretraining; errors as shares of the catalog, total variation (TV) of",
         "the draws' distributions against the exact ones, of one subset and averaged over 32; then the change of test metrics",
         f"against exact draws, {seeds} seeds, paired, mean and standard deviation, beside that of the control, which does not",
         "distil at all:\n",

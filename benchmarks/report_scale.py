@@ -2,7 +2,7 @@
 
 from typing import Any
 
-PHASES = {"warmup_teacher": "teacher alone", "warmup_student": "student alone", "joint": "both together"}
+PHASES = {"pretrain_teacher": "teacher alone", "pretrain_student": "student alone", "joint": "both together"}
 
 
 def million_table(result: dict[str, Any], where: str) -> list[str]:
@@ -11,7 +11,7 @@ def million_table(result: dict[str, Any], where: str) -> list[str]:
     lines = [
         f"**The whole job, as planned and as it was** (`make million`; {where}). Teacher {s['teacher.dim']}, student",
         f"{s['student.dim']}, one epoch of each alone and one of both, batch {s['train.batch_size']:,}; exact draws over the",
-        f"full catalog, each user's pool refilled once in {s['distill.refresh']} epochs, as the steps go; evaluation on",
+        f"full catalog, each user's pool drawn anew once in {s['distill.resample_every']} epochs, as the steps go; evaluation on",
         f"{s['eval.users']:,} users. Planned: by `bidistill plan` before the run. Each command a process of its own:\n",
         "| users x items, interactions | data made in | planned | took | planned / took | planned peak | peak | disk |",
         "|---|---|---|---|---|---|---|---|",
@@ -32,14 +32,14 @@ def million_table(result: dict[str, Any], where: str) -> list[str]:
     largest = max(result["sizes"], key=lambda row: row["users"])
     lines += [
         f"\nThe epochs of {largest['users']:,} x {largest['items']:,}:\n",
-        "| | steps | interactions a second | refill | evaluation |",
+        "| | steps | interactions a second | resampling | evaluation |",
         "|---|---|---|---|---|",
     ]
     for row in largest["epochs"]:
         if int(row["epoch"]):
             steps = float(row["steps_seconds"])
-            refill = f"{float(row['refill_seconds']):,.0f} s" if "refill_seconds" in row else ""
-            cells = [f"{steps:,.0f} s", f"{largest['train_rows'] / steps:,.0f}", refill]
+            resampling = f"{float(row['resample_seconds']):,.0f} s" if "resample_seconds" in row else ""
+            cells = [f"{steps:,.0f} s", f"{largest['train_rows'] / steps:,.0f}", resampling]
             lines.append(f"| {PHASES[row['phase']]} | {' | '.join(cells)} | {float(row['evaluate_seconds']):.0f} s |")
     return [*lines, ""]
 
@@ -54,8 +54,8 @@ def scale_table(result: dict[str, Any], where: str) -> list[str]:
         "|---|---|" + "---|" * len(items),
     ]
     names = {
-        "bdkernels": "`bd_step_update`, `LazyAdam`",
-        "bdkernels_unfused": "`bd_step_loss`, torch's SparseAdam",
+        "bdkernels": "`fused_step`, `SparseAdam`",
+        "bdkernels_unfused": "`fused_loss`, torch's SparseAdam",
         "eager": "eager autograd, SparseAdam",
     }
     for kind in dict.fromkeys(row["contender"] for row in result["step"]):

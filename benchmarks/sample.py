@@ -69,15 +69,15 @@ def inputs(n_users: int, n_items: int, dims: tuple[int, int]) -> tuple[bd.Factor
     torch.manual_seed(7)
     d_t, d_s = dims
     teacher = bd.Factors(*(torch.empty(n, d_t).uniform_(-1, 1) for n in (n_users, n_items)))
-    items = torch.empty(n_items, d_s).uniform_(-1, 1).add_(teacher.items[:, :d_s])
-    student = bd.Factors(teacher.users[:, :d_s].clone(), items)
+    items = torch.empty(n_items, d_s).uniform_(-1, 1).add_(teacher.item_factors[:, :d_s])
+    student = bd.Factors(teacher.user_factors[:, :d_s].clone(), items)
     pairs = torch.arange(n_users).repeat(SEEN), torch.randint(0, n_items, (SEEN * n_users,))
     return teacher, student, bd.Seen.from_pairs(*pairs, n_users)
 
 
 def draws(teacher: bd.Factors, student: bd.Factors, seen: bd.Seen, k: int) -> tuple[Tensor, Tensor]:
     """This library, with the backend that it chooses."""
-    user_ids = torch.arange(len(teacher.users), device=teacher.users.device)
+    user_ids = torch.arange(len(teacher.user_factors), device=teacher.user_factors.device)
     out = bd.sample(teacher, student, k, seen, user_ids=user_ids, step=0)
     assert out.to_student is not None and out.to_teacher is not None
     return out.to_student.ids, out.to_teacher.ids
@@ -85,8 +85,8 @@ def draws(teacher: bd.Factors, student: bd.Factors, seen: bd.Seen, k: int) -> tu
 
 def check(teacher: bd.Factors, student: bd.Factors, seen: bd.Seen, results: dict[str, Any]) -> None:
     """Our ranks against float64 counts; then everyone's draws by those ranks: unseen, in support, and equal mean gaps."""
-    users = torch.arange(min(CHECKED_USERS, teacher.users.shape[0]))
-    models = [f._replace(users=f.users[users]) for f in (teacher, student)]
+    users = torch.arange(min(CHECKED_USERS, teacher.user_factors.shape[0]))
+    models = [f._replace(user_factors=f.user_factors[users]) for f in (teacher, student)]
     rows = seen.rows(users)
     n = (teacher.n_items - rows.counts())[:, None]
     taken = set(zip(rows.row_of_each().tolist(), rows.indices.tolist(), strict=True))
@@ -115,12 +115,12 @@ def check(teacher: bd.Factors, student: bd.Factors, seen: bd.Seen, results: dict
 def check_ranks(models: list[bd.Factors], ids: Tensor, rows: bd.Seen, ranks: list[Tensor]) -> None:
     """Ranks of a few users against counts in float64, a chunk of items at a time; fp32 may swap neighbours."""
     for f, found in zip(models, ranks, strict=True):
-        users, few = f.users[:FLOAT64_USERS].double(), ids[:FLOAT64_USERS]
+        users, few = f.user_factors[:FLOAT64_USERS].double(), ids[:FLOAT64_USERS]
         bias = torch.zeros(f.n_items) if f.item_bias is None else f.item_bias
-        own = (users[:, None] * f.items[few].double()).sum(2) + bias[few]
+        own = (users[:, None] * f.item_factors[few].double()).sum(2) + bias[few]
         want = torch.ones_like(few)
         for first in range(0, f.n_items, CHUNK):
-            scores = users @ f.items[first : first + CHUNK].double().T + bias[first : first + CHUNK]
+            scores = users @ f.item_factors[first : first + CHUNK].double().T + bias[first : first + CHUNK]
             for row, score in enumerate(scores):
                 mine = rows.indices[rows.indptr[row] : rows.indptr[row + 1]] - first
                 score[mine[(mine >= 0) & (mine < len(score))]] = -torch.inf

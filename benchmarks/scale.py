@@ -1,9 +1,9 @@
 """What does and does not grow with the catalog, the cores and the processes: `python -m benchmarks.scale`.
 
-Step: a training step, batch 1,024, by the number of items: `bd_step_update` with LazyAdam, `bd_step_loss` with torch's
+Step: a training step, batch 1,024, by the number of items: `fused_step` with SparseAdam, `fused_loss` with torch's
 SparseAdam, and eager autograd with SparseAdam, the sizes taking turns. Refill: `sample` for 256 users, in scores a second, with
-one thread and with all. Shards: bytes that each process hands to collectives in a call of `rank` and of `sample`, for one to
-four processes and two sizes of the catalog: counted, not timed, since they share this machine. Writes
+one thread and with all. ShardedCatalog: bytes that each process hands to collectives in a call of `rank` and of `sample`, for
+one to four processes and two sizes of the catalog: counted, not timed, since they share this machine. Writes
 benchmarks/results/scale.json.
 """
 

@@ -1,11 +1,11 @@
-"""What sample(catalog=m) costs and changes: `python -m benchmarks.subset [SPLIT.npz] [--catalogs 100 400] [--seeds 0 1 2]`.
+"""What sample(subset=m) costs and changes: `python -m benchmarks.subset [SPLIT.npz] [--catalogs 100 400] [--seeds 0 1 2]`.
 
 Cost: time of exact draws and of draws by ranks from 10,000 items, over growing catalogs, interleaved. Error: on models after
-their warm-up, how far estimated ranks are off beside Hoeffding's bound, and the total variation between the distributions of the
-draws, for one subset and for the average over subsets, which is what many refreshes draw from; with any items, and with some of
-every popularity (`Strata`), as the trainer takes them. Quality: test metrics of joint training with either ranks, from the same
-warm-up, paired by seed, and of the control. Without a file: MovieLens-100K with the settings of the demo. Writes
-benchmarks/results/subset.json.
+their pretraining, how far estimated ranks are off beside Hoeffding's bound, and the total variation between the distributions of
+the draws, for one subset and for the average over subsets, which is what many resamplings draw from; with any items, and with
+some of every popularity (`PopularityStrata`), as the trainer takes them. Quality: test metrics of joint training with either
+ranks, from the same pretraining, paired by seed, and of the control. Without a file: MovieLens-100K with the settings of the
+demo. Writes benchmarks/results/subset.json.
 """
 
 import argparse
@@ -43,7 +43,15 @@ def cost(n_items: int) -> list[dict[str, Any]]:
     teacher, student, seen = inputs(64, n_items, (64, 16))
     calls = {
         m: partial(
-            bd.sample, teacher, student, K, seen, user_ids=torch.arange(len(teacher.users)), step=0, seed=7, catalog=m
+            bd.sample,
+            teacher,
+            student,
+            K,
+            seen,
+            user_ids=torch.arange(len(teacher.user_factors)),
+            step=0,
+            seed=7,
+            subset=m,
         )
         for m in (None, min(COUNTED, n_items - 1))
     }
@@ -78,7 +86,7 @@ def counts(batch: sampler.Batch) -> tuple[Tensor, ...]:
     )
 
 
-def error(batch: sampler.Batch, m: int, strata: bd.Strata | None) -> dict[str, Any]:
+def error(batch: sampler.Batch, m: int, strata: bd.PopularityStrata | None) -> dict[str, Any]:
     """Of ranks and draws, on users of trained models; by items drawn from strata, or from all alike."""
     exact = counts(batch)
     p = {name: log_w.softmax(1).nan_to_num_(0.0) for name, log_w in log_weights(batch, exact).items()}
@@ -122,14 +130,14 @@ def users_of(trainer: Trainer) -> sampler.Batch:
 
 
 def one_seed(split: Split, config: Config, catalogs: list[int], errors: bool) -> tuple[dict[str, Any], list[dict]]:
-    """Test metrics by catalog (0: exact; "control": no distillation), and the errors after the warm-up."""
+    """Test metrics by catalog (0: exact; "control": no distillation), and the errors after the pretraining."""
     with TemporaryDirectory() as folder:
         exact = Trainer(config.with_overrides({"run.out": f"{folder}/run"}), split)
         found = {"0": exact.fit().metrics}
         table = []
         for m in catalogs:
-            trainer = Trainer(config.with_overrides({"distill.catalog": m}), split, warm_start=f"{folder}/run")
-            strata = bd.Strata(torch.from_numpy(np.bincount(split.train_items, minlength=split.n_items)))
+            trainer = Trainer(config.with_overrides({"distill.subset": m}), split, warm_start=f"{folder}/run")
+            strata = bd.PopularityStrata(torch.from_numpy(np.bincount(split.train_items, minlength=split.n_items)))
             table += [error(users_of(trainer), m, kind) for kind in (None, strata)] if errors else []
             found[str(m)] = trainer.fit().metrics
         alone = matched(exact).with_overrides({"run.out": None})

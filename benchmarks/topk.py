@@ -42,7 +42,7 @@ def build(name: str, *, tiny: bool) -> Case:
 
 def check(f: bd.Factors, results: dict[str, Any]) -> None:
     """The float64 scores of what was found, against a float64 sort, for two users; and the scores that came with it."""
-    scores = f.users[:2].double() @ f.items.double().T
+    scores = f.user_factors[:2].double() @ f.item_factors.double().T
     want = scores.sort(1, descending=True).values[:, :K]
     for name, (found, ids) in results.items():
         own = scores.gather(1, ids[:2])

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 import bdkernels as bd
-from bdkernels.distributed import Shards
+from bdkernels.distributed import ShardedCatalog
 
 USERS, LISTED, DRAWS, DIMS = 64, 64, 32, (64, 16)  # users of each process
 
@@ -23,9 +23,9 @@ def main() -> None:
     items = [torch.randn(n, d) for d in DIMS]
     ids = torch.randint(n, (USERS * world, LISTED))
     own, start, stop = slice(USERS * rank, USERS * (rank + 1)), n * rank // world, n * (rank + 1) // world
-    shards = Shards(stop - start)
+    shards = ShardedCatalog(stop - start)
     whole = [bd.Factors(u[own], v) for u, v in zip(users, items, strict=True)]
-    part = [f._replace(items=f.items[start:stop]) for f in whole]
+    part = [f._replace(item_factors=f.item_factors[start:stop]) for f in whole]
     user_ids = torch.arange(USERS * world)[own]
 
     before = shards.traffic

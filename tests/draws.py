@@ -9,4 +9,4 @@ import bdkernels as bd
 
 def numbered(f: bd.Factors, **other: Any) -> dict[str, Any]:
     """Rows that are the users 0, 1, ... at step 0."""
-    return {"user_ids": torch.arange(len(f.users), device=f.users.device), "step": 0} | other
+    return {"user_ids": torch.arange(len(f.user_factors), device=f.user_factors.device), "step": 0} | other

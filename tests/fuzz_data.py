@@ -251,7 +251,7 @@ class Numbers:
     def cf(self) -> str:
         return self.one(14, ("bce", "bpr"), ("hinge", ""))
 
-    def lambda_(self) -> float:
+    def distill_weight(self) -> float:
         return self.one(13, (1.0, 0.5, 0.0, -1.0, 3), (np.nan, np.inf, 10**400))
 
     def mild_tau(self, which: int) -> float:
@@ -278,7 +278,11 @@ def memory(t: torch.Tensor) -> torch.Tensor:
 
 
 def bad_factors(f: bd.Factors) -> str | None:
-    return "the dtype of the factors" if f.users.dtype not in (torch.float32, torch.float16, torch.bfloat16) else None
+    return (
+        "the dtype of the factors"
+        if f.user_factors.dtype not in (torch.float32, torch.float16, torch.bfloat16)
+        else None
+    )
 
 
 def bad_ids(values: torch.Tensor, b: int, limit: int) -> str | None:
@@ -305,7 +309,7 @@ _fma = np.frompyfunc(_fmaf, 3, 1)
 
 def dense(f: bd.Factors) -> np.ndarray:
     """[B, N] float32 scores, one fmaf of the C library after the other."""
-    users, items = (t.detach().resolve_neg().float().numpy() for t in (f.users, f.items))
+    users, items = (t.detach().resolve_neg().float().numpy() for t in (f.user_factors, f.item_factors))
     bias = np.zeros(len(items), np.float32) if f.item_bias is None else f.item_bias.resolve_neg().float().numpy()
     out = np.broadcast_to(bias, (len(users), len(items))).copy()
     with np.errstate(all="ignore"):  # overflow and NaN are wanted here
@@ -338,7 +342,7 @@ def distill(z, g, tau_z, tau_g, live):
 
 
 class Step(NamedTuple):
-    """Arguments of bd_step_loss."""
+    """Arguments of fused_loss."""
 
     user_table: torch.Tensor
     item_table: torch.Tensor
@@ -349,7 +353,7 @@ class Step(NamedTuple):
     distill: bd.Draws
     guide_scores: torch.Tensor
     cf: str
-    lambda_: float
+    distill_weight: float
     tau_learner: float
     tau_guide: float
     sparse: bool
@@ -370,7 +374,7 @@ def step(case: Case) -> Step:
     return Step(
         *tables[:2], tables[2] if case.bias else None, some_ids(case, 35, n_users, b), some_ids(case, 36, n, b),
         some_ids(case, 37, n, b, m), bd.Draws(listed, live), floats(case, 38, b, k, **names),
-        number.cf(), number.lambda_(), number.mild_tau(0), number.mild_tau(1), number.sparse(),
+        number.cf(), number.distill_weight(), number.mild_tau(0), number.mild_tau(1), number.sparse(),
     )  # fmt: skip
 
 
@@ -379,7 +383,7 @@ def bad_step(s: Step) -> str | None:
     live = s.distill.ids if s.distill.mask is None else s.distill.ids[s.distill.mask]
     if s.user_table.dtype not in (torch.float32, torch.float64):
         return "the dtype of the tables"
-    if s.cf not in ("bce", "bpr") or not abs(s.lambda_) < 1e300 or not (s.tau_learner > 0 and s.tau_guide > 0):
+    if s.cf not in ("bce", "bpr") or not abs(s.distill_weight) < 1e300 or not (s.tau_learner > 0 and s.tau_guide > 0):
         return "a setting"
     limits = ((s.users, len(s.user_table)), (s.positives, n), (s.negatives, n), (live, n))
     return next((why for values, limit in limits if (why := bad_ids(values, 0, limit))), None)
@@ -401,7 +405,7 @@ def step_oracle(s: Step) -> tuple[torch.Tensor, list[torch.Tensor]]:
     )
     x = scores(s.distill.ids.masked_fill(~live, 0))[live] / s.tau_learner if live.any() else tables[0].new_zeros(0)
     target = torch.sigmoid(s.guide_scores.detach().double()[live] / s.tau_guide)
-    loss = cf / rows + float(s.lambda_) * (softplus(x) - x * target).sum() / max(1, int(live.sum()))
+    loss = cf / rows + float(s.distill_weight) * (softplus(x) - x * target).sum() / max(1, int(live.sum()))
     if loss.requires_grad:
         loss.backward()
     return loss.detach(), [torch.zeros_like(t) if t.grad is None else t.grad for t in tables]

@@ -43,7 +43,7 @@ def seen_row(seen: Seen | None, b: int) -> np.ndarray:
 
 def scores(f: Factors) -> np.ndarray:
     """[B, N] float64."""
-    out = f.users.double().numpy() @ f.items.double().numpy().T
+    out = f.user_factors.double().numpy() @ f.item_factors.double().numpy().T
     return out if f.item_bias is None else out + f.item_bias.double().numpy()
 
 

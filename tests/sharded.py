@@ -39,11 +39,11 @@ BASE = {
     "teacher.optimizer": "sparse_adam",
     "student.optimizer": "adagrad",
     "train.batch_size": 64,
-    "train.warmup_epochs": 1,
+    "train.pretrain_epochs": 1,
     "train.epochs": 2,
     "train.negatives": 3,
     "eval.ks": (3, 5),
-    "eval.batch": 9,
+    "eval.batch_size": 9,
     "train.monitor": "ndcg@5",
     "run.progress": False,
     "distill.pool": 6,
@@ -51,22 +51,22 @@ BASE = {
 }
 VARIANTS = {
     "usual": {},
-    "bpr, spread": {"train.loss": "bpr", "distill.refill": "spread", "distill.refresh": 2},
+    "bpr, gradual": {"train.loss": "bpr", "distill.resample": "gradual", "distill.resample_every": 2},
     "sgd, drawn at every step": {
         "teacher.optimizer": "sgd",
         "student.optimizer": "sgd",
-        "distill.refresh": 0,
+        "distill.resample_every": 0,
         "train.epochs": 1,
     },
-    "estimated ranks": {"distill.catalog": 20, "distill.lambda_teacher": 0.0, "eval.users": 11},
+    "estimated ranks": {"distill.subset": 20, "distill.lambda_teacher": 0.0, "eval.users": 11},
     "negatives from samples": {"distill.negatives_from_samples": True},
     "no distillation": {"distill.method": "none", "student.optimizer": "sparse_adam"},
-    "tiny": {"train.batch_size": 4, "train.negatives": 1, "eval.ks": (2, 5), "eval.batch": 2},
+    "tiny": {"train.batch_size": 4, "train.negatives": 1, "eval.ks": (2, 5), "eval.batch_size": 2},
 }
 RUNS = [  # which of them are trained on how many processes
     (1, "usual"),
     (2, "sgd, drawn at every step"),
-    (3, "bpr, spread"),
+    (3, "bpr, gradual"),
     (4, "estimated ranks"),
     (4, "negatives from samples"),
     (4, "no distillation"),
@@ -183,7 +183,7 @@ def first_step(c: Check) -> None:
         batches = []
         for each in (one, many):
             objective = each.engine.objective
-            objective.distiller.refill(0, 9)
+            objective.distiller.resample(0, 9)
             generator = torch.Generator().manual_seed(5)
             pairs = each.engine.users[:64], each.engine.items[:64]
             batches.append(objective.batches(("teacher", "student"), *pairs, 0, generator))
@@ -216,7 +216,7 @@ def traffic(c: Check) -> None:
         parts = Split.of({"train": pairs, "val": held, "test": held}, np.arange(40), np.arange(n))
         trainer = Trainer(settings("usual", train__batch_size=256), parts)
         trainer.progress = Progress("joint")
-        trainer.engine.objective.distiller.refill(0, 5)
+        trainer.engine.objective.distiller.resample(0, 5)
         order = torch.randperm(1200, generator=torch.Generator().manual_seed(1))[:256]
         before = c.exchange.traffic
         trainer.step(trainer.engine.users[order], trainer.engine.items[order], 0)
@@ -247,7 +247,7 @@ def what_differs_is_named(c: Check) -> None:
     with raises(UserError, "cannot" if c.rank == 0 else "rank 0 failed with UserError: "):
         Trainer(settings("usual", run__out="/dev/null/run"), data()).fit()
     with raises(UserError, "diverged"):
-        Trainer(settings("usual", teacher__lr=1e30, train__warmup_epochs=0), data()).fit()
+        Trainer(settings("usual", teacher__lr=1e30, train__pretrain_epochs=0), data()).fit()
     assert not Path(out).exists()
 
 
@@ -255,8 +255,8 @@ def what_differs_is_named(c: Check) -> None:
 def checkpoints_go_to_any_number_of_processes(c: Check) -> None:
     """Stopped in the middle of an epoch by one process: all stop at the same step, and go on."""
     out = c.folder / "stopped"
-    config = settings("bpr, spread", run__out=str(out))
-    whole = c.results["bpr, spread"]
+    config = settings("bpr, gradual", run__out=str(out))
+    whole = c.results["bpr, gradual"]
     stop = [Steps(15, lambda: os.kill(os.getpid(), signal.SIGINT))] if c.rank == 1 else []
     stopped = Trainer(config, data(), callbacks=stop)
     with pytest.raises(KeyboardInterrupt):
@@ -288,7 +288,7 @@ def checkpoints_go_to_any_number_of_processes(c: Check) -> None:
 @check([2])
 def checkpoints_of_others(c: Check) -> None:
     """Of one process, which had the state of torch.optim, and of three."""
-    for name, variant in (("an epoch of one", "negatives from samples"), ("stopped three", "bpr, spread")):
+    for name, variant in (("an epoch of one", "negatives from samples"), ("stopped three", "bpr, gradual")):
         resumed = Trainer.resume(c.folder / name, config=settings(variant))
         result, one = resumed.fit(), c.one(variant)
         same(result.history, result.metrics, one)
@@ -308,7 +308,7 @@ def undisturbed(c: Check) -> None:
 @check([2])
 def a_damaged_shard_is_found(c: Check) -> None:
     folder = c.folder / "stopped two"
-    stopped = Trainer(settings("usual", run__out=str(folder), train__warmup_epochs=0, train__epochs=1), data())
+    stopped = Trainer(settings("usual", run__out=str(folder), train__pretrain_epochs=0, train__epochs=1), data())
     stopped.fit()
     if c.rank == 0:
         path = max((folder / "checkpoint").glob("shards-*/*"))

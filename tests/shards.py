@@ -18,7 +18,7 @@ import torch.distributed as dist
 from draws import numbered
 
 import bdkernels as bd
-from bdkernels.distributed import ShardError, Shards
+from bdkernels.distributed import ShardedCatalog, ShardError
 from bdkernels.distributed import sampler as lockstep
 from bdkernels.distributed.collectives import Exchange
 from bdkernels.sampling import sampler
@@ -39,14 +39,14 @@ class World:
     def __init__(self, group, items: list[int]) -> None:
         self.group, self.items, self.size, self.place = group, items, len(items), dist.get_rank(group)
         self.rng = np.random.default_rng(7)
-        self.shards = Shards(self.items[self.place], group=group)
+        self.shards = ShardedCatalog(self.items[self.place], group=group)
         self.users = slice(sum(USERS[: self.place]), sum(USERS[: self.place + 1]))
         self.n_users = sum(USERS[: self.size])
 
     def own(self, f: bd.Factors) -> bd.Factors:
         """This process's users and items."""
         bias = None if f.item_bias is None else f.item_bias[self.shards.slice]
-        return bd.Factors(f.users[self.users], f.items[self.shards.slice], bias)
+        return bd.Factors(f.user_factors[self.users], f.item_factors[self.shards.slice], bias)
 
     def rows(self, seen: bd.Seen | None) -> bd.Seen | None:
         return None if seen is None else seen.rows(torch.arange(self.n_users)[self.users])
@@ -56,11 +56,11 @@ class World:
         if kind == "no bias":
             return f._replace(item_bias=None)
         if kind == "ties":
-            return f._replace(items=f.items[:1].expand(n, -1), item_bias=f.item_bias.sign())
+            return f._replace(item_factors=f.item_factors[:1].expand(n, -1), item_bias=f.item_bias.sign())
         if kind == "zeros":  # half of the scores are -0.0, and some infinite
             bias = torch.where(torch.arange(n) % 2 > 0, -0.0, 0.0)
             bias[::19], bias[7::19] = torch.inf, -torch.inf
-            return bd.Factors(f.users * 0 - 0.0, f.items[:, :5].abs(), bias)
+            return bd.Factors(f.user_factors * 0 - 0.0, f.item_factors[:, :5].abs(), bias)
         if kind in ("float16", "bfloat16"):
             return bd.Factors(*(t.to(getattr(torch, kind)) for t in f))
         return bd.Factors(*(t + 0.01 * torch.randn(t.shape, generator=torch.Generator().manual_seed(3)) for t in f))
@@ -182,7 +182,7 @@ def sample_with_ranks_from_a_subset(w: World) -> None:
         ("released", N),
         ("released", ids),
     ):
-        draw(w, w.factors("normal"), w.factors("no bias", d=3), 32, w.seen(), WEIGHTS[name], catalog=catalog)
+        draw(w, w.factors("normal"), w.factors("no bias", d=3), 32, w.seen(), WEIGHTS[name], subset=catalog)
 
 
 @check
@@ -230,9 +230,9 @@ def sample_repeated_users(w: World) -> None:
 @check
 def nothing_asked(w: World) -> None:
     f = w.own(w.factors("normal"))
-    none = f.users.new_empty(len(f.users), 0)
+    none = f.user_factors.new_empty(len(f.user_factors), 0)
     assert w.shards.rank(f, none.long()).shape == w.shards.score(f, none.long()).shape == none.shape
-    nobody = f._replace(users=f.users[:0])
+    nobody = f._replace(user_factors=f.user_factors[:0])
     assert w.shards.rank(nobody, torch.empty(0, 4, dtype=torch.int64)).shape == (0, 4)
     assert w.shards.topk(nobody, 3).ids.shape == (0, 3)
 
@@ -248,7 +248,7 @@ def seen_on_one_process_alone(w: World) -> None:
 @check
 def same_users_everywhere(w: World) -> None:
     f, ids = w.factors("normal"), torch.arange(w.n_users)[:, None]
-    same(w.shards.rank(w.own(f)._replace(users=f.users), ids), bd.rank(f, ids))
+    same(w.shards.rank(w.own(f)._replace(user_factors=f.user_factors), ids), bd.rank(f, ids))
 
 
 @check
@@ -259,9 +259,9 @@ def a_backend_for_gpus_alone(w: World) -> None:
     try:
         if w.group is not None:
             with raises(ValueError, "group: expected a backend for CPUs too"):
-                Shards(w.items[w.place], group=w.group)
+                ShardedCatalog(w.items[w.place], group=w.group)
             return
-        shards = Shards(w.items[w.place])
+        shards = ShardedCatalog(w.items[w.place])
     finally:
         dist.get_backend_config = there
     assert shards._exchange._control is not shards._exchange.group
@@ -275,9 +275,9 @@ def traffic(w: World) -> None:
     sent, c, d, k = [], 11, 5, 10
     uniform = {"to_student": bd.Uniform(), "to_teacher": None, "seed": 1}  # takes all proposals: one round, whatever N
     for n in (240, 8 * 240):
-        shards = Shards(n // w.size, group=w.group)
+        shards = ShardedCatalog(n // w.size, group=w.group)
         f = bd.Factors(torch.randn(w.n_users, d)[w.users], torch.randn(n // w.size, d))
-        b, ids = len(f.users), torch.zeros(len(f.users), c, dtype=torch.int64)
+        b, ids = len(f.user_factors), torch.zeros(len(f.user_factors), c, dtype=torch.int64)
         seen = bd.Seen(torch.arange(b + 1) * 2, torch.tensor([3, n - 1] * b, dtype=torch.int64))
         before = shards.traffic
         shards.rank(f, ids, seen)
@@ -300,9 +300,9 @@ def a_wrong_argument_on_one_process(w: World) -> None:
     f, last = w.own(w.factors("normal")), w.size - 1
     wrong = w.place == last
     who = [] if wrong else [f"rank {last} failed with ValueError"]
-    ids = torch.zeros(len(f.users), 2, dtype=torch.int64)
-    bad = f._replace(items=f.items[1:] if len(f.items) else torch.zeros(1, 5))
-    with raises(ValueError, "items: expected shape", *who):
+    ids = torch.zeros(len(f.user_factors), 2, dtype=torch.int64)
+    bad = f._replace(item_factors=f.item_factors[1:] if len(f.item_factors) else torch.zeros(1, 5))
+    with raises(ValueError, "item_factors: expected shape", *who):
         w.shards.rank(bad if wrong else f, ids)
     with raises(ValueError, "seen.indptr: expected shape", *who):
         w.shards.topk(f, 3, bd.Seen(torch.zeros(50, dtype=torch.int64), ids[:0, 0]) if wrong else None)
@@ -317,23 +317,23 @@ def a_wrong_argument_on_one_process(w: World) -> None:
     with raises(TypeError if wrong else ValueError, "teacher: expected Factors, got NoneType"):
         w.shards.sample(None if wrong else f, f, 3, **numbered(f))
     with raises(ValueError, "n_local: expected an integer >= 0", *who):
-        Shards(-1 if wrong else 5, group=w.group)
+        ShardedCatalog(-1 if wrong else 5, group=w.group)
     w.shards.rank(f, ids)  # and all go on
 
 
 @check
 def bad_ids_and_nan_on_one_process(w: World) -> None:
     f = w.factors("normal")
-    f.users[0], f.items[77] = 0.0, torch.nan
+    f.user_factors[0], f.item_factors[77] = 0.0, torch.nan
     own, ids = w.own(f), torch.zeros(len(w.own(f).users), 2, dtype=torch.int64)
     for call in (lambda: w.shards.rank(own, ids), lambda: w.shards.topk(own, 2), lambda: w.shards.score(own, ids + 77)):
         with raises(ValueError, "expected finite scores, got NaN for user row 0 of rank 0, item 77"):
             call()
     for odd, even, catalog in ((own, w.own(w.factors("normal")), None), (own, own, 200)):
         with raises(ValueError, "teacher: expected finite scores, got NaN for user row 0 of rank 0, item 77"):
-            w.shards.sample(odd, even, 3, catalog=catalog, **numbered(odd, step=1))
+            w.shards.sample(odd, even, 3, subset=catalog, **numbered(odd, step=1))
         with raises(ValueError, "expected finite scores, got NaN for user row 0 of rank 0, item 77"):
-            w.shards.sample(even, odd, 3, to_student=bd.Exp(500.0), catalog=catalog, **numbered(odd, step=1))
+            w.shards.sample(even, odd, 3, to_student=bd.Exp(500.0), subset=catalog, **numbered(odd, step=1))
     same(w.shards.score(own, ids + 76), bd.score(f, torch.full((w.n_users, 2), 76))[w.users])
     if w.place == 0:
         ids[0, 0] = N
@@ -349,8 +349,11 @@ def processes_that_differ(w: World) -> None:
     if w.size == 1:
         return
     f, odd = w.own(w.factors("normal")), w.place == 1
-    ids = torch.zeros(len(f.users), 2 + odd, dtype=torch.int64)
-    narrow, half = bd.Factors(f.users[:, 1:], f.items[:, 1:], f.item_bias), bd.Factors(*(t.half() for t in f))
+    ids = torch.zeros(len(f.user_factors), 2 + odd, dtype=torch.int64)
+    narrow, half = (
+        bd.Factors(f.user_factors[:, 1:], f.item_factors[:, 1:], f.item_bias),
+        bd.Factors(*(t.half() for t in f)),
+    )
     with raises(ValueError, "rank: C: expected the same on every process, got 2 on rank 0 and 3 on rank 1"):
         w.shards.rank(f, ids)
     with raises(ValueError, "k: expected the same on every process, got 4 on rank 0 and 5 on rank 1"):
@@ -409,7 +412,7 @@ def lose(rank: int, found: dict[str, str]) -> None:
     for way, (lost, _) in losses.items():
         if rank not in (0, lost, 2):
             continue
-        shards = Shards(30, group=groups[way])
+        shards = ShardedCatalog(30, group=groups[way])
         f = bd.Factors(torch.randn(4, 3), torch.randn(30, 3))
         shards.topk(f, 5)
         if rank != lost:
@@ -422,7 +425,7 @@ def lose(rank: int, found: dict[str, str]) -> None:
             shards.topk(f, 5)
 
 
-def said(shards: Shards, f: bd.Factors, lost: int) -> None:
+def said(shards: ShardedCatalog, f: bd.Factors, lost: int) -> None:
     with raises(ShardError, "topk: failed on rank", f"rank {lost} did not answer"):
         shards.topk(f, 5)
     with raises(ShardError, "topk: failed on rank"):

@@ -64,13 +64,13 @@ def distill(p: Problem) -> tuple[Tensor, ...]:
 
 def step_loss(p: Problem) -> tuple[Tensor, ...]:
     tables = [t.clone().requires_grad_() for t in p.tables]
-    out = bd.bd_step_loss(*tables, *p.batch, p.draws, p.guide, cf="bpr", sparse=False)
+    out = bd.fused_loss(*tables, *p.batch, p.draws, p.guide, cf="bpr", sparse=False)
     return out.loss.detach(), *torch.autograd.grad(out.loss, tables)
 
 
 def step_update(p: Problem) -> tuple[Tensor, ...]:
     optimizer = bd.Adagrad([t.clone() for t in p.tables], lr=0.1)
-    loss = bd.bd_step_update(optimizer, *p.batch, p.draws, p.guide).loss
+    loss = bd.fused_step(optimizer, *p.batch, p.draws, p.guide).loss
     return loss, *(t.clone() for t in (optimizer.user_table, optimizer.item_table, optimizer.item_bias))
 
 
@@ -82,8 +82,8 @@ STAGES: dict[str, Callable[[Problem], tuple[Tensor, ...]]] = {
     "topk": lambda p: tuple(bd.topk(p.teacher, 50, p.seen)),
     "sample": sample,
     "distill_loss": distill,
-    "bd_step_loss": step_loss,
-    "bd_step_update": step_update,
+    "fused_loss": step_loss,
+    "fused_step": step_update,
 }
 
 

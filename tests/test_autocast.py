@@ -50,8 +50,8 @@ def test_factors_of_half_precision(backend, dtype):
         ids = bd.topk(f, 3, backend=backend).ids
         assert torch.equal(bd.rank(f, ids, backend=backend), torch.arange(1, 4).expand(5, 3))
         assert bd.score(f, ids, backend=backend).dtype == torch.float32
-        with pytest.raises(ValueError, match=f"items: expected {str(dtype)[6:]}, got torch.float32"):
-            bd.topk(f._replace(items=f.items.float()), 3, backend=backend)
+        with pytest.raises(ValueError, match=f"item_factors: expected {str(dtype)[6:]}, got torch.float32"):
+            bd.topk(f._replace(item_factors=f.item_factors.float()), 3, backend=backend)
 
 
 def test_tables_of_a_step_are_float32(backend):
@@ -62,7 +62,7 @@ def test_tables_of_a_step_are_float32(backend):
         torch.autocast("cpu", torch.bfloat16),
         pytest.raises(ValueError, match="user_table: expected float32 or float64"),
     ):
-        bd.bd_step_loss(*tables, *p.batch, p.draws, p.guide, backend=backend)
+        bd.fused_loss(*tables, *p.batch, p.draws, p.guide, backend=backend)
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -72,7 +72,7 @@ def test_scaled_losses(backend, sparse):
     tables = [t.requires_grad_() for t in p.tables]
     scaler, optimizer = torch.amp.GradScaler("cpu", init_scale=1024.0), torch.optim.SGD(tables, lr=1.0)
     loss, again = (
-        bd.bd_step_loss(*tables, *p.batch, p.draws, p.guide, sparse=sparse, backend=backend).loss for _ in range(2)
+        bd.fused_loss(*tables, *p.batch, p.draws, p.guide, sparse=sparse, backend=backend).loss for _ in range(2)
     )
     want = torch.autograd.grad(again, tables)
     scaler.scale(loss).backward()
@@ -98,7 +98,9 @@ FORWARD = {name: STAGES[name] for name in ("score", "rank", "count_above_block",
     "distill_loss_backward": lambda p: (
         OPS.distill_loss_backward(p.guide.sum(), p.guide.bfloat16(), p.guide, 1.0, 2.0, p.draws.mask),
     ),
-    "bd_step": lambda p: OPS.bd_step(*p.tables, *p.batch, p.draws.ids, p.guide, p.draws.mask, "bpr", 0.5, 1.0, 2.0),
+    "fused_gradient": lambda p: OPS.fused_gradient(
+        *p.tables, *p.batch, p.draws.ids, p.guide, p.draws.mask, "bpr", 0.5, 1.0, 2.0
+    ),
 }
 
 

@@ -83,8 +83,8 @@ def test_without_the_library_everything_still_works(tmp_path):
 
 CALLS = {
     "topk": lambda f: bd.topk(f, 3),
-    "rank": lambda f: bd.rank(f, torch.zeros(len(f.users), 1, dtype=torch.int64)),
-    "sample": lambda f: bd.sample(f, f, 2, user_ids=torch.arange(len(f.users)), step=0),
+    "rank": lambda f: bd.rank(f, torch.zeros(len(f.user_factors), 1, dtype=torch.int64)),
+    "sample": lambda f: bd.sample(f, f, 2, user_ids=torch.arange(len(f.user_factors)), step=0),
 }
 
 
@@ -146,7 +146,7 @@ def test_every_instruction_set_has_the_same_bits(isa):
         "g = bd.Factors(torch.randn(29, 3), torch.randn(1237, 3));"
         "seen = bd.Seen.from_pairs(torch.arange(29), torch.arange(29), 29);"
         "out = [bd.score(f, ids), bd.rank(f, ids, seen), bd.rank(f, ids[:, :2]), bd.topk(f, 20).ids];"
-        "out.append(bd.sample(f, g, 9, user_ids=torch.arange(len(f.users)), step=0).to_student.ids);"
+        "out.append(bd.sample(f, g, 9, user_ids=torch.arange(len(f.user_factors)), step=0).to_student.ids);"
         "print(cpu.isa(), hash(tuple(b''.join(t.numpy().tobytes() for t in out))))"
     )
     out = run("-c", code, BDKERNELS_ISA=isa, PYTHONHASHSEED="0")

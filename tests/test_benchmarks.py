@@ -85,7 +85,7 @@ def test_floor_makes_the_whole_product(tile):
     f = bd.Factors(torch.randn(10, 3), torch.randn(45, 3))
     out = torch.full((10, 45), torch.nan)
     product(f, tile, out)
-    torch.testing.assert_close(out, f.users @ f.items.T)
+    torch.testing.assert_close(out, f.user_factors @ f.item_factors.T)
     floor = Floor(f)
     floor().check()
     assert torch.get_num_threads() == 2 and "users x" in floor.note

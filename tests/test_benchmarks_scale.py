@@ -63,4 +63,4 @@ def test_scale(tmp_path, monkeypatch):
     assert all(row["same_as_one"] for row in found["shards"])
     assert found["shards"][0]["rank_bytes"] == found["shards"][1]["rank_bytes"] > 0
     text = rendered(tmp_path)
-    assert "| `bd_step_update`, `LazyAdam` |" in text and "| 2 | 2,000 |" in text
+    assert "| `fused_step`, `SparseAdam` |" in text and "| 2 | 2,000 |" in text

@@ -31,11 +31,11 @@ from bidistill.runs.checkpoint import load_model
 from bidistill.runs.records import Finished
 from bidistill.training.callbacks import Callback
 
-from bdkernels import open_table
+from bdkernels import open_memmap
 
 pytestmark = pytest.mark.usefixtures("heard_signals")
 
-FAST = ["--train-warmup-epochs", "2", "--train-epochs", "2", "--train-batch-size", "256", "--eval-ks", "5,10",
+FAST = ["--train-pretrain-epochs", "2", "--train-epochs", "2", "--train-batch-size", "256", "--eval-ks", "5,10",
         "--train-monitor", "ndcg@10", "--teacher-dim", "8", "--student-dim", "2", "--run-progress", "false"]  # fmt: skip
 REPOSITORY = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {
@@ -125,7 +125,7 @@ def test_table_names_all_six_rows(work):
 def test_control_starts_from_the_same_warm_up_and_differs_in_distillation_alone(work):
     found = open_run(work / "run")
     assert found.control is not None
-    assert found.control.warmup == found.warmup
+    assert found.control.pretrained == found.pretrained
     assert found.config.differences(found.control.config) == ["train.patience", "distill.method", "run.out"]
     assert found.control.metrics != found.metrics
 
@@ -198,7 +198,7 @@ def test_recommend_gives_unseen_items_in_order(run, work):
 )
 def test_mapped_tables_give_the_same(run, monkeypatch, command):
     loaded = []
-    monkeypatch.setattr(checkpoint, "open_table", lambda *of: loaded.append(of) or open_table(*of))
+    monkeypatch.setattr(checkpoint, "open_memmap", lambda *of: loaded.append(of) or open_memmap(*of))
     wanted = run(*command)
     assert not loaded
     assert run(*command, "--mapped") == wanted
@@ -210,7 +210,7 @@ def test_recommend_in_batches_skips_what_is_missing(run, work):
     shutil.copytree(work / "run", work / "batched")
     (work / "batched" / "config.toml").unlink()  # which is for people
     record = read_record("batched/metrics.json", Finished)
-    record.config["eval.batch"] = 7
+    record.config["eval.batch_size"] = 7
     write_record("batched/metrics.json", record)
     rows = list(csv.DictReader(io.StringIO(run("recommend", "batched", "--all-users", "-k", 120))))
     split = Split.load(work / "batched" / "split.npz")
@@ -232,7 +232,7 @@ def test_string_ids_come_back(run, work):
 def test_split_once_train_on_it(run, work):
     sizes = json.loads(run("data", "split", "made.csv", "--data-split", "leave_one", "--out", "parts.npz"))
     assert sizes["test"] == 60
-    run("train", "--data-train-path", "parts.npz", *FAST, "--distill-refresh", 1, "--distill-pool", 20)
+    run("train", "--data-train-path", "parts.npz", *FAST, "--distill-resample-every", 1, "--distill-pool", 20)
     assert (work / "runs" / "parts" / "metrics.json").exists()
     assert json.loads(run("data", "describe", "made.csv"))["interactions"] == 1500
 

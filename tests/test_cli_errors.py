@@ -11,7 +11,7 @@ import pytest
 from bidistill.cli import main, train
 
 GOOD = "user,item,time\n" + "".join(f"{u},{i},{u * 10 + i}\n" for u in range(6) for i in range(u, u + 6))
-FAST = ["--train-warmup-epochs", "1", "--train-epochs", "1", "--eval-ks", "2", "--train-monitor", "ndcg@2",
+FAST = ["--train-pretrain-epochs", "1", "--train-epochs", "1", "--eval-ks", "2", "--train-monitor", "ndcg@2",
         "--teacher-dim", "2", "--student-dim", "1", "--run-progress", "false", "--train-negatives", "1",
         "--distill-pool", "4"]  # fmt: skip
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from bidistill.cli import main, train
 
-FLAGS = ["--train-warmup-epochs", "1", "--train-epochs", "0", "--eval-ks", "2", "--train-monitor", "ndcg@2", "--teacher-dim", "2",
-         "--student-dim", "1", "--run-progress", "false", "--data-time", "when", "--distill-method", "none"]  # fmt: skip
+FLAGS = ["--train-pretrain-epochs", "1", "--train-epochs", "0", "--eval-ks", "2", "--train-monitor", "ndcg@2", "--teacher-dim",
+         "2", "--student-dim", "1", "--run-progress", "false", "--data-time", "when", "--distill-method", "none"]  # fmt: skip
 USERS = ["=1+1", "-a", "--b", "7", "-5"]
 
 

@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import bdkernels as bd
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of torch itself, while it traces
-RULES = pytest.mark.parametrize("rule", [bd.SGD, bd.Adagrad, bd.LazyAdam])
+RULES = pytest.mark.parametrize("rule", [bd.SGD, bd.Adagrad, bd.SparseAdam])
 
 
 @pytest.fixture
@@ -58,11 +58,11 @@ def test_distill_loss(compiled, backend, dtype):
 
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("lower", ["aot_eager", "inductor"])
-def test_bd_step_loss(backend, sparse, lower):
+def test_fused_loss(backend, sparse, lower):
     """Loss, its parts, and gradients; of sparse ones, which torch.compile cannot trace, it makes no break."""
 
     def run(tables, batch):
-        return bd.bd_step_loss(*tables, *batch, cf="bpr", lambda_=0.3, sparse=sparse, backend=backend)
+        return bd.fused_loss(*tables, *batch, cf="bpr", distill_weight=0.3, sparse=sparse, backend=backend)
 
     torch._dynamo.reset()
     step = torch.compile(run, fullgraph=True, backend=lower)
@@ -81,8 +81,8 @@ def test_bd_step_loss(backend, sparse, lower):
 def test_numbers_that_change(backend):
     """Compiled again, never stale: torch once kept the old value of a number that was used twice (pytorch 194976)."""
 
-    def run(tables, batch, lambda_, tau):
-        return bd.bd_step_loss(*tables, *batch, lambda_=lambda_, tau_learner=tau, backend=backend).loss
+    def run(tables, batch, distill_weight, tau):
+        return bd.fused_loss(*tables, *batch, distill_weight=distill_weight, tau_learner=tau, backend=backend).loss
 
     torch._dynamo.reset()
     step, tables = torch.compile(run, fullgraph=True), tables_and_batch(1, 1, 1)[0]
@@ -96,13 +96,13 @@ def test_numbers_that_change(backend):
 
 @RULES
 @pytest.mark.parametrize("lower", ["aot_eager", "inductor"])
-def test_bd_step_update(lower, backend, rule):
-    """Its number of steps does not end up in the graph: of LazyAdam it changes the rate of each step."""
+def test_fused_step(lower, backend, rule):
+    """Its number of steps does not end up in the graph: of SparseAdam it changes the rate of each step."""
     tables, _ = tables_and_batch(1, 1, 1)
     optimizers = [rule([t.clone() for t in tables], lr=0.1) for _ in range(2)]
 
     def run(optimizer, batch):
-        return bd.bd_step_update(optimizer, *batch, backend=backend).loss
+        return bd.fused_step(optimizer, *batch, backend=backend).loss
 
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(lower)

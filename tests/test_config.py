@@ -57,14 +57,14 @@ def test_defaults_are_those_of_the_issue():
     assert (config.train.loss, config.train.negatives) == ("bce", 4)
     distill = config.distill
     assert (distill.lambda_teacher, distill.lambda_student, distill.tau_learner, distill.tau_guide) == (0.1, 2, 1, 1)
-    assert (distill.to_student.weight, distill.to_teacher.weight, distill.side) == ("tanh", "exp", "over")
+    assert (distill.to_student.kind, distill.to_teacher.kind, distill.side) == ("tanh", "exp", "over")
 
 
 def test_paper_preset_is_the_published_setting():
     config = Config.preset("paper")
     assert (config.distill.lambda_teacher, config.distill.lambda_student) == (0.5, 0.5)
     assert (config.distill.tau_guide, config.distill.tau_learner) == (5, 1)
-    assert (config.distill.refresh, config.distill.samples) == (10, 1)
+    assert (config.distill.resample_every, config.distill.samples) == (10, 1)
     assert config.distill.negatives_from_samples
     assert (config.distill.to_student.eps, config.distill.to_teacher.eps) == (1e-2, 1e-4)
     with pytest.raises(UserError, match=r"no preset 'papr'.*default, paper"):
@@ -91,7 +91,7 @@ def test_paper_preset_is_the_published_setting():
         ("distill.tau_guide", 0),
         ("distill.side", "both"),
         ("distill.samples", 0),
-        ("distill.to_student.weight", "tan"),
+        ("distill.to_student.kind", "tan"),
         ("distill.to_teacher.alpha", 0),
         ("eval.ks", ()),
         ("eval.ks", (0,)),
@@ -123,8 +123,8 @@ def test_python_construction_is_checked_too():
             {"distill.to_student.alpha": 3.0, "distill.to_student.eps": 0.1},
             r"to_student\.alpha.*to_student\.eps.*keep one",
         ),
-        ({"distill.to_teacher.weight": "uniform", "distill.to_teacher.alpha": 3.0}, r"to_teacher\.alpha.*no sharpness"),
-        ({"distill.to_teacher.weight": "linear", "distill.to_teacher.eps": 3.0}, r"to_teacher\.eps.*no sharpness"),
+        ({"distill.to_teacher.kind": "uniform", "distill.to_teacher.alpha": 3.0}, r"to_teacher\.alpha.*no sharpness"),
+        ({"distill.to_teacher.kind": "linear", "distill.to_teacher.eps": 3.0}, r"to_teacher\.eps.*no sharpness"),
         ({"distill.lambda_teacher": 0, "distill.lambda_student": 0}, r"both 0.*distill\.method"),
         ({"distill.lambda_teacher": 0, "distill.negatives_from_samples": True}, r"negatives_from_samples needs"),
         ({"teacher.optimizer": "sparse_adam", "teacher.weight_decay": 0.1}, r"teacher\.weight_decay must be 0"),

@@ -30,7 +30,7 @@ def arguments() -> dict[str, tuple]:
         "distill_loss": (scores, torch.randn(b, c), 1.0, 2.0, torch.rand(b, c) < 0.5),
         "distill_loss_forward": (scores.detach(), torch.randn(b, c), 1.0, 2.0, None),
         "distill_loss_backward": (torch.ones(()), torch.randn(b, c), torch.randn(b, c), 1.0, 2.0, None),
-        "bd_step_update": (
+        "fused_step": (
             *table,
             [torch.rand_like(t) for t in table for _ in range(2)],
             users,
@@ -50,8 +50,8 @@ def arguments() -> dict[str, tuple]:
             0.99,
             1e-8,
         ),
-        "bd_step": (*table, users, positives, negatives, ids, t, None, "bce", 0.5, 1.0, 1.0),
-        "bd_step_loss": (
+        "fused_gradient": (*table, users, positives, negatives, ids, t, None, "bce", 0.5, 1.0, 1.0),
+        "fused_loss": (
             *(t.clone().requires_grad_() for t in table),
             users,
             positives,
@@ -82,7 +82,7 @@ def test_every_operator_is_checked():
 
 
 @pytest.mark.parametrize(
-    "name", ["score_forward", "score_backward", "rank", "count_above", "topk", "sample", "bd_step", "bd_step_update"]
+    "name", ["score_forward", "score_backward", "rank", "count_above", "topk", "sample", "fused_gradient", "fused_step"]
 )
 def test_fake_shapes_and_dtypes(name):
     """The fake's answer is the real one's, on meta tensors."""
@@ -109,11 +109,11 @@ class TwoModels(torch.nn.Module):
         t = bd.Factors(self.t_user(users), self.t_item.weight)
         s = bd.Factors(self.s_user(users), self.s_item.weight)
         drawn = bd.sample(t, s, 4, bd.Seen(indptr, indices), step=step, user_ids=users)
-        loss = -torch.nn.functional.logsigmoid((t.users * self.t_item(positives)).sum(1)).mean()
+        loss = -torch.nn.functional.logsigmoid((t.user_factors * self.t_item(positives)).sum(1)).mean()
         for learner, guide, draws in ((s, t, drawn.to_student), (t, s, drawn.to_teacher)):
             ids = draws.ids.clamp(min=0)
-            z = torch.einsum("bd,bkd->bk", learner.users, learner.items[ids])
-            z_guide = torch.einsum("bd,bkd->bk", guide.users, guide.items[ids])
+            z = torch.einsum("bd,bkd->bk", learner.user_factors, learner.item_factors[ids])
+            z_guide = torch.einsum("bd,bkd->bk", guide.user_factors, guide.item_factors[ids])
             loss = loss + bd.distill_loss(z, z_guide, 1.0, 1.0, draws.mask)
         ranks = bd.rank(s, positives[:, None], bd.Seen(indptr, indices))
         best = bd.topk(t, 3, bd.Seen(indptr, indices))

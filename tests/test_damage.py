@@ -13,7 +13,7 @@ from bidistill.runs.folder import LOCK, RunFolder
 from bidistill.runs.records import Finished
 
 SETTINGS = {
-    "teacher.dim": 4, "student.dim": 2, "train.batch_size": 256, "train.warmup_epochs": 1, "train.epochs": 1,
+    "teacher.dim": 4, "student.dim": 2, "train.batch_size": 256, "train.pretrain_epochs": 1, "train.epochs": 1,
     "train.monitor": "ndcg@3", "eval.ks": (3,), "run.progress": False, "distill.pool": 4,
 }  # fmt: skip
 COMMANDS = (["evaluate", "run", "--json"], ["recommend", "run", "--all-users", "-k", "2"])
@@ -57,7 +57,7 @@ SPOILS = {
     "empty": lambda data, rng: b"",
 }
 FILES = ("config.toml", "split.npz", "metrics.csv", "metrics.json", "files.json", "teacher.safetensors",
-         "student.safetensors", "warmup/teacher.safetensors", "warmup/student.safetensors", "checkpoint/state.json",
+         "student.safetensors", "pretrained/teacher.safetensors", "pretrained/student.safetensors", "checkpoint/state.json",
          "checkpoint/tensors")  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def the_file(run, name):
 @pytest.mark.parametrize("how", SPOILS)
 @pytest.mark.parametrize("name", FILES)
 def test_damage_is_seen_or_harmless(work, capsys, name, how):
-    """Of reading commands, of a resumed run and of one that takes over the warm-up."""
+    """Of reading commands, of a resumed run and of one that takes over the pretraining."""
     wanted = [said(capsys, command) for command in COMMANDS]
     assert [code for code, _ in wanted] == [0, 0]
     models = [(work / f"{model}.safetensors").read_bytes() for model in ("teacher", "student")]
@@ -97,7 +97,7 @@ def test_damage_is_seen_or_harmless(work, capsys, name, how):
         assert "\n" not in refused
     else:
         assert [(work / f"{model}.safetensors").read_bytes() for model in ("teacher", "student")] == models
-    if name.startswith(("warmup/", "checkpoint/")) or name == "split.npz":
+    if name.startswith(("pretrained/", "checkpoint/")) or name == "split.npz":
         assert refused
 
 
@@ -105,7 +105,7 @@ def test_damage_is_seen_or_harmless(work, capsys, name, how):
     ("first", "second"),
     [
         ("teacher.safetensors", "student.safetensors"),
-        ("teacher.safetensors", "warmup/teacher.safetensors"),
+        ("teacher.safetensors", "pretrained/teacher.safetensors"),
         ("metrics.json", "checkpoint/state.json"),
         ("files.json", "metrics.json"),
         ("checkpoint/tensors", "student.safetensors"),
@@ -175,7 +175,7 @@ def test_a_model_of_other_sizes_is_refused(work, parts):
 
 
 def test_earlier_versions_are_named(work, capsys):
-    (work / "metrics.json").write_text(json.dumps({"metrics": {}, "warmup": {}, "split": "", "versions": {}}))
+    (work / "metrics.json").write_text(json.dumps({"metrics": {}, "pretrained": {}, "split": "", "versions": {}}))
     with pytest.raises(UserError, match="earlier version"):
         read_record(work / "metrics.json", Finished)
     assert said(capsys, COMMANDS[0])[0] == 2
@@ -189,12 +189,12 @@ def test_files_of_others_stay(work, parts):
     logs = work / "tensorboard"
     logs.mkdir()
     (logs / "events.theirs").write_text("logs")
-    (work / "warmup" / "theirs.txt").write_text("notes")
+    (work / "pretrained" / "theirs.txt").write_text("notes")
     config = Config().with_overrides(SETTINGS | {"run.out": str(work)})
     with pytest.raises(UserError, match="holds a run already"):
         Trainer(config, parts).fit()
     Trainer(config, parts, overwrite=True).fit()
-    assert (logs / "events.theirs").read_text() == "logs" and (work / "warmup" / "theirs.txt").exists()
+    assert (logs / "events.theirs").read_text() == "logs" and (work / "pretrained" / "theirs.txt").exists()
     shutil.move(logs, work.parent / "logs")
     logs.symlink_to(work.parent / "logs")
     with pytest.raises(UserError, match="tensorboard is a link"):
@@ -202,7 +202,7 @@ def test_files_of_others_stay(work, parts):
     assert (work.parent / "logs" / "events.theirs").exists()
 
 
-@pytest.mark.parametrize("name", ["config.toml", "warmup/teacher.safetensors", "report.html"])
+@pytest.mark.parametrize("name", ["config.toml", "pretrained/teacher.safetensors", "report.html"])
 def test_a_file_of_others_in_the_way_is_refused(tmp_path, parts, name):
     path = tmp_path / "run" / name
     path.parent.mkdir(parents=True)

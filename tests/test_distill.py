@@ -1,4 +1,4 @@
-"""Bidirectional: what is drawn for a batch, and when the pool is refilled."""
+"""Bidirectional: what is drawn for a batch, and when the pool is drawn anew."""
 
 import itertools
 
@@ -7,7 +7,7 @@ import torch
 from bidistill import MF, Config, generate, split
 from bidistill.distill import Bidirectional, bidirectional
 from bidistill.distill.bidirectional import make_weight
-from bidistill.evaluation.ranks import known
+from bidistill.evaluation.ranks import seen_items
 
 import bdkernels
 
@@ -29,7 +29,7 @@ def models(parts):
 
 def test_repeated_users_get_draws_of_their_own(parts, models):
     settings = config(distill__samples=3).distill
-    seen = known(parts, "val")
+    seen = seen_items(parts, "val")
     distiller = Bidirectional(settings, *models, seen, seed=4)
     users = torch.tensor([5, 2, 5, 5, 9])
     drawn = distiller.draw(users, step=7, generator=torch.Generator())
@@ -55,12 +55,14 @@ def test_repeated_users_get_draws_of_their_own(parts, models):
         assert not set(row) & set(parts.train_items[parts.train_users == user].tolist())
 
 
-def test_the_pool_is_refilled_when_due(parts, models, monkeypatch):
-    distiller = Bidirectional(config(distill__refresh=3, distill__pool=4).distill, *models, known(parts, "val"), seed=4)
+def test_the_pool_is_drawn_anew_when_due(parts, models, monkeypatch):
+    distiller = Bidirectional(
+        config(distill__resample_every=3, distill__pool=4).distill, *models, seen_items(parts, "val"), seed=4
+    )
     pools = []
     monkeypatch.setattr(bidirectional, "CHUNK", 17)
     for step in range(14):
-        distiller.refill(step, 2)
+        distiller.resample(step, 2)
         pools.append(distiller.pool.clone())
         assert distiller.pool.shape == (parts.n_users, 8)
     changes = [not torch.equal(a, b) for a, b in itertools.pairwise(pools)]
@@ -69,40 +71,42 @@ def test_the_pool_is_refilled_when_due(parts, models, monkeypatch):
     drawn = distiller.draw(users, 0, torch.Generator().manual_seed(1))
     for name, pool in (("student", pools[-1][:, :4]), ("teacher", pools[-1][:, 4:])):
         assert (drawn[name].ids == pool).any(1).all()
-    fresh = Bidirectional(config(distill__refresh=3, distill__pool=4).distill, *models, known(parts, "val"), seed=4)
+    fresh = Bidirectional(
+        config(distill__resample_every=3, distill__pool=4).distill, *models, seen_items(parts, "val"), seed=4
+    )
     monkeypatch.undo()
-    fresh.refill(12, 2)  # in one chunk, the same draws
+    fresh.resample(12, 2)  # in one chunk, the same draws
     assert torch.equal(fresh.pool, pools[-1])
 
 
-@pytest.mark.parametrize(("chunk", "refresh", "steps"), [(7, 2, 5), (60, 1, 3), (1, 1, 200), (11, 3, 1)])
-def test_a_refill_spread_over_the_steps(parts, models, monkeypatch, chunk, refresh, steps):
+@pytest.mark.parametrize(("chunk", "every", "steps"), [(7, 2, 5), (60, 1, 3), (1, 1, 200), (11, 3, 1)])
+def test_gradual_resampling(parts, models, monkeypatch, chunk, every, steps):
     """Each user's turn comes once in a cycle, never far more users in one step than in another, and the draws are those of
-    a refill at once: the models do not change here."""
+    resampling at once: the models do not change here."""
     monkeypatch.setattr(bidirectional, "CHUNK", chunk)
-    at_once, spread = (
+    at_once, gradual = (
         Bidirectional(
-            config(distill__refresh=refresh, distill__pool=4, distill__refill=refill).distill,
+            config(distill__resample_every=every, distill__pool=4, distill__resample=resample).distill,
             *models,
-            known(parts, "val"),
+            seen_items(parts, "val"),
             seed=4,
         )
-        for refill in ("at_once", "spread")
+        for resample in ("at_once", "gradual")
     )
-    turns, cycle = [], refresh * steps
-    original = spread._sample
-    monkeypatch.setattr(spread, "_sample", lambda users, *rest: (turns.append(users), original(users, *rest))[1])
+    turns, cycle = [], every * steps
+    original = gradual._sample
+    monkeypatch.setattr(gradual, "_sample", lambda users, *rest: (turns.append(users), original(users, *rest))[1])
     sizes = []
     for step in range(2 * cycle):
         before = len(turns)
-        spread.refill(step, steps)
+        gradual.resample(step, steps)
         sizes.append(sum(len(users) for users in turns[before:]))
-        at_once.refill(step, steps)
+        at_once.resample(step, steps)
         done = sum(sizes[step // cycle * cycle :])
-        assert torch.equal(spread.pool[:done], at_once.pool[:done])
+        assert torch.equal(gradual.pool[:done], at_once.pool[:done])
         if step < cycle:
-            assert (spread.pool[done:] == -1).all()
-            drawn = spread.draw(torch.arange(parts.n_users), step, torch.Generator())
+            assert (gradual.pool[done:] == -1).all()
+            drawn = gradual.draw(torch.arange(parts.n_users), step, torch.Generator())
             assert not any(draws.mask[done:].any() for draws in drawn.values())
     assert torch.cat(turns).tolist() == 2 * list(range(parts.n_users))
     assert max(sizes) <= chunk * -(-parts.n_users // (chunk * cycle))
@@ -111,7 +115,7 @@ def test_a_refill_spread_over_the_steps(parts, models, monkeypatch, chunk, refre
 def test_a_direction_that_is_off(parts, models):
     for off, on in (("teacher", "student"), ("student", "teacher")):
         settings = config(**{f"distill__lambda_{off}": 0.0}).distill
-        distiller = Bidirectional(settings, *models, known(parts, "val"), 0)
+        distiller = Bidirectional(settings, *models, seen_items(parts, "val"), 0)
         drawn = distiller.draw(torch.arange(4), 0, torch.Generator())
         assert {name: draws.ids.shape for name, draws in drawn.items()} == {on: (4, 1)}
 
@@ -131,10 +135,10 @@ def test_weights_from_settings():
 
 def test_directions_with_uniform_weights_draw_the_same_items_unless_they_are_independent(parts, models):
     uniform = {f"distill.to_{name}.weight": "uniform" for name in ("student", "teacher")}
-    settings = config(distill__refresh=0, distill__samples=4).with_overrides(uniform)
+    settings = config(distill__resample_every=0, distill__samples=4).with_overrides(uniform)
     users, same = torch.arange(parts.n_users), []
     for independent in (False, True):
         options = settings.with_overrides({"distill.independent_directions": independent}).distill
-        drawn = Bidirectional(options, *models, known(parts, "val"), seed=4).draw(users, 0, torch.Generator())
+        drawn = Bidirectional(options, *models, seen_items(parts, "val"), seed=4).draw(users, 0, torch.Generator())
         same.append((drawn["student"].ids == drawn["teacher"].ids).float().mean().item())
     assert same[0] == 1 and same[1] < 0.3

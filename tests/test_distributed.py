@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from bdkernels import Factors, checks
-from bdkernels.distributed import ShardError, Shards
+from bdkernels.distributed import ShardedCatalog, ShardError
 
 HERE = Path(__file__).resolve().parent
 
@@ -65,13 +65,13 @@ def test_values_are_asked_for(monkeypatch):
 def test_no_process_group():
     assert not dist.is_initialized()
     with pytest.raises(RuntimeError, match="expected a process group, got none; call .*init_process_group"):
-        Shards(3)
+        ShardedCatalog(3)
 
 
 def test_a_destroyed_group_is_let_go():
     """Its threads would outlive Python, and abort the process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    shards, group = Shards(3), weakref.ref(dist.group.WORLD)
+    shards, group = ShardedCatalog(3), weakref.ref(dist.group.WORLD)
     factors = Factors(torch.ones(1, 2), torch.ones(3, 2))
     assert shards.rank(factors, torch.tensor([[2]])).item() == 3
     dist.destroy_process_group()

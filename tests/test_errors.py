@@ -21,12 +21,15 @@ def good() -> dict:
 
 
 CASES = [
-    ({"users": torch.randn(4)}, r"users: expected shape \[B, d\], got \[4\]"),
-    ({"items": torch.randn(10, 5)}, r"items: expected shape \[N, 4\], got \[10, 5\]"),
-    ({"items": torch.randn(10, 4).half()}, r"items: expected float32, got torch.float16"),
-    ({"users": torch.randn(3, 4).double()}, r"users: expected float32 or float16 or bfloat16, got torch.float64"),
+    ({"user_factors": torch.randn(4)}, r"user_factors: expected shape \[B, d\], got \[4\]"),
+    ({"item_factors": torch.randn(10, 5)}, r"item_factors: expected shape \[N, 4\], got \[10, 5\]"),
+    ({"item_factors": torch.randn(10, 4).half()}, r"item_factors: expected float32, got torch.float16"),
+    (
+        {"user_factors": torch.randn(3, 4).double()},
+        r"user_factors: expected float32 or float16 or bfloat16, got torch.float64",
+    ),
     ({"item_bias": torch.randn(9)}, r"item_bias: expected shape \[10\], got \[9\]"),
-    ({"items": torch.randn(10, 4, device="meta")}, r"items: expected device cpu, got meta"),
+    ({"item_factors": torch.randn(10, 4, device="meta")}, r"item_factors: expected device cpu, got meta"),
     ({"ids": torch.zeros(2, 2, dtype=torch.int64)}, r"ids: expected shape \[3, C\], got \[2, 2\]"),
     ({"ids": torch.zeros(3, 2, dtype=torch.int32)}, r"ids: expected int64, got torch.int32"),
     ({"ids": torch.full((3, 2), 10)}, r"ids: expected ids in \[0, 10\), got 10 to 10"),
@@ -107,10 +110,10 @@ def test_sample_arguments(backend, kwargs, message):
 
 def test_models_of_different_sizes(backend):
     f = bd.Factors(torch.randn(3, 4), torch.randn(10, 4))
-    with pytest.raises(ValueError, match=r"student.items: expected shape \[10, d\], got \[11, 4\]"):
-        bd.sample(f, bd.Factors(f.users, torch.randn(11, 4)), 2, **numbered(f), backend=backend)
-    with pytest.raises(ValueError, match=r"student.users: expected shape \[3, d\], got \[2, 4\]"):
-        bd.sample(f, bd.Factors(f.users[:2], f.items), 2, **numbered(f), backend=backend)
+    with pytest.raises(ValueError, match=r"student.item_factors: expected shape \[10, d\], got \[11, 4\]"):
+        bd.sample(f, bd.Factors(f.user_factors, torch.randn(11, 4)), 2, **numbered(f), backend=backend)
+    with pytest.raises(ValueError, match=r"student.user_factors: expected shape \[3, d\], got \[2, 4\]"):
+        bd.sample(f, bd.Factors(f.user_factors[:2], f.item_factors), 2, **numbered(f), backend=backend)
     empty = bd.Factors(torch.randn(3, 4), torch.randn(0, 4))
     with pytest.raises(ValueError, match="number of items: expected an integer >= 1, got 0"):
         bd.sample(empty, empty, 2, **numbered(f), backend=backend)
@@ -138,14 +141,14 @@ def test_losses():
     tables = (torch.randn(2, 3), torch.randn(4, 3), None)
     one = torch.tensor([0])
     with pytest.raises(ValueError, match=r"distill_ids: expected ids in \[0, 4\), got 5 to 5"):
-        bd.bd_step_loss(*tables, one, one, one[None], draws, torch.randn(1, 1))
+        bd.fused_loss(*tables, one, one, one[None], draws, torch.randn(1, 1))
     for wrong in (NAN, 1e39, -1e39, 1e-50):
-        with pytest.raises(ValueError, match="lambda_: expected 0, or in size a number in"):
-            bd.bd_step_loss(*tables, one, one, one[None], draws, torch.randn(1, 1), lambda_=wrong)
-    with pytest.raises(ValueError, match="lambda_ / tau_learner: expected a finite float32, got 1e"):
-        bd.bd_step_loss(*tables, one, one, one[None], draws, torch.randn(1, 1), lambda_=1e9, tau_learner=1e-37)
+        with pytest.raises(ValueError, match="distill_weight: expected 0, or in size a number in"):
+            bd.fused_loss(*tables, one, one, one[None], draws, torch.randn(1, 1), distill_weight=wrong)
+    with pytest.raises(ValueError, match="distill_weight / tau_learner: expected a finite float32, got 1e"):
+        bd.fused_loss(*tables, one, one, one[None], draws, torch.randn(1, 1), distill_weight=1e9, tau_learner=1e-37)
     with pytest.raises(ValueError, match="cf: expected 'bce' or 'bpr', got 'hinge'"):
-        bd.bd_step_loss(*tables, one, one, one[None], draws, torch.randn(1, 1), cf="hinge")
+        bd.fused_loss(*tables, one, one, one[None], draws, torch.randn(1, 1), cf="hinge")
 
 
 @pytest.mark.parametrize(
@@ -184,9 +187,10 @@ def everything() -> dict:
             "seed": 1, "step": 2, "user_ids": rows,
         },
         "distill_loss": {"learner_scores": z, "guide_scores": z, "mask": z > 0, **tau},
-        "bd_step_loss": {
-            "user_table": f.users, "item_table": f.items, "item_bias": f.item_bias, "users": rows, "positives": rows,
-            "negatives": ids, "distill": bd.Draws(ids, z > 0), "guide_scores": z, "cf": "bce", "lambda_": 0.5, **tau,
+        "fused_loss": {
+            "user_table": f.user_factors, "item_table": f.item_factors, "item_bias": f.item_bias,
+            "users": rows, "positives": rows,
+            "negatives": ids, "distill": bd.Draws(ids, z > 0), "guide_scores": z, "cf": "bce", "distill_weight": 0.5, **tau,
         },
     }  # fmt: skip
 
@@ -235,5 +239,5 @@ def test_one_half_of_seen():
 def test_fakes_refuse_the_same():
     """Shapes are checked before anything runs, so torch.compile and meta tensors refuse them too."""
     f = bd.Factors(torch.randn(3, 4, device="meta"), torch.randn(10, 5, device="meta"))
-    with pytest.raises(ValueError, match=r"items: expected shape \[N, 4\]"):
+    with pytest.raises(ValueError, match=r"item_factors: expected shape \[N, 4\]"):
         bd.rank(f, torch.zeros(3, 1, dtype=torch.int64, device="meta"))

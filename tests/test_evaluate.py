@@ -93,7 +93,7 @@ def test_against_the_oracle(n_users, n_items, held, ties, part, batch):
     split = make_split(n_users, n_items, held, seed=n_users)
     model = make_model(split, ties=ties)
     wanted = oracle_ranks(model, split, part)
-    assert ranks(model, split, part, batch=batch).tolist() == wanted.tolist()
+    assert ranks(model, split, part, batch_size=batch).tolist() == wanted.tolist()
     ks = (1, 2, n_items)
     found = evaluate(model, split, part, ks, batch)
     assert found == pytest.approx(oracle_metrics(split.part(part)[0], wanted, ks), rel=1e-12)
@@ -106,7 +106,7 @@ def test_large_batches_are_cut_where_users_have_many_items(monkeypatch):
     monkeypatch.setattr(
         evaluation, "rank", lambda f, ids, seen: sizes.append(ids.shape) or bdkernels.rank(f, ids, seen)
     )
-    assert ranks(model, split, "val", batch=8192).tolist() == oracle_ranks(model, split, "val").tolist()
+    assert ranks(model, split, "val", batch_size=8192).tolist() == oracle_ranks(model, split, "val").tolist()
     assert len(sizes) > 1 and all(users <= 256 or users * items <= 256 * 5 for users, items in sizes)
 
 
@@ -128,7 +128,7 @@ def test_known_values():
 def test_compare():
     split = make_split(13, 31, (2, 1), seed=3)
     teacher, student = make_model(split, seed=1), make_model(split, dim=1, seed=2)
-    found = compare(teacher, student, split, "test", batch=4)
+    found = compare(teacher, student, split, "test", batch_size=4)
     t, s = (oracle_ranks(model, split, "test") for model in (teacher, student))
     assert found.teacher_ranks.tolist() == t.tolist()
     assert found.student_ranks.tolist() == s.tolist()

@@ -43,10 +43,10 @@ def subnormal(n=600, b=9, d=5) -> bd.Factors:
 def everything(f: bd.Factors, backend: str = "cpu") -> dict[str, torch.Tensor]:
     """Results of every operator of csrc."""
     generator = torch.Generator().manual_seed(7)
-    b, n = len(f.users), len(f.items)
+    b, n = len(f.user_factors), len(f.item_factors)
     ids = torch.randint(0, n, (b, 40), generator=generator)
     seen = bd.Seen.from_pairs(torch.arange(b), torch.arange(b), b)
-    student = f._replace(users=f.users[:, :2].contiguous(), items=f.items[:, :2].contiguous())
+    student = f._replace(user_factors=f.user_factors[:, :2].contiguous(), items=f.item_factors[:, :2].contiguous())
     zero, block = torch.zeros(b, 3), bd.score(f, torch.arange(n).expand(b, n), backend=backend)
     out = {
         "score": bd.score(f, ids, backend=backend),
@@ -63,7 +63,7 @@ def everything(f: bd.Factors, backend: str = "cpu") -> dict[str, torch.Tensor]:
             f, student, 6, seen, to_student=weight, to_teacher=weight, seed=1, step=2, user_ids=rows, backend=backend
         )
         out[f"sample {name}"] = torch.cat([each.ids for each in drawn])
-    few = bd.sample(f, student, 3, seed=1, step=2, user_ids=rows, catalog=50, backend=backend)
+    few = bd.sample(f, student, 3, seed=1, step=2, user_ids=rows, subset=50, backend=backend)
     out["sample of a subset"] = torch.cat([each.ids for each in few])
     return out
 
@@ -73,11 +73,11 @@ def trained(f: bd.Factors) -> list[torch.Tensor]:
     tables = [t.clone() for t in f if t is not None]
     batch = torch.arange(4), torch.arange(4), torch.arange(4, 12).view(4, 2)
     draws = bd.Draws(torch.arange(20, 32).view(4, 3), torch.ones(4, 3, dtype=torch.bool))
-    optimizer = bd.LazyAdam(tables, lr=1e-30, weight_decay=1e-3)
+    optimizer = bd.SparseAdam(tables, lr=1e-30, weight_decay=1e-3)
     guide = torch.zeros(4, 3)
-    losses = [bd.bd_step_update(optimizer, *batch, draws, guide, backend="cpu") for _ in range(3)]
-    found = [f.users, f.items, f.item_bias, *batch, draws.ids, guide, draws.mask]
-    rows = torch.ops.bdkernels.bd_step(*found, "bpr", 1e-30, 1.0, 2.0, backend="cpu")
+    losses = [bd.fused_step(optimizer, *batch, draws, guide, backend="cpu") for _ in range(3)]
+    found = [f.user_factors, f.item_factors, f.item_bias, *batch, draws.ids, guide, draws.mask]
+    rows = torch.ops.bdkernels.fused_gradient(*found, "bpr", 1e-30, 1.0, 2.0, backend="cpu")
     return [*(loss.cf for loss in losses), *(loss.distill for loss in losses), *tables, *optimizer.state, *rows]
 
 

@@ -94,7 +94,7 @@ def same(outcomes: list, want: np.ndarray) -> None:
 def test_score(case):
     f, ids = data.factors(case), data.ids(case)
     got = everywhere(case, lambda name: bd.score(f, ids, backend=name), *data.given(f, ids))
-    if f.users.dtype == torch.float64 and not data.bad_ids(ids, case.b, case.n):
+    if f.user_factors.dtype == torch.float64 and not data.bad_ids(ids, case.b, case.n):
         return scores_in_float64(f, ids, dict(zip(present(), got, strict=True)))
     if why := data.bad_factors(f) or data.bad_ids(ids, case.b, case.n):
         return refused(got, why)
@@ -229,7 +229,7 @@ def test_sample(case):
             assert torch.equal(a.ids, b.ids)
         check_draws(o, weight, [data.ranks(x, seen) for x in scores], seen, k)
     some = everywhere(
-        case, lambda name: bd.sample(t, s, k, seen, **settings, catalog=max(1, case.n // 2), backend=name), *given
+        case, lambda name: bd.sample(t, s, k, seen, **settings, subset=max(1, case.n // 2), backend=name), *given
     )
     for o in some:
         for a, b in zip(o, some[0], strict=True):
@@ -297,19 +297,19 @@ def check_distill(got, z, g, tau_z, tau_g, mask):
 
 
 @fuzz
-def test_bd_step_loss(case):
+def test_fused_loss(case):
     """Against float64 sums over the listed ids, and the gradient against finite sums of the same."""
     step = data.step(case)
     leaves = [t for t in (step.user_table, step.item_table, step.item_bias) if t is not None]
     for leaf in leaves:
         leaf.requires_grad_(leaf.is_floating_point())
-    got = outcome(lambda: bd.bd_step_loss(**step._asdict()), *data.given(step))
+    got = outcome(lambda: bd.fused_loss(**step._asdict()), *data.given(step))
     if why := data.bad_step(step):
         return refused([got], why)
     if isinstance(got, str):
         assert got.startswith("losses: expected finite numbers") and case.kind not in ("exact", "ties", "normal"), got
         return None
-    assert got.loss.isfinite() or abs(step.lambda_) > 1e30
+    assert got.loss.isfinite() or abs(step.distill_weight) > 1e30
     got.loss.backward()
     assert all(leaf.grad.is_sparse == step.sparse and leaf.grad.shape == leaf.shape for leaf in leaves)
     if case.kind in ("exact", "ties", "normal"):
@@ -327,8 +327,8 @@ def test_bd_step_loss(case):
 def test_mapped(case):
     """Item tables on disk: every operator answers as for the same tables in memory, an error where that is one."""
     t, s, seen, number = data.factors(case), data.factors(case, student=True), data.seen(case), Numbers(case)
-    if t.items.dtype not in (torch.float32, torch.float16):
-        return  # .npy has no bfloat16, and open_table no other dtypes
+    if t.item_factors.dtype not in (torch.float32, torch.float16):
+        return  # .npy has no bfloat16, and open_memmap no other dtypes
     ids, ties, thresholds = data.ids(case), data.ties(case), data.thresholds(case)
     k, draws = number.topk(), number.draws()
     calls = (
@@ -342,8 +342,8 @@ def test_mapped(case):
         patch.setattr(streamed, "SLICE_BYTES", max(1, case.tile * 8))
         mapped = []
         for name, f in (("t", t), ("s", s)):
-            np.save(f"{folder}/{name}.npy", np.ascontiguousarray(f.items.resolve_neg().numpy()))
-            mapped.append(f._replace(items=bd.open_table(f"{folder}/{name}.npy")))
+            np.save(f"{folder}/{name}.npy", np.ascontiguousarray(f.item_factors.resolve_neg().numpy()))
+            mapped.append(f._replace(item_factors=bd.open_memmap(f"{folder}/{name}.npy")))
         for call in calls:
             want, got = outcome(lambda c=call: c(t, s)), outcome(lambda c=call: c(*mapped))
             assert isinstance(want, str) == isinstance(got, str), (want, got)
@@ -354,7 +354,7 @@ def test_mapped(case):
 def test_apply_rows(case):
     """Against the formulas in float64, row by row; other rows, and everything after an error, stay as they were."""
     step, number = data.step(case), Numbers(case)
-    kind = number.one(40, (bd.SGD, bd.Adagrad, bd.LazyAdam))
+    kind = number.one(40, (bd.SGD, bd.Adagrad, bd.SparseAdam))
     tables = [t for t in (step.user_table, step.item_table, step.item_bias) if t is not None]
     optimizer = outcome(lambda: kind(step[:3], lr=0.5, weight_decay=0.25))
     if isinstance(optimizer, str):
@@ -365,7 +365,7 @@ def test_apply_rows(case):
             ids = data.some_ids(case, 50 + salt, len(table), case.c if len(table) else 0)
             rows[name] = ids, data.floats(case, 60 + salt, len(ids), *table.shape[1:], dtype=str(table.dtype)[6:])
     before = [t.clone() for t in (*tables, *optimizer.state)]
-    error = outcome(lambda: bd.apply_rows(optimizer, **rows), *data.given(*rows.values()))
+    error = outcome(lambda: bd.sparse_step(optimizer, **rows), *data.given(*rows.values()))
     after = [*tables, *optimizer.state]
     if why := next(
         (why for n, (ids, _) in rows.items() if (why := data.bad_ids(ids, 0, len(optimizer.tables()[n])))), ""

@@ -90,9 +90,7 @@ def scored(x):
 
 def stepped(x):
     draws = bd.Draws(IDS, IDS >= 0)
-    return bd.bd_step_loss(
-        x, torch.ones(9, 5), None, IDS[:, 0] % 4, IDS[:, 0], IDS[:, :1], draws, torch.ones(4, 3)
-    ).loss
+    return bd.fused_loss(x, torch.ones(9, 5), None, IDS[:, 0] % 4, IDS[:, 0], IDS[:, :1], draws, torch.ones(4, 3)).loss
 
 
 DIFFERENTIABLE = pytest.mark.parametrize("f", [distilled, scored, stepped])

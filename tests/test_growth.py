@@ -18,7 +18,7 @@ SETTINGS = {
     "teacher.dim": 6,
     "student.dim": 2,
     "train.batch_size": 256,
-    "train.warmup_epochs": 1,
+    "train.pretrain_epochs": 1,
     "train.epochs": 4,
     "train.patience": 0,
     "eval.ks": (5,),
@@ -101,7 +101,7 @@ def test_rows_go_with_their_ids(tmp_path, optimizer, texts):
 
 
 def test_after_a_crash_it_grows_again(tmp_path, monkeypatch):
-    """Between the warm-up's models, the checkpoint and the split: the same command does what is left."""
+    """Between the pretraining's models, the checkpoint and the split: the same command does what is left."""
     before, after = (split(each) for each in rows())
     start(tmp_path / "whole", "sparse_adam", before)
     start(tmp_path / "crashed", "sparse_adam", before)
@@ -112,7 +112,7 @@ def test_after_a_crash_it_grows_again(tmp_path, monkeypatch):
             with pytest.raises(MemoryError):
                 Trainer.resume(tmp_path / "crashed", split=after, grow=True)
     again = Trainer.resume(tmp_path / "crashed", split=after, grow=True)
-    assert again.warmup == whole.warmup
+    assert again.pretrained == whole.pretrained
     first, second = whole.fit(), again.fit()
     assert first.metrics == second.metrics
     assert torch.equal(first.teacher.item_factors.weight, second.teacher.item_factors.weight)

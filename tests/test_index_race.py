@@ -38,12 +38,12 @@ calls = {
     "sample, indices": ("indices", lambda: bd.sample(f, student, 4, seen, to_student=bd.Exp(500.0), **drawn)),
     "sample, indptr": ("indptr", lambda: bd.sample(f, student, 4, seen, **drawn)),
     "count_above": ("indptr", lambda: bd.count_above(f, torch.zeros(b, 2), ids[:, :2], seen)),
-    "loss, ids": ("ids", lambda: bd.bd_step_loss(*tables, *step())),
-    "loss, users": ("users", lambda: bd.bd_step_loss(*tables, *step())),
-    "loss, mask": ("mask", lambda: bd.bd_step_loss(*tables, *step())),
-    "update, ids": ("ids", lambda: bd.bd_step_update(optimizer, *step())),
-    "update, users": ("users", lambda: bd.bd_step_update(optimizer, *step())),
-    "apply_rows": ("ids", lambda: bd.apply_rows(optimizer, item_table=(t["ids"].view(-1), grads))),
+    "loss, ids": ("ids", lambda: bd.fused_loss(*tables, *step())),
+    "loss, users": ("users", lambda: bd.fused_loss(*tables, *step())),
+    "loss, mask": ("mask", lambda: bd.fused_loss(*tables, *step())),
+    "update, ids": ("ids", lambda: bd.fused_step(optimizer, *step())),
+    "update, users": ("users", lambda: bd.fused_step(optimizer, *step())),
+    "sparse_step": ("ids", lambda: bd.sparse_step(optimizer, item_table=(t["ids"].view(-1), grads))),
 }
 for name, (what, call) in calls.items():
     target, safe = t[what], good[what]

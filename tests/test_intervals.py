@@ -59,7 +59,7 @@ def test_means_of_users_are_what_evaluate_gives():
     assert found.keys() == wanted.keys()
     assert all(values.mean() == wanted[name] for name, values in found.items() if name != "users")
     assert len(found["users"]) == wanted["users"] and (np.diff(found["users"]) > 0).all()
-    some = per_user(model, parts, "test", (5, 10), most=20)
+    some = per_user(model, parts, "test", (5, 10), max_users=20)
     assert np.isin(some["users"], found["users"]).all() and len(some["users"]) == 20
     at = np.searchsorted(found["users"], some["users"])
     assert (some["ndcg@5"] == found["ndcg@5"][at]).all()

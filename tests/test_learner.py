@@ -15,7 +15,7 @@ from bdkernels import Seen
 
 N_USERS, N_ITEMS, STEPS = 30, 50, 6
 SEEN = Seen.from_pairs(torch.arange(N_USERS).repeat(2), torch.arange(2 * N_USERS) % N_ITEMS, N_USERS)
-BASE = {"teacher.dim": 6, "student.dim": 3, "distill.refresh": 0, "distill.samples": 2, "distill.tau_guide": 2.0}
+BASE = {"teacher.dim": 6, "student.dim": 3, "distill.resample_every": 0, "distill.samples": 2, "distill.tau_guide": 2.0}
 
 
 def config(**overrides):

@@ -1,4 +1,4 @@
-"""distill_loss and bd_step_loss: values against NumPy formulas, gradients against finite differences and against autograd."""
+"""distill_loss and fused_loss: values against NumPy formulas, gradients against finite differences and against autograd."""
 
 import numpy as np
 import pytest
@@ -139,7 +139,7 @@ def step_inputs(dtype=torch.float64, masked=True):
     )
 
 
-def plain_step(user, item, bias, users, positives, negatives, draws, guide, cf, lambda_, tau_l, tau_g):
+def plain_step(user, item, bias, users, positives, negatives, draws, guide, cf, distill_weight, tau_l, tau_g):
     """The same loss in everyday autograd."""
 
     def s(ids):
@@ -156,7 +156,7 @@ def plain_step(user, item, bias, users, positives, negatives, draws, guide, cf, 
     target = torch.sigmoid(guide / tau_g)
     terms = F.binary_cross_entropy_with_logits(z / tau_l, target, reduction="none")
     distill = terms[draws.mask].mean() if draws.mask.any() else terms.sum() * 0
-    return cf_loss + lambda_ * distill
+    return cf_loss + distill_weight * distill
 
 
 @pytest.mark.parametrize("cf", ["bce", "bpr"])
@@ -168,8 +168,8 @@ def test_bd_step_loss_against_autograd(cf, with_bias, sparse):
     twins = [t.clone().requires_grad_() for t in (user, item, bias)]
     if not with_bias:
         leaves[2], twins[2] = None, None
-    options = {"cf": cf, "lambda_": 0.3, "tau_learner": 0.8, "tau_guide": 2.0}
-    out = bd.bd_step_loss(*leaves, *rest, **options, sparse=sparse)
+    options = {"cf": cf, "distill_weight": 0.3, "tau_learner": 0.8, "tau_guide": 2.0}
+    out = bd.fused_loss(*leaves, *rest, **options, sparse=sparse)
     want = plain_step(*twins, *rest, cf, 0.3, 0.8, 2.0)
     torch.testing.assert_close(out.loss, want)
     torch.testing.assert_close(out.cf + 0.3 * out.distill, want)
@@ -193,7 +193,7 @@ def tables_and_batch(b, m, k, d=19, n_users=40, n_items=60, masked=True):
 
 def step_results(tables, batch, **options):
     leaves = [None if t is None else t.clone().requires_grad_() for t in tables]
-    out = bd.bd_step_loss(*leaves, *batch, **options)
+    out = bd.fused_loss(*leaves, *batch, **options)
     out.loss.backward()
     grads = [leaf.grad.to_dense() for leaf in leaves if leaf is not None]
     return [out.loss.detach(), out.cf, out.distill, *grads]
@@ -207,7 +207,7 @@ def test_bd_step_loss_error_is_that_of_plain_float32(backend, cf, with_bias, b, 
     tables, batch = tables_and_batch(b, m, k)
     if not with_bias:
         tables[2] = None
-    options = {"cf": cf, "lambda_": 0.6, "tau_learner": 0.7, "tau_guide": 2.0}
+    options = {"cf": cf, "distill_weight": 0.6, "tau_learner": 0.7, "tau_guide": 2.0}
     wide = [None if t is None else t.double() for t in tables]
     truth = step_results(wide, (*batch[:-1], batch[-1].double()), **options)
     plain = step_results(tables, batch, **options, backend="reference")
@@ -226,7 +226,7 @@ def test_bd_step_loss_is_deaf_to_what_is_masked(backend):
     ):
         assert torch.equal(a, b)
     nothing = bd.Draws(torch.full_like(draws.ids, -1), torch.zeros_like(draws.mask))
-    out = bd.bd_step_loss(*tables, users, positives, negatives, nothing, guide * float("nan"), backend=backend)
+    out = bd.fused_loss(*tables, users, positives, negatives, nothing, guide * float("nan"), backend=backend)
     assert out.distill == 0 and out.loss == out.cf
 
 
@@ -234,7 +234,7 @@ def test_bd_step_loss_gradient_rows_are_touched_rows(backend):
     """Nothing stands in for a masked entry that the batch does not touch anyway: lazy optimizers move what is listed."""
     tables, (users, positives, negatives, draws, guide) = tables_and_batch(6, 1, 3)
     item = tables[1].requires_grad_()
-    bd.bd_step_loss(tables[0], item, None, users, positives, negatives, draws, guide, backend=backend).loss.backward()
+    bd.fused_loss(tables[0], item, None, users, positives, negatives, draws, guide, backend=backend).loss.backward()
     listed = {*positives.tolist(), *negatives.flatten().tolist(), *draws.ids[draws.mask].tolist()}
     assert set(item.grad.coalesce().indices()[0].tolist()) == listed
 
@@ -243,7 +243,7 @@ def test_bd_step_loss_of_nan_tables_is_an_error(backend):
     tables, (users, *rest) = tables_and_batch(8, 2, 3, masked=False)
     tables[0][users[0]] = float("nan")
     with pytest.raises(bd.NonFiniteLoss, match="losses: expected finite numbers, got cf nan"):
-        bd.bd_step_loss(*tables, users, *rest, backend=backend)
+        bd.fused_loss(*tables, users, *rest, backend=backend)
 
 
 def test_bd_step_loss_takes_strided_tables(backend):
@@ -253,14 +253,14 @@ def test_bd_step_loss_takes_strided_tables(backend):
         wide[:, 2:21] = t
     want = step_results(tables, batch, backend=backend)
     for views in ([p[:, 2:21] for p in padded], [t.T.contiguous().T for t in tables[:2]]):
-        out = bd.bd_step_loss(*views, tables[2], *batch, backend=backend)
+        out = bd.fused_loss(*views, tables[2], *batch, backend=backend)
         assert torch.equal(out.loss, want[0])
 
 
 def test_bd_step_loss_takes_an_empty_catalog_of_any_strides(backend):
     tables, batch = tables_and_batch(0, 1, 2)
     for items in (torch.empty(0, 19), torch.empty(19, 0).T, torch.empty_strided((0, 19), (1, 19))):
-        assert bd.bd_step_loss(tables[0], items, None, *batch, backend=backend).loss == 0
+        assert bd.fused_loss(tables[0], items, None, *batch, backend=backend).loss == 0
 
 
 def test_bd_step_loss_does_not_depend_on_threads(backend, two_threads):
@@ -276,7 +276,7 @@ def test_bd_step_loss_gradcheck():
     leaves = tuple(t.requires_grad_() for t in (user, item, bias))
     for cf in ("bce", "bpr"):
         assert torch.autograd.gradcheck(
-            lambda *p, cf=cf: bd.bd_step_loss(*p, *rest, cf=cf, lambda_=0.4, sparse=False).loss, leaves
+            lambda *p, cf=cf: bd.fused_loss(*p, *rest, cf=cf, distill_weight=0.4, sparse=False).loss, leaves
         )
 
 
@@ -290,7 +290,7 @@ def test_bd_step_loss_touches_no_row_for_what_is_masked(anything):
     guide[~mask] = float("nan")
     leaves = [t.requires_grad_() for t in (user, item, bias)]
     ids = (draws.ids.clamp(min=1)).masked_fill(~mask, anything)
-    loss = bd.bd_step_loss(*leaves, users, positives, negatives, bd.Draws(ids, mask), guide).loss
+    loss = bd.fused_loss(*leaves, users, positives, negatives, bd.Draws(ids, mask), guide).loss
     loss.backward()
     assert loss.isfinite()
     for leaf in leaves:
@@ -301,7 +301,7 @@ def test_bd_step_loss_touches_no_row_for_what_is_masked(anything):
 def test_bd_step_loss_touches_only_its_rows():
     user, item, bias, users, positives, negatives, draws, guide = step_inputs(torch.float32)
     leaves = [t.requires_grad_() for t in (user, item, bias)]
-    bd.bd_step_loss(*leaves, users, positives, negatives, draws, guide).loss.backward()
+    bd.fused_loss(*leaves, users, positives, negatives, draws, guide).loss.backward()
     assert set(leaves[0].grad.coalesce().indices()[0].tolist()) == set(users.tolist())
     listed = {*positives.tolist(), *negatives.flatten().tolist(), *draws.ids[draws.mask].tolist()}
     dense = leaves[1].grad.to_dense()

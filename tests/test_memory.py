@@ -22,13 +22,13 @@ t = bd.Factors(torch.randn(b, 32), torch.randn(n, 32))
 s = bd.Factors(torch.randn(b, 8), torch.randn(n, 8))
 seen = bd.Seen.from_pairs(torch.arange(b).repeat(20), torch.randint(0, n, (20 * b,)), b)
 ids = torch.randint(0, n, (b, 64))
-small = [f._replace(users=f.users[:2], items=f.items[:5000]) for f in (t, s)]
-one = [f._replace(users=f.users[:1]) for f in (t, s)]
+small = [f._replace(user_factors=f.user_factors[:2], item_factors=f.item_factors[:5000]) for f in (t, s)]
+one = [f._replace(user_factors=f.user_factors[:1]) for f in (t, s)]
 bd.sample(*small, 32, user_ids=torch.arange(len(small[0].users)), step=0), bd.topk(small[0], 10)  # libraries, thread pools
 run = {
     "rank": lambda: bd.rank(t, ids, seen),
     "rank one query": lambda: bd.rank(t, ids[:, :1], seen),
-    "sample": lambda: bd.sample(t, s, 32, seen, user_ids=torch.arange(len(t.users)), step=0),
+    "sample": lambda: bd.sample(t, s, 32, seen, user_ids=torch.arange(len(t.user_factors)), step=0),
     "full row": lambda: bd.sample(*one, 32, to_student=bd.Exp(500.0), to_teacher=None, user_ids=torch.arange(1), step=0),
     "topk": lambda: bd.topk(t, 100, seen),
     "topk of many": lambda: bd.topk(t, 2048, seen),

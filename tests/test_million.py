@@ -25,11 +25,11 @@ SETTINGS = {
     "teacher-optimizer": "sparse_adam",
     "student-optimizer": "sparse_adam",
     "train-batch-size": 2048,
-    "train-warmup-epochs": 1,
+    "train-pretrain-epochs": 1,
     "train-epochs": 2,
     "train-patience": 0,
-    "distill-refill": "spread",
-    "distill-refresh": 2,
+    "distill-resample": "gradual",
+    "distill-resample-every": 2,
     "distill-pool": 8,
     "eval-users": 256,
     "eval-ks": 50,
@@ -108,7 +108,7 @@ def test_ranks_at_a_million(two_threads):
     every = torch.arange(ITEMS)[None]
     found = bd.rank(f, ids)
     for row in range(4):
-        scores = bd.score(f._replace(users=f.users[row : row + 1]), every)[0]
+        scores = bd.score(f._replace(user_factors=f.user_factors[row : row + 1]), every)[0]
         at = scores[ids[row]][:, None]
         before = (scores > at) | ((scores == at) & (every < ids[row][:, None]))
         assert torch.equal(found[row], 1 + before.sum(1))

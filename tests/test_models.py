@@ -22,8 +22,8 @@ def test_score_is_the_dot_product_that_rank_uses(n_users, n_items, dim):
     wanted = (p @ q.T + b.T)[users].gather(1, items)
     torch.testing.assert_close(scores.detach().double(), wanted, rtol=1e-5, atol=1e-5)
     factors = model.factors(users)
-    assert not factors.users.requires_grad
-    assert not factors.items.requires_grad
+    assert not factors.user_factors.requires_grad
+    assert not factors.item_factors.requires_grad
     torch.testing.assert_close(bdkernels.score(factors, items).double(), wanted, rtol=1e-5, atol=1e-5)
 
 

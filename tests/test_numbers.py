@@ -24,21 +24,21 @@ INTEGERS = {
     "k": lambda x: sample(k=x).to_student.ids,
     "seed": lambda x: sample(seed=x).to_student.ids,
     "step": lambda x: sample(step=x).to_student.ids,
-    "catalog": lambda x: sample(catalog=x).to_student.ids,
+    "catalog": lambda x: sample(subset=x).to_student.ids,
     "catalog of rank_errors": lambda x: bd.rank_errors(F, IDS, x),
     "seed of rank_errors": lambda x: bd.rank_errors(F, IDS, 3, seed=x),
     "step of rank_errors": lambda x: bd.rank_errors(F, IDS, 3, step=x),
     "m": lambda x: bd.rank_error(x),
-    "m of Strata": lambda x: bd.Strata(torch.arange(9)).draw(x),
-    "seed of Strata": lambda x: bd.Strata(torch.arange(9)).draw(3, seed=x),
-    "step of Strata": lambda x: bd.Strata(torch.arange(9)).draw(3, step=x),
+    "m of PopularityStrata": lambda x: bd.PopularityStrata(torch.arange(9)).draw(x),
+    "seed of PopularityStrata": lambda x: bd.PopularityStrata(torch.arange(9)).draw(3, seed=x),
+    "step of PopularityStrata": lambda x: bd.PopularityStrata(torch.arange(9)).draw(3, step=x),
     "n_users": lambda x: bd.Seen.from_pairs(IDS[:, 0], IDS[:, 0], x).indptr,
 }
 FLOATS = {
     "tau_learner": lambda x: bd.distill_loss(SCORES, SCORES, tau_learner=x),
     "tau_guide": lambda x: bd.distill_loss(SCORES, SCORES, tau_guide=x),
-    "lambda_": lambda x: bd.bd_step_loss(*F[:2], None, *BATCH, lambda_=x).loss,
-    "tau_learner of a step": lambda x: bd.bd_step_loss(*F[:2], None, *BATCH, tau_learner=x).loss,
+    "distill_weight": lambda x: bd.fused_loss(*F[:2], None, *BATCH, distill_weight=x).loss,
+    "tau_learner of a step": lambda x: bd.fused_loss(*F[:2], None, *BATCH, tau_learner=x).loss,
     "alpha": lambda x: sample(to_student=bd.Tanh(x)).to_student.ids,
     "eps": lambda x: sample(to_student=bd.Exp(eps=x)).to_student.ids,
     "mu": lambda x: sample(to_student=bd.RankOnly(x)).to_student.ids,
@@ -46,7 +46,7 @@ FLOATS = {
 }
 FLAGS = {
     "sparse": lambda x: bd.score(F, IDS, sparse=x),
-    "sparse of a step": lambda x: bd.bd_step_loss(*F[:2], None, *BATCH, sparse=x).loss,
+    "sparse of a step": lambda x: bd.fused_loss(*F[:2], None, *BATCH, sparse=x).loss,
     "independent_directions": lambda x: sample(independent_directions=x).to_student.ids,
 }
 

@@ -55,7 +55,7 @@ def test_tables_and_state_of_an_optimizer_lie_on_them():
         pytest.skip("this system has no large pages")
     tables = [torch.randn(100, 64), torch.randn(200_000, 64)]
     before = [table.clone() for table in tables]
-    optimizer = bd.LazyAdam(tables)
+    optimizer = bd.SparseAdam(tables)
     assert all(torch.equal(*pair) for pair in zip(tables, before, strict=True))
     assert all(torch.equal(each, torch.zeros_like(each)) for each in optimizer.state)
     for moment in optimizer.state[2:]:

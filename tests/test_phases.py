@@ -13,8 +13,9 @@ from bidistill.training.control import check_matchable
 from bidistill.training.phases import Epochs, epochs_of, problems
 
 SETTINGS = {
-    "teacher.dim": 8, "student.dim": 2, "teacher.lr": 0.05, "student.lr": 0.05, "train.batch_size": 256, "train.warmup_epochs": 3,
-    "train.epochs": 12, "train.patience": 2, "eval.ks": (5,), "train.monitor": "ndcg@5", "run.progress": False,
+    "teacher.dim": 8, "student.dim": 2, "teacher.lr": 0.05, "student.lr": 0.05, "train.batch_size": 256,
+    "train.pretrain_epochs": 3, "train.epochs": 12, "train.patience": 2, "eval.ks": (5,), "train.monitor": "ndcg@5",
+    "run.progress": False,
 }  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def rows(scores, losses=(), phase="joint"):
 def test_epochs_and_the_one_that_was_kept():
     assert epochs_of(rows([0.1, 0.3, 0.2]), "joint", "teacher") == (2, 1)
     assert epochs_of(rows([0.1]), "joint", "teacher") == (0, 0)
-    assert epochs_of(rows([0.1]), "warmup_teacher", "teacher") is None
+    assert epochs_of(rows([0.1]), "pretrain_teacher", "teacher") is None
     with pytest.raises(UserError, match=r"joint phase was kept: train the run again"):
         epochs_of([{"phase": "joint", "epoch": 3}], "joint", "teacher")
 
@@ -53,7 +54,7 @@ def test_epochs_and_the_one_that_was_kept():
         ([0.1, 0.2, 0.3], [3.0, 2.0], []),
         ([0.1, 0.2, 0.3], [1.0, 1.9], []),  # a loss that grows a little
         ([0.1], [], []),
-        ([0.3, 0.2, 0.1], [3.0, 2.0], ["epoch 0 is kept, the state after the warm-up: no later epoch of 2"]),
+        ([0.3, 0.2, 0.1], [3.0, 2.0], ["epoch 0 is kept, the state after the pretraining: no later epoch of 2"]),
         ([0.1, 0.2, 0.3], [1.0, 2.1], ["the loss ended at 2.1, far above 1 at its start: lower teacher.lr"]),
         ([0.3, 0.2, 0.1], [5e17, 5.7e18], ["epoch 0 is kept", "ended at 5.7e+18, far above 3.47"]),
         ([0.1, 0.2], [float("nan")], ["the loss ended at nan"]),
@@ -67,12 +68,12 @@ def test_signs_that_a_phase_did_no_good(scores, losses, found):
 
 def test_divergence_that_stays_finite_is_told(parts, tmp_path, capsys):
     """In a warning when the phase ends, and beside the table."""
-    wild = SETTINGS | {"teacher.optimizer": "sgd", "teacher.lr": 1e3, "train.warmup_epochs": 1, "train.epochs": 1}
+    wild = SETTINGS | {"teacher.optimizer": "sgd", "teacher.lr": 1e3, "train.pretrain_epochs": 1, "train.epochs": 1}
     trainer = Trainer(Config().with_overrides(wild | {"run.out": str(tmp_path / "run")}), parts)
-    with pytest.warns(UserWarning, match=r"teacher, warm-up: the loss ended at .*, far above 3.47 at its start"):
+    with pytest.warns(UserWarning, match=r"teacher, pretraining: the loss ended at .*, far above 3.47 at its start"):
         trainer.fit()
     text = " ".join(table(results(open_run(tmp_path / "run"))).split())
-    assert "note: teacher, warm-up: the loss ended at" in text
+    assert "note: teacher, pretraining: the loss ended at" in text
     parts.save(tmp_path / "split.npz")
     flags = [
         f"--{name.replace('.', '-').replace('_', '-')}={5 if name == 'eval.ks' else wild[name]}".lower()
@@ -89,7 +90,7 @@ def test_divergence_that_stays_finite_is_told(parts, tmp_path, capsys):
                 f"--run-out={tmp_path / 'again'}",
             ]
             assert main(arguments) == 0
-    assert "bidistill: warning: teacher, warm-up: the loss ended at" in capsys.readouterr().err
+    assert "bidistill: warning: teacher, pretraining: the loss ended at" in capsys.readouterr().err
 
 
 def test_the_control_has_the_epochs_that_the_run_had(parts, tmp_path, monkeypatch):
@@ -125,7 +126,7 @@ def test_the_control_has_the_epochs_that_the_run_had(parts, tmp_path, monkeypatc
 
 
 def test_a_run_that_has_grown_has_no_control(parts):
-    trainer = Trainer(Config().with_overrides(SETTINGS | {"train.epochs": 1, "train.warmup_epochs": 1}), parts)
+    trainer = Trainer(Config().with_overrides(SETTINGS | {"train.epochs": 1, "train.pretrain_epochs": 1}), parts)
     check_matchable(trainer)
     trainer.fit()
     assert matched(trainer)["train.epochs"] == 1
@@ -135,16 +136,16 @@ def test_a_run_that_has_grown_has_no_control(parts):
 
 
 def test_time_left_is_that_of_the_run():
-    sizes = {"warmup_teacher": 1000, "warmup_student": 1000, "joint": 500}
-    assert seconds_left("warmup_teacher", 400, sizes, {"warmup_teacher": 0.1}) == pytest.approx(60 + 100 + 100)
-    speeds = {"warmup_teacher": 0.1, "warmup_student": 0.02}
-    assert seconds_left("warmup_student", 500, sizes, speeds) == pytest.approx(10 + 500 * 0.12)
+    sizes = {"pretrain_teacher": 1000, "pretrain_student": 1000, "joint": 500}
+    assert seconds_left("pretrain_teacher", 400, sizes, {"pretrain_teacher": 0.1}) == pytest.approx(60 + 100 + 100)
+    speeds = {"pretrain_teacher": 0.1, "pretrain_student": 0.02}
+    assert seconds_left("pretrain_student", 500, sizes, speeds) == pytest.approx(10 + 500 * 0.12)
     assert seconds_left("joint", 100, sizes, speeds | {"joint": 0.5}) == pytest.approx(200)
     assert seconds_left("joint", 100, sizes, {"joint": 0.5}) == pytest.approx(200)  # a warm start
     history = [
-        {"phase": "warmup_teacher", "epoch": epoch, "seconds": seconds, "interactions": 100}
+        {"phase": "pretrain_teacher", "epoch": epoch, "seconds": seconds, "interactions": 100}
         for epoch, seconds in enumerate((1.0, 5.0, 4.0))
     ]
-    assert speeds_of(history) == {"warmup_teacher": pytest.approx(0.05)}
-    assert most_epochs(Config()) == {"warmup_teacher": 100, "warmup_student": 100, "joint": 30}
+    assert speeds_of(history) == {"pretrain_teacher": pytest.approx(0.05)}
+    assert most_epochs(Config()) == {"pretrain_teacher": 100, "pretrain_student": 100, "joint": 30}
     assert Epochs(2, 1).trained == 2

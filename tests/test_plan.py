@@ -17,7 +17,7 @@ from bidistill.training.timing import Line, draw_share
 
 COSTS = Costs(
     program=3.0,
-    step={"warmup_teacher": 0.01, "warmup_student": 0.005, "joint": 0.02},
+    step={"pretrain_teacher": 0.01, "pretrain_student": 0.005, "joint": 0.02},
     draw=Line(1e-4, 1e-9),
     rank={"teacher": Line(0.0, 1e-9), "student": Line(0.0, 1e-10)},
     read=1e-6,
@@ -63,7 +63,7 @@ def test_arrays_are_counted_as_they_are():
     for optimizer in ("adam", "sparse_adam", "adagrad", "sgd"):
         settings = config(
             teacher__dim=8, student__dim=2, teacher__optimizer=optimizer, student__optimizer=optimizer,
-            train__warmup_epochs=1, train__epochs=1, distill__pool=3, eval__ks=(5, 50), run__progress=False,
+            train__pretrain_epochs=1, train__epochs=1, distill__pool=3, eval__ks=(5, 50), run__progress=False,
         )  # fmt: skip
         trainer = Trainer(settings, parts)
         trainer.fit()
@@ -82,22 +82,22 @@ def test_arrays_are_counted_as_they_are():
 
 def test_times_add_up(monkeypatch):
     settings = config(
-        train__warmup_epochs=2, train__epochs=4, train__batch_size=100, train__eval_every=2, eval__users=50,
-        distill__refresh=3, distill__refill="spread", run__out="runs/x", run__checkpoint_steps=50,
+        train__pretrain_epochs=2, train__epochs=4, train__batch_size=100, train__eval_every=2, eval__users=50,
+        distill__resample_every=3, distill__resample="gradual", run__out="runs/x", run__checkpoint_steps=50,
     )  # fmt: skip
     sizes = Sizes.of(1000, 10_000, 20_000, settings)
     jobs = {job.name: job for job in make_plan(settings, sizes, COSTS).times}
     assert jobs["joint phase: step"][1:] == (0.02, 720)
-    assert jobs["joint phase: refill of all pools"].seconds == pytest.approx(1000 * 1.1e-4)
-    assert jobs["joint phase: refill of all pools"].times == pytest.approx(4 / 3)
+    assert jobs["joint phase: resampling of all pools"].seconds == pytest.approx(1000 * 1.1e-4)
+    assert jobs["joint phase: resampling of all pools"].times == pytest.approx(4 / 3)
     assert jobs["joint phase: evaluation"].seconds == pytest.approx(50 * 1.1e-5)
     assert jobs["joint phase: checkpoint"].times == 5 + 4 * 3
-    at_once = make_plan(settings.with_overrides({"distill.refill": "at_once"}), sizes, COSTS)
-    assert {job.name: job.times for job in at_once.times}["joint phase: refill of all pools"] == 2
-    every = make_plan(settings.with_overrides({"distill.refresh": 0}), sizes, COSTS)
+    at_once = make_plan(settings.with_overrides({"distill.resample": "at_once"}), sizes, COSTS)
+    assert {job.name: job.times for job in at_once.times}["joint phase: resampling of all pools"] == 2
+    every = make_plan(settings.with_overrides({"distill.resample_every": 0}), sizes, COSTS)
     assert {job.name: job.total for job in every.times}["joint phase: draws of a step"] == pytest.approx(720 * 0.011)
-    some = make_plan(settings.with_overrides({"distill.catalog": 1000}), sizes, COSTS)
-    assert {job.name: job.seconds for job in some.times}["joint phase: refill of all pools"] == pytest.approx(0.101)
+    some = make_plan(settings.with_overrides({"distill.subset": 1000}), sizes, COSTS)
+    assert {job.name: job.seconds for job in some.times}["joint phase: resampling of all pools"] == pytest.approx(0.101)
     assert not make_plan(settings, sizes, COSTS).problems
     monkeypatch.setattr(arrays, "memory_there", lambda: 10**6)
     monkeypatch.setattr(planning, "disk_there", lambda folder: 10**6)
@@ -114,7 +114,7 @@ def test_on_several_processes():
         train__batch_size=1024,
         train__negatives=4,
         distill__pool=10,
-        train__warmup_epochs=1,
+        train__pretrain_epochs=1,
     )
     sizes = Sizes.of(100_000, 10**6, 10**7, settings)
     one = make_plan(settings, sizes, COSTS)
@@ -123,7 +123,7 @@ def test_on_several_processes():
     for name, size in memory_of[0].items():
         assert memory_of[1][name] == (size if name in WHOLE else -(-size // 4))
     jobs = [{job.name: job for job in plan.times} for plan in (one, four)]
-    for name in ("joint phase: step", "joint phase: refill of all pools", "joint phase: evaluation"):
+    for name in ("joint phase: step", "joint phase: resampling of all pools", "joint phase: evaluation"):
         assert jobs[1][name].seconds == pytest.approx(jobs[0][name].seconds / 4)
     rows, listed, factors = (
         1024 / 4,
@@ -134,7 +134,7 @@ def test_on_several_processes():
     assert step_bytes(settings, sizes, 4) == pytest.approx(sent)
     assert jobs[1]["joint phase: step, its traffic"].seconds == pytest.approx(sent / 1e9 + 8e-3)
     assert draw_bytes(settings, 4) == 3 * (4 * 72 + 28 * 120)
-    larger = sizes._replace(items=10**9)
+    larger = sizes._replace(item_factors=10**9)
     assert step_bytes(settings, larger, 4) == pytest.approx(sent)
     assert four.seconds < one.seconds
 
@@ -175,11 +175,11 @@ def test_catalog_auto(monkeypatch, capsys, tmp_path, share):
     parts = split(generate(60, 80, 1200, dim=4, seed=1)[0], "leave_one", seed=1)
     monkeypatch.setattr(automatic, "draw_share", lambda config, sizes: share)
     monkeypatch.setattr(automatic, "AUTO_ITEMS", 30)
-    settings = config(distill__catalog="auto", run__out=str(tmp_path), train__warmup_epochs=1, train__epochs=1)
+    settings = config(distill__subset="auto", run__out=str(tmp_path), train__pretrain_epochs=1, train__epochs=1)
     trainer = Trainer(settings, parts)
     trainer.fit()
-    saved = Config.from_toml(tmp_path / "config.toml").distill.catalog
-    assert saved == trainer.config.distill.catalog == (0 if share < 0.5 else 30)
+    saved = Config.from_toml(tmp_path / "config.toml").distill.subset
+    assert saved == trainer.config.distill.subset == (0 if share < 0.5 else 30)
     written = capsys.readouterr().out
     assert f"exact draws would take {share:.0%} of the joint phase" in written
     last = trainer.history[-1]

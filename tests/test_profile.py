@@ -13,7 +13,7 @@ from bdkernels.tools.measure import Peaks, Work, extra_mb, peaks, quartiles, rat
 
 SMALL = ["--users", "3", "--items", "50", "--repeats", "2"]
 # Operators that the public ones call:
-INNER = {"score_forward", "score_backward", "distill_loss_forward", "distill_loss_backward", "bd_step"}
+INNER = {"score_forward", "score_backward", "distill_loss_forward", "distill_loss_backward", "fused_gradient"}
 
 
 @pytest.fixture(autouse=True)

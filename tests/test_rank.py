@@ -73,7 +73,7 @@ def test_sums_that_overflow_on_the_way(backend):
     f, t, tie = bd.Factors(torch.ones(1, 4), items[:3]), torch.tensor([[1e35, 2e35]]), torch.tensor([[0, 0]])
     assert bd.count_above(f, t, tie, backend=backend).tolist() == [[1, 1]]
     with pytest.raises(ValueError, match="NaN for user row 0, item 3"):
-        bd.count_above(f._replace(items=items), t, tie, backend=backend)
+        bd.count_above(f._replace(item_factors=items), t, tie, backend=backend)
 
 
 @pytest.mark.parametrize("c", [3, 40])
@@ -111,7 +111,7 @@ def test_counts_add_up_over_shards(rng, backend, c):
     thresholds = bd.score(f, ids, backend=backend)
     total = torch.zeros_like(ids)
     for start, stop in ((0, 100), (100, 100), (100, 101), (101, 211)):
-        shard = bd.Factors(f.users, f.items[start:stop], f.item_bias[start:stop])
+        shard = bd.Factors(f.user_factors, f.item_factors[start:stop], f.item_bias[start:stop])
         total += bd.count_above(shard, thresholds, ids, seen, start, backend=backend)
     assert torch.equal(total + 1, bd.rank(f, ids, seen, backend=backend))
 

@@ -24,7 +24,7 @@ SETTINGS = {
     "student.dim": 2,
     "teacher.lr": 0.02,
     "student.lr": 0.02,
-    "train.warmup_epochs": 3,
+    "train.pretrain_epochs": 3,
     "train.epochs": 2,
     "train.monitor": "ndcg@5",
     "eval.ks": (5, 20),
@@ -131,7 +131,7 @@ def test_table_names_users_intervals_changes_and_epochs():
         "MRR",
     ]
     assert lines[11].split() == ["epochs", "30", "19", "19"]
-    assert lines[12].split() == ["epoch", "kept", "20", "18", "0", "(warm-up)"]
+    assert lines[12].split() == ["epoch", "kept", "20", "18", "0", "(pretrained)"]
     assert lines[14].split()[0] == "student" and lines[15].split()[-1] == "none"
     assert lines[22].split() == ["epochs", "-", "19", "19"]
     for label in (SEPARATE, CONTROL, DISTILLED):
@@ -151,7 +151,7 @@ def test_change_is_paired_by_user():
 
 @pytest.mark.parametrize("n", [1, 2, 3000])
 def test_no_line_is_wider_than_a_terminal(n):
-    note = "teacher, joint phase: epoch 0 is kept, the state after the warm-up: no later epoch of 19 was better on validation"
+    note = "teacher, joint phase: epoch 0 is kept, the state after the pretraining: no later epoch of 19 was better on validation"
     for labels in ([SEPARATE], [SEPARATE, CONTROL], [SEPARATE, DISTILLED], [SEPARATE, CONTROL, DISTILLED]):
         compared = {label: each for label, each in three(n).items() if label in labels}
         text = table(tabulated(compared, "val", 10**9, (10, 100), None, [note, note]))
@@ -165,7 +165,7 @@ def test_change_from_zero_has_no_share():
     assert tabulated(nobody, "test", 99, (10,)).line("teacher", "hr@10").changed.endswith(" -")
 
 
-def test_table_compares_with_the_warmup_only_where_there_is_no_control():
+def test_table_compares_with_pretraining_only_where_there_is_no_control():
     compared = {label: each for label, each in three().items() if label != CONTROL}
     assert "change, without a control" in table(tabulated(compared, "test", 99, (10,)))
     assert "change" not in table(tabulated({SEPARATE: three()[SEPARATE]}, "test", 99, (10,)))
@@ -197,7 +197,7 @@ def test_report_is_one_file_with_all_it_promises(finished, report):
             assert line.values[-1] == pytest.approx(kept[name]["test"][line.metric], rel=1e-12)
     assert page.cells.count("epochs trained") == page.cells.count("epoch kept") == 2
     assert f"{found.users:,} users" in report and found.users == 60
-    assert "train.warmup_epochs" in page.cells  # a setting that is not the default
+    assert "train.pretrain_epochs" in page.cells  # a setting that is not the default
     assert open_run(finished).split.fingerprint() in page.cells
     assert not list(finished.glob(".*"))  # no temporary file is left
 
@@ -269,9 +269,9 @@ def test_control_that_does_not_match_is_left_out_with_the_reason_or_refused(run,
         write_report(run, run)
 
 
-def test_control_of_another_warmup_does_not_match(run):
-    change(run / "control" / "metrics.json", lambda r: r.warmup["student"]["test"].update(mrr=0.9))
-    assert "another warm-up" in open_run(run).remark
+def test_control_of_another_pretraining_does_not_match(run):
+    change(run / "control" / "metrics.json", lambda r: r.pretrained["student"]["test"].update(mrr=0.9))
+    assert "another pretraining" in open_run(run).remark
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_draws_depend_on_seed_step_user_and_index_only(monkeypatch, backend, wei
     def rows(start, stop, k=k):
         part = torch.arange(start, stop)
         return draw(
-            t._replace(users=t.users[part]), s._replace(users=s.users[part]), k, seen.rows(part), weight,
+            *(f._replace(user_factors=f.user_factors[part]) for f in (t, s)), k, seen.rows(part), weight,
             seed=11, step=3, user_ids=users[part], backend=backend,
         )  # fmt: skip
 
@@ -124,7 +124,7 @@ def test_draws_depend_on_seed_step_user_and_index_only(monkeypatch, backend, wei
     torch.set_num_threads(1)
     order = torch.randperm(b)
     shuffled = draw(
-        t._replace(users=t.users[order]), s._replace(users=s.users[order]), k, seen.rows(order), weight,
+        *(f._replace(user_factors=f.user_factors[order]) for f in (t, s)), k, seen.rows(order), weight,
         seed=11, step=3, user_ids=users[order], backend=backend,
     )  # fmt: skip
     assert torch.equal(shuffled, whole[:, order])
@@ -191,7 +191,7 @@ def test_eps_is_alpha_over_the_catalog(backend):
 
 def test_same_users_draw_the_same_and_steps_are_unrelated(backend):
     t, s = models(1, 2000)
-    t, s = t._replace(users=t.users.expand(2, -1)), s._replace(users=s.users.expand(2, -1))
+    t, s = t._replace(user_factors=t.user_factors.expand(2, -1)), s._replace(user_factors=s.user_factors.expand(2, -1))
     same = draw(t, s, 500, None, bd.Uniform(), user_ids=torch.tensor([7, 7]), backend=backend)
     assert torch.equal(same[:, 0], same[:, 1])
     other = draw(t, s, 500, None, bd.Uniform(), user_ids=torch.tensor([7, 8]), backend=backend)
@@ -207,7 +207,7 @@ def test_a_misleading_catalog_changes_no_draw(weight):
         pytest.skip(f"backend cpu: {reason}")
     b, n, k = 5, 5003, 32
     t, s = models(b, n)
-    t.items[::4] += 50 * torch.sign(t.users.sum(0))
+    t.item_factors[::4] += 50 * torch.sign(t.user_factors.sum(0))
     s.item_bias[::4] -= 1e3
     seen = some_seen(b, n)
     drawn = [draw(t, s, k, seen, weight, backend=backend) for backend in ("cpu", "reference")]

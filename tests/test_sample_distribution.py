@@ -34,7 +34,7 @@ def two_models(n: int, seed: int) -> tuple[bd.Factors, bd.Factors, bd.Seen, np.n
     """One user, n items, factors whose scores are exact; a tenth of the items seen."""
     rng = np.random.default_rng(seed)
     teacher = oracle.factors(rng, 1, n, 6)
-    student = bd.Factors(teacher.users[:, :3], teacher.items[:, :3] + oracle.exact(rng, n, 3))
+    student = bd.Factors(teacher.user_factors[:, :3], teacher.item_factors[:, :3] + oracle.exact(rng, n, 3))
     unseen = np.ones(n, bool)
     unseen[rng.choice(n, n // 10, replace=False)] = False
     return teacher, student, oracle.seen_of([np.flatnonzero(~unseen)]), unseen
@@ -62,7 +62,7 @@ def p_value(draws: np.ndarray, p: np.ndarray) -> float:
 def p_values(weight, side, n, seed, backend, rows=64, k=64) -> tuple[float, float]:
     """One p-value a direction."""
     teacher, student, seen, unseen = two_models(n, seed)
-    t, s = (f._replace(users=f.users.expand(rows, -1)) for f in (teacher, student))
+    t, s = (f._replace(user_factors=f.user_factors.expand(rows, -1)) for f in (teacher, student))
     same = seen.rows(torch.zeros(rows, dtype=torch.int64))
     out = bd.sample(t, s, k, same, to_student=weight, to_teacher=weight, **numbered(t, seed=seed), backend=backend)
     rank_t, rank_s = oracle.ranks(teacher, seen)[0], oracle.ranks(student, seen)[0]
@@ -105,7 +105,7 @@ def test_accepted_and_full_row_draws_mix_exactly(monkeypatch, backend):
 def test_draws_of_a_user_are_independent(backend):
     """Pairs of consecutive draws against the product of their probabilities, on a catalog of 12 items."""
     teacher, student, seen, unseen = two_models(12, 7)
-    t, s = (f._replace(users=f.users.expand(600, -1)) for f in (teacher, student))
+    t, s = (f._replace(user_factors=f.user_factors.expand(600, -1)) for f in (teacher, student))
     out = bd.sample(
         t, s, 40, seen.rows(torch.zeros(600, dtype=torch.int64)), to_teacher=bd.Exp(2.5), **numbered(t), backend=backend
     )
@@ -123,7 +123,7 @@ def _wrong_sign(steps):
 
 def _rank_off_by_one(steps):
     def count_above(f, thresholds, tie_ids, seen, offset):
-        off = 1 if f.users.shape[1] == 6 else 0  # the teacher's ranks alone
+        off = 1 if f.user_factors.shape[1] == 6 else 0  # the teacher's ranks alone
         return steps.count_above(f, thresholds, tie_ids, seen, offset) + off
 
     return steps._replace(count_above=count_above)

@@ -22,7 +22,7 @@ def one_user(rows: int, n: int = 60, seen: int = 6):
     """Rows of one user, whose scores are exact."""
     rng = np.random.default_rng(4)
     t, s = oracle.factors(rng, 1, n, 6), oracle.factors(rng, 1, n, 3)
-    models = [f._replace(users=f.users.expand(rows, -1).contiguous()) for f in (t, s)]
+    models = [f._replace(user_factors=f.user_factors.expand(rows, -1).contiguous()) for f in (t, s)]
     known = oracle.seen_of([sorted(rng.choice(n, seen, replace=False))])
     return *models, known.rows(torch.zeros(rows, dtype=torch.int64))
 
@@ -93,7 +93,7 @@ def test_repeats_draw_their_own_whatever_the_batch(backend, weights, catalog, ap
     for direction in whole:
         assert len({tuple(row) for row in direction.tolist()}) == 6
     for rows in ([3], [5, 0], [4, 2, 1]):
-        part = [f._replace(users=f.users[rows]) for f in (t, s)]
+        part = [f._replace(user_factors=f.user_factors[rows]) for f in (t, s)]
         here = {"user_ids": users[rows], "occurrence": number[rows]}
         assert torch.equal(
             sample(*part, 40, seen.rows(torch.tensor(rows)), **here, **on, backend=backend), whole[:, rows]
@@ -112,7 +112,7 @@ def test_repeats_have_the_distribution_and_are_independent(backend, weights, row
     t, s, seen = one_user(rows, n)
     one = torch.full((rows,), 11)
     drawn = sample(t, s, k, seen, weights, user_ids=one, occurrence=bd.occurrence(one), step=1, backend=backend)
-    first = [f._replace(users=f.users[:1]) for f in (t, s)]
+    first = [f._replace(user_factors=f.user_factors[:1]) for f in (t, s)]
     rank_t, rank_s = (oracle.ranks(f, seen.rows(torch.tensor([0])))[0] for f in first)
     unseen = np.ones(n, bool)
     unseen[seen.indices[: seen.counts()[0]].numpy()] = False
@@ -192,8 +192,8 @@ def test_keys_from_disk_and_in_slices(tmp_path, monkeypatch):
     t, s, seen = one_user(6, 150)
     mapped = []
     for name, f in (("t", t), ("s", s)):
-        np.save(tmp_path / f"{name}.npy", f.items.numpy())
-        mapped.append(f._replace(items=bd.open_table(tmp_path / f"{name}.npy")))
+        np.save(tmp_path / f"{name}.npy", f.item_factors.numpy())
+        mapped.append(f._replace(item_factors=bd.open_memmap(tmp_path / f"{name}.npy")))
     one = torch.full((6,), 5)
     on = {"user_ids": one, "occurrence": bd.occurrence(one), "step": 3, "independent_directions": True}
     assert torch.equal(sample(*mapped, 30, seen, **on), sample(t, s, 30, seen, **on))

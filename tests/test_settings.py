@@ -20,10 +20,16 @@ from test_plan import COSTS
 from bdkernels.ranges import TAU
 
 OPTIONS = {option.name: option for option in options()}
-SMALL = {"run.progress": False, "train.epochs": 1, "train.warmup_epochs": 1, "eval.ks": (5, 7), "train.monitor": "mrr"}
+SMALL = {
+    "run.progress": False,
+    "train.epochs": 1,
+    "train.pretrain_epochs": 1,
+    "eval.ks": (5, 7),
+    "train.monitor": "mrr",
+}
 MODELS = {
-    "teacher.model": "mf",
-    "student.model": "mf",
+    "teacher.kind": "mf",
+    "student.kind": "mf",
     "teacher.dim": 6,
     "student.dim": 3,
     "teacher.lr": 0.02,
@@ -40,25 +46,26 @@ GROUPS = {
         "teacher.optimizer": "sgd", "student.optimizer": "adagrad", "train.loss": "bpr", "train.negatives": 2,
         "train.batch_size": 300, "train.patience": 3, "train.eval_every": 2, "train.monitor": "recall@7",
         "distill.lambda_teacher": 0.3, "distill.lambda_student": 1.0, "distill.tau_learner": 2.0, "distill.tau_guide": 5.0,
-        "distill.side": "under", "distill.samples": 2, "distill.refresh": 0, "distill.to_student.weight": "exp",
-        "distill.to_student.alpha": 3.0, "distill.to_teacher.weight": "tanh", "distill.to_teacher.eps": 0.1,
-        "eval.batch": 16, "eval.users": 20, "run.seed": 3, "run.threads": 1, "run.checkpoint_every": 2,
+        "distill.side": "under", "distill.samples": 2, "distill.resample_every": 0, "distill.to_student.kind": "exp",
+        "distill.to_student.alpha": 3.0, "distill.to_teacher.kind": "tanh", "distill.to_teacher.eps": 0.1,
+        "eval.batch_size": 16, "eval.users": 20, "run.seed": 3, "run.threads": 1, "run.checkpoint_every": 2,
         "run.checkpoint_steps": 2, "run.timeout": 60,
     },
     "three files, fused, some items": {
         "data.train_path": "train.csv", "data.val_path": "val.csv", "data.test_path": "test.csv",
         "data.drop_seen_pairs": True, "data.drop_cold_users": True,
-        "teacher.optimizer": "sparse_adam", "student.optimizer": "sparse_adam", "distill.refill": "spread", "distill.refresh": 2,
-        "distill.pool": 4, "distill.catalog": 30, "distill.to_student.weight": "rank_only", "distill.to_student.mu": 3.0,
-        "distill.to_teacher.weight": "rank_only", "distill.to_teacher.mu": 4.0, "run.tensorboard": True, "run.device": "cpu:0",
+        "teacher.optimizer": "sparse_adam", "student.optimizer": "sparse_adam", "distill.resample": "gradual",
+        "distill.resample_every": 2,
+        "distill.pool": 4, "distill.subset": 30, "distill.to_student.kind": "rank_only", "distill.to_student.mu": 3.0,
+        "distill.to_teacher.kind": "rank_only", "distill.to_teacher.mu": 4.0, "run.tensorboard": True, "run.device": "cpu:0",
     },
     "auto": {
-        **COLUMNS, "data.split": "leave_one", "distill.catalog": "auto", "distill.auto_share": 0.3,
+        **COLUMNS, "data.split": "leave_one", "distill.subset": "auto", "distill.auto_share": 0.3,
         "distill.negatives_from_samples": True,
         "distill.independent_directions": True, "distill.to_student.eps": 0.1, "distill.to_teacher.alpha": 1.0,
     },
     "none, and auto": {
-        **COLUMNS, "data.split": "leave_one", "distill.method": "none", "distill.catalog": "auto",
+        **COLUMNS, "data.split": "leave_one", "distill.method": "none", "distill.subset": "auto",
     },
 }  # fmt: skip
 
@@ -113,10 +120,10 @@ def test_through_plan_train_and_resume(group, files, monkeypatch, capsys):
     out = "run-" + group.partition(",")[0].replace(" ", "-")
     given = SMALL | GROUPS[group] | {"run.out": out}
     assert main(["plan", *flags(given)]) == 0, capsys.readouterr().err
-    assert ("distill.catalog auto: exact draws would take" in capsys.readouterr().out) == (group == "auto")
+    assert ("distill.subset auto: exact draws would take" in capsys.readouterr().out) == (group == "auto")
     assert main(["train", *flags(given)]) == 0, capsys.readouterr().err
     kept = Config.from_toml(files / out / "config.toml")
-    wanted = given | ({"distill.catalog": 40} if group == "auto" else {})
+    wanted = given | ({"distill.subset": 40} if group == "auto" else {})
     assert {name: kept[name] for name in wanted} == wanted
     longer = ["--train-epochs", "3", "--run-checkpoint-every", "1"]
     assert main(["train", "--resume", out, *longer]) == 0, capsys.readouterr().err
@@ -148,16 +155,16 @@ def test_ranges_end_where_they_say(name):
 
 
 LARGEST = {
-    "run.seed": INT64, "train.batch_size": INT64, "train.patience": INT64, "train.eval_every": INT64, "distill.refresh": INT64,
-    "distill.catalog": INT64, "eval.batch": INT64, "eval.users": INT64, "run.checkpoint_every": INT64,
-    "run.checkpoint_steps": INT64, "run.timeout": MOST_SECONDS, "distill.tau_guide": TAU.high,
+    "run.seed": INT64, "train.batch_size": INT64, "train.patience": INT64, "train.eval_every": INT64,
+    "distill.resample_every": INT64, "distill.subset": INT64, "eval.batch_size": INT64, "eval.users": INT64,
+    "run.checkpoint_every": INT64, "run.checkpoint_steps": INT64, "run.timeout": MOST_SECONDS, "distill.tau_guide": TAU.high,
     "distill.to_student.alpha": sys.float_info.max, "distill.to_teacher.eps": OPTIONS["distill.to_teacher.eps"].limits["most"],
 }  # fmt: skip
 EXTREMES = [
     LARGEST,
-    {"distill.refresh": 0, "distill.to_student.alpha": 5e-324, "distill.to_teacher.eps": 5e-324, "eval.batch": 1},
-    {"distill.to_student.weight": "rank_only", "distill.to_student.mu": 5e-324, "train.batch_size": 700},
-    {"distill.to_teacher.weight": "rank_only", "distill.to_teacher.mu": sys.float_info.max},
+    {"distill.resample_every": 0, "distill.to_student.alpha": 5e-324, "distill.to_teacher.eps": 5e-324, "eval.batch_size": 1},
+    {"distill.to_student.kind": "rank_only", "distill.to_student.mu": 5e-324, "train.batch_size": 700},
+    {"distill.to_teacher.kind": "rank_only", "distill.to_teacher.mu": sys.float_info.max},
     *({f"{name}.optimizer": "sparse_adam", f"{name}.lr": TAU.low} for name in ("teacher", "student")),
     *({"teacher.optimizer": kind, "teacher.lr": MOST_LR} for kind in ("adam", "adagrad", "sgd", "sparse_adam")),
     *({f"distill.tau_{who}": value} for who in ("learner", "guide") for value in (TAU.low, TAU.high)),
@@ -226,7 +233,7 @@ def test_losses_that_an_operator_refuses_are_divergence(parts):
         raise ValueError("user_table: expected rows whose losses are finite, got inf")
 
     trainer.step = fail
-    with pytest.raises(UserError, match=r"teacher diverged after 0 epochs of warmup_teacher: lower teacher\.lr"):
+    with pytest.raises(UserError, match=r"teacher diverged after 0 epochs of pretrain_teacher: lower teacher\.lr"):
         trainer.fit()
 
 
@@ -243,6 +250,6 @@ def test_threads_and_steps_that_no_machine_has(parts, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     with pytest.raises(UserError, match=r"run\.threads is 9, but this machine has 2 CPUs: set it to at most 8"):
         Trainer(Config().with_overrides(SMALL | {"run.threads": 9}), parts)
-    many = SMALL | {"train.epochs": 2**32, "train.batch_size": 500, "distill.refresh": 0}
+    many = SMALL | {"train.epochs": 2**32, "train.batch_size": 500, "distill.resample_every": 0}
     with pytest.raises(UserError, match=r"12,884,901,888 steps of the joint phase.*lower train\.epochs"):
         Trainer(Config().with_overrides(many), parts)

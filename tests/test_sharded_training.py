@@ -95,7 +95,7 @@ def test_a_killed_process_under_torchrun(found, folder, tmp_path):
         pairs = zip(*(load_model(run / f"{name}.safetensors").parameters() for run in (kill, calm)), strict=True)
         assert all(torch.equal(p, q) for p, q in pairs)
     records = [read_record(run / "metrics.json", Finished) for run in (kill, calm)]
-    assert records[0].metrics == records[1].metrics and records[0].warmup == records[1].warmup
+    assert records[0].metrics == records[1].metrics and records[0].pretrained == records[1].pretrained
     assert records[0].files == records[1].files
     rows = [list(csv.DictReader((run / "metrics.csv").open())) for run in (kill, calm)]
     assert sharded.timeless(rows[0]) == sharded.timeless(rows[1])

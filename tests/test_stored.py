@@ -22,17 +22,19 @@ def on_disk(path, t: torch.Tensor) -> torch.Tensor:
     """The same table, mapped: bfloat16, which NumPy lacks, from .safetensors, the others from .npy."""
     if t.dtype == torch.bfloat16:
         save_file({"other": torch.zeros(3), "table": t.contiguous()}, path)
-        return bd.open_table(path, "table")
+        return bd.open_memmap(path, "table")
     with path.open("wb") as file:
         np.save(file, t.numpy())
-    return bd.open_table(path)
+    return bd.open_memmap(path)
 
 
 def pair(tmp_path, f: bd.Factors, name: str = "items", bias: bool = True) -> bd.Factors:
     """The factors with their item table, and their bias, on disk."""
-    items = on_disk(tmp_path / name, f.items)
+    items = on_disk(tmp_path / name, f.item_factors)
     mapped = bias and f.item_bias is not None
-    return f._replace(items=items, item_bias=on_disk(tmp_path / f"{name}_bias", f.item_bias) if mapped else f.item_bias)
+    return f._replace(
+        item_factors=items, item_bias=on_disk(tmp_path / f"{name}_bias", f.item_bias) if mapped else f.item_bias
+    )
 
 
 @pytest.fixture(params=[1, 700, 1 << 20], ids=lambda n: f"slices of {n} bytes")
@@ -88,7 +90,7 @@ def test_draws_need_few_readings(tmp_path, monkeypatch):
     readings, count_above = [], streamed.count_above
 
     def counted(steps, f, *rest):
-        readings.append(len(f.users))
+        readings.append(len(f.user_factors))
         return count_above(steps, f, *rest)
 
     monkeypatch.setattr(streamed, "count_above", counted)
@@ -126,8 +128,8 @@ def test_no_users_no_ids_no_items(backend, tmp_path):
     f = bd.Factors(torch.randn(3, 4), on_disk(tmp_path / "t", torch.randn(6, 4)))
     assert bd.rank(f, torch.zeros(3, 0, dtype=torch.int64), backend=backend).shape == (3, 0)
     assert bd.score(f, torch.zeros(3, 0, dtype=torch.int64), backend=backend).shape == (3, 0)
-    assert bd.topk(f._replace(users=f.users[:0]), 2, backend=backend).ids.shape == (0, 2)
-    assert bd.open_table(tmp_path / "t").shape == (6, 4)
+    assert bd.topk(f._replace(user_factors=f.user_factors[:0]), 2, backend=backend).ids.shape == (0, 2)
+    assert bd.open_memmap(tmp_path / "t").shape == (6, 4)
     assert on_disk(tmp_path / "e", torch.zeros(0, 4)).shape == (0, 4)
 
 
@@ -174,7 +176,7 @@ def test_tables_in_memory_know_nothing_of_it(tmp_path):
     f = bd.Factors(torch.randn(2, 4), torch.randn(9, 4))
     table = on_disk(tmp_path / "t", torch.randn(9, 4))
     assert not stages("reference", f).few_rounds
-    assert stages("reference", f._replace(items=table)).few_rounds
+    assert stages("reference", f._replace(item_factors=table)).few_rounds
     assert stages("reference", f, f._replace(item_bias=table[:, 0])).few_rounds
 
 
@@ -199,11 +201,11 @@ runs = {
     "topk": lambda: bd.topk(t, 100),
     "score": lambda: bd.score(t, ids),
     "sample": lambda: bd.sample(t, s, 8, to_teacher=None, **rows(b)),
-    "sample of a subset": lambda: bd.sample(t, s, 8, catalog=10_000, **rows(b)),
+    "sample of a subset": lambda: bd.sample(t, s, 8, subset=10_000, **rows(b)),
 }
 extra = {}
 for name in sys.argv[3:]:
-    t, s = (bd.Factors(torch.randn(b, d), bd.open_table(path)) for d, path in zip((64, 2), sys.argv[1:3]))
+    t, s = (bd.Factors(torch.randn(b, d), bd.open_memmap(path)) for d, path in zip((64, 2), sys.argv[1:3]))
     if name.startswith("plain "):
         mapped._live.clear()  # an ordinary mapping
     open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts again from here

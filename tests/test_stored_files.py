@@ -44,9 +44,9 @@ def test_training_steps_refuse_it(tmp_path):
     batch = ids, ids, ids[:, None], bd.Draws(ids[:, None], ids[:, None] >= 0), torch.zeros(2, 1)
     expected = "item_table: expected a table in memory, to be trained, got one mapped read-only from .*/t"
     with pytest.raises(ValueError, match=expected):
-        bd.bd_step_loss(users, items, None, *batch)
+        bd.fused_loss(users, items, None, *batch)
     with pytest.raises(ValueError, match=expected):
-        bd.bd_step_update(bd.SGD([users, items]), *batch)
+        bd.fused_step(bd.SGD([users, items]), *batch)
 
 
 # ---- files that are no tables ----
@@ -117,36 +117,36 @@ def test_files_that_are_no_tables(what, tmp_path):
     content, message = BAD[what]
     (tmp_path / "table").write_bytes(content)
     with pytest.raises(ValueError, match=f"{tmp_path}/table.*: expected {message}"):
-        bd.open_table(tmp_path / "table")
+        bd.open_memmap(tmp_path / "table")
 
 
 def test_names(tmp_path):
     with pytest.raises(ValueError, match="none: expected a readable file, got No such file"):
-        bd.open_table(tmp_path / "none")
+        bd.open_memmap(tmp_path / "none")
     with pytest.raises(ValueError, match=f"{tmp_path}: expected a file, got a folder"):
-        bd.open_table(tmp_path)
+        bd.open_memmap(tmp_path)
     path = tmp_path / "t.npy"
     path.write_bytes(GOOD)
     with pytest.raises(ValueError, match=r"name: expected None for the .npy file .*t.npy, got 'a'"):
-        bd.open_table(path, "a")
+        bd.open_memmap(path, "a")
     path = tmp_path / "t.safetensors"
     save_file({"b": torch.zeros(2), "a": torch.ones(3, 1)}, path, {"of": "no matter"})
-    assert torch.equal(bd.open_table(str(path), "a"), torch.ones(3, 1))
+    assert torch.equal(bd.open_memmap(str(path), "a"), torch.ones(3, 1))
     for name in (None, "c"):
         with pytest.raises(ValueError, match=rf"name: expected one of the tensors of .* \(a, b\), got {name!r}"):
-            bd.open_table(path, name)
+            bd.open_memmap(path, name)
     save_file({"b": torch.zeros(2)}, path)
-    assert torch.equal(bd.open_table(path), torch.zeros(2))
+    assert torch.equal(bd.open_memmap(path), torch.zeros(2))
 
 
 def test_versions_and_orders_that_are_fine(tmp_path):
     table = np.arange(6, dtype=np.float32)
     for array in (table, table[:, None], np.asfortranarray(table[None])):
         (tmp_path / "t").write_bytes(npy(array))
-        assert torch.equal(bd.open_table(tmp_path / "t"), torch.from_numpy(array.copy()))
+        assert torch.equal(bd.open_memmap(tmp_path / "t"), torch.from_numpy(array.copy()))
     with (tmp_path / "t").open("wb") as file:
         np.lib.format.write_array(file, table, version=(2, 0))
-    assert torch.equal(bd.open_table(tmp_path / "t"), torch.from_numpy(table))
+    assert torch.equal(bd.open_memmap(tmp_path / "t"), torch.from_numpy(table))
 
 
 @pytest.mark.parametrize("change", [-1, 1])
@@ -160,7 +160,7 @@ def test_a_file_that_changes_its_size_is_an_error_not_a_crash(change, tmp_path, 
         lambda: bd.rank(f, ids, backend=backend),
         lambda: bd.topk(f, 2, backend=backend),
         lambda: bd.score(f, ids, backend=backend),
-        lambda: bd.sample(f, f, 2, catalog=10, **numbered(f), backend=backend),
+        lambda: bd.sample(f, f, 2, subset=10, **numbered(f), backend=backend),
     ):
         with pytest.raises(ValueError, match=f"t: expected a file of {size} bytes, as it was opened, got"):
             run()
@@ -172,4 +172,4 @@ def test_a_file_replaced_by_name_is_read_on(tmp_path):
     (tmp_path / "new").write_bytes(b"")
     (tmp_path / "new").rename(tmp_path / "t")
     f = bd.Factors(torch.randn(2, 4), items)
-    assert torch.equal(bd.topk(f, 5).ids, bd.topk(f._replace(items=table), 5).ids)
+    assert torch.equal(bd.topk(f, 5).ids, bd.topk(f._replace(item_factors=table), 5).ids)

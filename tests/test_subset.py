@@ -1,4 +1,4 @@
-"""sample(catalog=m): the subset, what draws follow when ranks are counted over it, and how far those ranks are off."""
+"""sample(subset=m): the subset, what draws follow when ranks are counted over it, and how far those ranks are off."""
 
 import numpy as np
 import oracle
@@ -46,7 +46,7 @@ def test_measured_errors(rng, m, with_seen):
         unseen = np.ones(n, bool)
         if seen is not None:
             unseen[oracle.seen_row(seen, row)] = False
-        one = f._replace(users=f.users[row : row + 1])
+        one = f._replace(user_factors=f.user_factors[row : row + 1])
         want = estimated(one, counted, unseen)[ids[row].numpy()] if unseen[counted].any() else np.ones(11)
         assert np.allclose(found[row].numpy(), np.abs(want - exact[row].numpy()) / unseen.sum(), atol=1e-12)
     if m == n:
@@ -67,7 +67,7 @@ def test_strata_have_one_item_of_each_part():
     turn about as often; and where m is N, all are there."""
     popularity = torch.tensor([5, 0, 3, 3, 9, 1, 0, 2, 7, 4, 8])
     order = sorted(range(11), key=lambda item: (int(popularity[item]), item))
-    strata = bd.Strata(popularity)
+    strata = bd.PopularityStrata(popularity)
     counts = torch.zeros(11)
     for step in range(3000):
         ids = strata.draw(4, seed=3, step=step)
@@ -82,7 +82,7 @@ def test_strata_have_one_item_of_each_part():
     expected[order] = torch.tensor([3000 / w for w in widths for _ in range(w)])
     assert ((counts - expected) / expected.sqrt()).abs().max() < 4.5
     assert strata.draw(11).tolist() == list(range(11))
-    assert torch.equal(strata.draw(4, 3, 7), bd.Strata(popularity.double()).draw(4, 3, 7))
+    assert torch.equal(strata.draw(4, 3, 7), bd.PopularityStrata(popularity.double()).draw(4, 3, 7))
     with pytest.raises(ValueError, match=r"m: expected an integer >= 1 and <= 11, got 12"):
         strata.draw(12)
 
@@ -92,7 +92,7 @@ def test_strata_estimate_better():
     n, m = 20_000, 500
     popularity = torch.randn(n)
     f = bd.Factors(torch.randn(40, 6), torch.randn(n, 6) * 0.3, 2 * popularity)
-    ids, strata = torch.randint(n, (40, 20)), bd.Strata(popularity)
+    ids, strata = torch.randint(n, (40, 20)), bd.PopularityStrata(popularity)
     plain, by_popularity = (
         torch.stack([bd.rank_errors(f, ids, subset(step), seed=1, step=step) for step in range(12)])
         for subset in (lambda step: m, lambda step: strata.draw(m, 1, step))
@@ -102,12 +102,12 @@ def test_strata_estimate_better():
 
 
 def test_given_items_are_those_that_count(backend):
-    """catalog=ids is catalog=m where they are the items that m draws; other ids draw otherwise."""
+    """subset=ids is subset=m where they are the items that m draws; other ids draw otherwise."""
     t, s, seen, _ = two_models(300, 5)
-    t, s = (f._replace(users=f.users.expand(20, -1)) for f in (t, s))
+    t, s = (f._replace(user_factors=f.user_factors.expand(20, -1)) for f in (t, s))
     same = seen.rows(torch.zeros(20, dtype=torch.int64))
     drawn = [
-        bd.sample(t, s, 16, same, **numbered(t, seed=5, step=3), catalog=catalog, backend=backend)
+        bd.sample(t, s, 16, same, **numbered(t, seed=5, step=3), subset=catalog, backend=backend)
         for catalog in (40, subset.draw(300, 40, 5, 3), subset.draw(300, 40, 5, 4))
     ]
     for a, b, c in zip(*drawn, strict=True):
@@ -130,7 +130,7 @@ def test_given_items_are_checked(ids, words):
     t, s, seen, _ = two_models(300, 5)
     given = torch.tensor(ids) if ids else torch.empty(0, dtype=torch.int64)
     with pytest.raises(ValueError, match=f"catalog: expected .*{words}"):
-        bd.sample(t, s, 2, seen, **numbered(t), catalog=given)
+        bd.sample(t, s, 2, seen, **numbered(t), subset=given)
     with pytest.raises(ValueError, match=f"catalog: expected .*{words}"):
         bd.rank_errors(t, torch.zeros(1, 1, dtype=torch.int64), given)
 
@@ -138,7 +138,7 @@ def test_given_items_are_checked(ids, words):
 def test_what_is_seen_of_a_subset(rng):
     ids = subset.draw(60, 25, seed=1, step=2)
     seen = oracle.random_seen(rng, 12, 60, 40)
-    found = subset.within(seen, ids)
+    found = subset.seen_among(seen, ids)
     for row in range(12):
         want = np.flatnonzero(np.isin(ids.numpy(), oracle.seen_row(seen, row)))
         assert np.array_equal(oracle.seen_row(found, row), want)
@@ -158,10 +158,10 @@ def test_draws_follow_the_estimated_ranks(backend, weight, m):
     """All proposals of one user, under many ids, and not the exact ranks."""
     n = 300
     teacher, student, seen, unseen = two_models(n, 5)
-    t, s = (f._replace(users=f.users.expand(64, -1)) for f in (teacher, student))
+    t, s = (f._replace(user_factors=f.user_factors.expand(64, -1)) for f in (teacher, student))
     same = seen.rows(torch.zeros(64, dtype=torch.int64))
     out = bd.sample(
-        t, s, 64, same, to_student=weight, to_teacher=weight, **numbered(t, seed=5, step=3), catalog=m, backend=backend
+        t, s, 64, same, to_student=weight, to_teacher=weight, **numbered(t, seed=5, step=3), subset=m, backend=backend
     )
     ids = subset.draw(n, m, 5, 3).numpy()
     rank_t, rank_s = estimated(teacher, ids, unseen), estimated(student, ids, unseen)
@@ -178,13 +178,13 @@ def test_draws_follow_the_estimated_ranks(backend, weight, m):
 
 def models(b: int, n: int) -> tuple[bd.Factors, bd.Factors]:
     teacher = bd.Factors(torch.randn(b, 6), torch.randn(n, 6), torch.randn(n))
-    return teacher, bd.Factors(teacher.users[:, :2] + 0.3 * torch.randn(b, 2), teacher.items[:, :2])
+    return teacher, bd.Factors(teacher.user_factors[:, :2] + 0.3 * torch.randn(b, 2), teacher.item_factors[:, :2])
 
 
 def test_the_whole_catalog_is_exact(backend, rng):
     t, s = models(6, 500)
     seen = oracle.random_seen(rng, 6, 500, 90)
-    some, all_ = (bd.sample(t, s, 20, seen, **numbered(t, seed=3), catalog=c, backend=backend) for c in (500, None))
+    some, all_ = (bd.sample(t, s, 20, seen, **numbered(t, seed=3), subset=c, backend=backend) for c in (500, None))
     assert torch.equal(some.to_student.ids, all_.to_student.ids) and torch.equal(
         some.to_teacher.ids, all_.to_teacher.ids
     )
@@ -196,8 +196,8 @@ def test_draws_depend_on_the_user_alone(backend, rng):
     seen, users = oracle.random_seen(rng, 30, 400, 90), torch.arange(30) + 5
 
     def ids(rows, k, backend=backend):
-        some = (f._replace(users=f.users[rows]) for f in (t, s))
-        out = bd.sample(*some, k, seen.rows(rows), seed=2, step=4, user_ids=users[rows], catalog=64, backend=backend)
+        some = (f._replace(user_factors=f.user_factors[rows]) for f in (t, s))
+        out = bd.sample(*some, k, seen.rows(rows), seed=2, step=4, user_ids=users[rows], subset=64, backend=backend)
         return torch.stack([out.to_student.ids, out.to_teacher.ids])
 
     everyone = ids(torch.arange(30), 12)
@@ -221,7 +221,7 @@ def test_peaked_weights_draw_from_the_subset(backend):
         to_student=bd.Exp(3000.0),
         to_teacher=bd.Exp(3000.0),
         **numbered(t),
-        catalog=200,
+        subset=200,
         backend=backend,
     )
     for draws in (out.to_student, out.to_teacher):
@@ -235,7 +235,7 @@ def test_ranks_are_as_near_as_the_bound_says(m):
     """Of one item in 2,000 subsets, a share of at most delta is further off; and the bound is no idle one."""
     delta, n = 0.05, 2000
     f = bd.Factors(torch.ones(1, 1), torch.randn(n, 1))
-    scores = f.items[:, 0]
+    scores = f.item_factors[:, 0]
     share = (scores > scores.median()).double().mean()
     found = torch.stack(
         [(scores[subset.draw(n, m, 9, step)] > scores.median()).double().mean() for step in range(2000)]
@@ -249,24 +249,24 @@ def test_ranks_are_as_near_as_the_bound_says(m):
 def test_no_catalog(catalog):
     t, s = models(2, 9)
     with pytest.raises(ValueError, match=f"catalog: expected an integer >= 1 and <= 9, got {catalog}"):
-        bd.sample(t, s, 3, **numbered(t), catalog=catalog)
+        bd.sample(t, s, 3, **numbered(t), subset=catalog)
     with pytest.raises(TypeError, match="catalog: expected int, got float"):
-        bd.sample(t, s, 3, **numbered(t), catalog=2.5)
+        bd.sample(t, s, 3, **numbered(t), subset=2.5)
 
 
 def test_a_score_that_is_no_number(backend):
     t, s = models(3, 50)
     some = subset.draw(50, 20, 0, 0)
-    t.items[some[4]] = torch.nan
+    t.item_factors[some[4]] = torch.nan
     with pytest.raises(ValueError, match=f"got NaN for user row ., item {some[4]}$"):
-        bd.sample(t, s, 3, **numbered(t), catalog=20, backend=backend)
-    t.items[some[4]] = 0.0
-    t.items[7] = torch.nan
+        bd.sample(t, s, 3, **numbered(t), subset=20, backend=backend)
+    t.item_factors[some[4]] = 0.0
+    t.item_factors[7] = torch.nan
     some = torch.tensor([0, 3, 8])
     with pytest.raises(
         ValueError, match="got NaN for user row ., item 7$"
     ):  # a proposal's own, though nobody counts it
-        bd.sample(t, s, 30, **numbered(t), catalog=some, backend=backend)
+        bd.sample(t, s, 30, **numbered(t), subset=some, backend=backend)
 
 
 def test_operator():

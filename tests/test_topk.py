@@ -71,9 +71,9 @@ def test_half_precision_and_strides(rng, backend, dtype, b):
     """Tables that are a part of larger ones, with factors past the last whole vector."""
     wide = oracle.exact(rng, 1300, 60).to(dtype)
     f = bd.Factors(oracle.exact(rng, b, 37).to(dtype), wide[7:1207, 3:40], oracle.exact(rng, 1200).to(dtype))
-    assert not f.items.is_contiguous()
+    assert not f.item_factors.is_contiguous()
     check(f, 50, oracle.random_seen(rng, b, 1200, 100), backend)
-    check(f._replace(items=wide.T[:37, :1200].T, item_bias=None), 50, None, backend)
+    check(f._replace(item_factors=wide.T[:37, :1200].T, item_bias=None), 50, None, backend)
 
 
 @pytest.mark.parametrize("b", [1, 6])
@@ -81,7 +81,7 @@ def test_ties_keep_the_lower_ids(two_threads, backend, b):
     """All equal, and with one winner and one seen item: across tiles, ranges and the k-th place."""
     f = bd.Factors(torch.ones(b, 1), torch.ones(9000, 1))
     assert torch.equal(bd.topk(f, 90, backend=backend).ids, torch.arange(90).expand(b, 90))
-    f.items[8999] = 2
+    f.item_factors[8999] = 2
     got = bd.topk(f, 90, oracle.seen_of([[0, 5]] * b), backend=backend)
     assert got.ids[0].tolist() == [8999, 1, 2, 3, 4, *range(6, 91)]
 
@@ -120,7 +120,7 @@ def test_infinite_scores_and_signed_zeros(backend):
 def test_nan_is_an_error_wherever_it_hides(two_threads, backend, b, where):
     """Even far below the k-th place, and for a seen item."""
     f = bd.Factors(torch.ones(b, 1), torch.arange(3000.0, 0, -1)[:, None])
-    f.items[where] = float("nan")
+    f.item_factors[where] = float("nan")
     for seen in (None, oracle.seen_of([[where]] * b)):
         with pytest.raises(ValueError, match=f"NaN for user row 0, item {where}$"):
             bd.topk(f, 2, seen, backend=backend)
@@ -132,7 +132,7 @@ def test_agrees_with_rank_and_score(backend):
     best = bd.topk(f, 50, backend=backend)
     assert torch.equal(bd.rank(f, best.ids, backend=backend), torch.arange(1, 51).expand(4, 50))
     assert torch.equal(bd.score(f, best.ids, backend=backend), best.scores)
-    alone = bd.topk(f._replace(users=f.users[1:2]), 50, backend=backend)
+    alone = bd.topk(f._replace(user_factors=f.user_factors[1:2]), 50, backend=backend)
     assert torch.equal(alone.ids, best.ids[1:2])
     assert torch.equal(alone.scores, best.scores[1:2])
 

@@ -27,18 +27,18 @@ BASE = {
     "teacher.lr": 0.02,
     "student.lr": 0.02,
     "train.batch_size": 256,
-    "train.warmup_epochs": 2,
+    "train.pretrain_epochs": 2,
     "train.epochs": 3,
     "eval.ks": (5, 10),
     "train.monitor": "ndcg@10",
     "run.progress": False,
-    "distill.refresh": 0,
+    "distill.resample_every": 0,
 }
 VARIANTS = {
     "default": {},
-    "pool": {"distill.refresh": 2, "distill.pool": 7, "distill.samples": 2},
-    "spread": {"distill.refresh": 2, "distill.pool": 7, "distill.refill": "spread"},
-    "paper-like": {"distill.refresh": 2, "distill.pool": 5, "distill.negatives_from_samples": True},
+    "pool": {"distill.resample_every": 2, "distill.pool": 7, "distill.samples": 2},
+    "gradual": {"distill.resample_every": 2, "distill.pool": 7, "distill.resample": "gradual"},
+    "paper-like": {"distill.resample_every": 2, "distill.pool": 5, "distill.negatives_from_samples": True},
     "none": {"distill.method": "none"},
     "one direction": {"distill.lambda_teacher": 0.0, "train.loss": "bpr"},
     "sparse": {"teacher.optimizer": "sparse_adam", "student.optimizer": "adagrad"},
@@ -54,7 +54,7 @@ def parts():
 
 @pytest.fixture(scope="module", autouse=True)
 def _few_users_a_turn():
-    """So that "spread" is in the middle of a refill wherever a run is stopped."""
+    """So that "gradual" is in the middle of a resampling wherever a run is stopped."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bidirectional, "CHUNK", 13)
         yield
@@ -73,7 +73,7 @@ def same(first, second):
     for a, b in ((first.teacher, second.teacher), (first.student, second.student)):
         assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
     assert first.metrics == second.metrics
-    assert first.warmup == second.warmup
+    assert first.pretrained == second.pretrained
     assert timeless(first.history) == timeless(second.history)
     return True
 
@@ -95,7 +95,7 @@ class StopAfter(Callback):
 
 
 def test_it_learns_and_reports(parts, tmp_path):
-    result = Trainer(config(run__out=str(tmp_path / "run"), train__warmup_epochs=8), parts).fit()
+    result = Trainer(config(run__out=str(tmp_path / "run"), train__pretrain_epochs=8), parts).fit()
     untrained = evaluate(MF(parts.n_users, parts.n_items, 8, seed=3), parts, "val", (10,))
     assert result.metrics["teacher"]["val"]["ndcg@10"] > 1.3 * untrained["ndcg@10"]
     assert result.metrics["student"]["val"]["ndcg@10"] > 1.3 * untrained["ndcg@10"]
@@ -104,8 +104,8 @@ def test_it_learns_and_reports(parts, tmp_path):
             assert result.metrics[name][part] == evaluate(model, parts, part, (5, 10))
         best = max(row[f"{name}/ndcg@10"] for row in result.history if row["phase"] == "joint")
         assert result.metrics[name]["val"]["ndcg@10"] == best
-        best = max(row[f"{name}/ndcg@10"] for row in result.history if row["phase"] == f"warmup_{name}")
-        assert result.warmup[name]["val"]["ndcg@10"] == best
+        best = max(row[f"{name}/ndcg@10"] for row in result.history if row["phase"] == f"pretrain_{name}")
+        assert result.pretrained[name]["val"]["ndcg@10"] == best
         assert all(f"{name}/loss_distill" in row for row in result.history if row["phase"] == "joint" and row["epoch"])
 
 
@@ -122,11 +122,11 @@ def test_the_run_folder(parts, tmp_path):
     assert rows[0]["student/ndcg@10"] == ""
     found = json.loads((folder / "metrics.json").read_text())
     assert found["metrics"] == result.metrics
-    assert found["warmup"] == result.warmup
+    assert found["pretrained"] == result.pretrained
     for name, model in (("teacher", result.teacher), ("student", result.student)):
         saved = load_model(folder / f"{name}.safetensors")
         assert all(torch.equal(p, q) for p, q in zip(saved.parameters(), model.parameters(), strict=True))
-    leftovers = {"config.toml", "files.json", "split.npz", "metrics.csv", "metrics.json", "checkpoint", "warmup"}
+    leftovers = {"config.toml", "files.json", "split.npz", "metrics.csv", "metrics.json", "checkpoint", "pretrained"}
     assert set(os.listdir(folder)) == leftovers | {"teacher.safetensors", "student.safetensors"}
 
 
@@ -222,7 +222,7 @@ trainer.fit()
 
 def test_resume_after_kill(parts, tmp_path):
     """SIGKILL at arbitrary moments, several times; then the result of the undisturbed run, bit for bit."""
-    settings = config(run__out=str(tmp_path / "run"), train__warmup_epochs=4, train__epochs=6, train__patience=0)
+    settings = config(run__out=str(tmp_path / "run"), train__pretrain_epochs=4, train__epochs=6, train__patience=0)
     settings.to_toml(tmp_path / "settings.toml")
     parts.save(tmp_path / "split.npz")
     root = Path(__file__).parents[1]
@@ -277,12 +277,12 @@ def test_warm_start_shares_the_start_bit_for_bit(parts, tmp_path):
     distilled = Trainer(config(run__out=str(tmp_path / "distilled")), parts).fit()
     control = config(distill__method="none", run__out=str(tmp_path / "control"))
     result = Trainer(control, parts, warm_start=tmp_path / "distilled").fit()
-    assert result.warmup == distilled.warmup
+    assert result.pretrained == distilled.pretrained
     assert {row["phase"] for row in result.history} == {"joint"}
-    whole = Trainer(config(distill__method="none"), parts).fit()  # with its own warm-up
+    whole = Trainer(config(distill__method="none"), parts).fit()  # with its own pretraining
     assert same_models(whole, result)
     assert timeless(result.history)[0] == next(row for row in timeless(distilled.history) if row["phase"] == "joint")
-    # The control run keeps the warm-up too, and resumes.
+    # The control run keeps the pretraining too, and resumes.
     again = Trainer.resume(tmp_path / "control").fit()
     assert same(again, result)
     assert same_models(Trainer(control, parts, warm_start=tmp_path / "control", overwrite=True).fit(), result)
@@ -305,7 +305,7 @@ def test_warm_start_refuses_what_does_not_fit(parts, tmp_path):
 
 
 def test_a_folder_with_a_run_is_not_overwritten_unasked(parts, tmp_path):
-    quick = config(run__out=str(tmp_path), train__epochs=1, train__warmup_epochs=1)
+    quick = config(run__out=str(tmp_path), train__epochs=1, train__pretrain_epochs=1)
     Trainer(quick, parts).fit()
     before = (tmp_path / "metrics.json").read_bytes()
     with pytest.raises(UserError, match=r"run\.out: .* holds a run already: resume it, overwrite it .*, or choose"):
@@ -342,12 +342,12 @@ def test_every_backend_trains_the_same_models(parts, monkeypatch):
 
 
 def test_early_stopping_keeps_the_best_epoch(parts):
-    result = Trainer(config(train__warmup_epochs=60, train__patience=2, train__epochs=60), parts).fit()
+    result = Trainer(config(train__pretrain_epochs=60, train__patience=2, train__epochs=60), parts).fit()
     for name in ("teacher", "student"):
-        scores = [row[f"{name}/ndcg@10"] for row in result.history if row["phase"] == f"warmup_{name}"]
+        scores = [row[f"{name}/ndcg@10"] for row in result.history if row["phase"] == f"pretrain_{name}"]
         assert len(scores) < 61
         assert int(np.argmax(scores)) == len(scores) - 3
-        assert result.warmup[name]["val"]["ndcg@10"] == max(scores)
+        assert result.pretrained[name]["val"]["ndcg@10"] == max(scores)
     joint = [row for row in result.history if row["phase"] == "joint"]
     for name in ("teacher", "student"):  # the joint phase ends when both have stalled
         scores = [row[f"{name}/ndcg@10"] for row in joint]
@@ -356,19 +356,19 @@ def test_early_stopping_keeps_the_best_epoch(parts):
 
 
 def test_no_epochs_at_all(parts):
-    result = Trainer(config(train__warmup_epochs=0, train__epochs=0), parts).fit()
+    result = Trainer(config(train__pretrain_epochs=0, train__epochs=0), parts).fit()
     assert [(row["phase"], row["epoch"]) for row in result.history] == [
-        ("warmup_teacher", 0),
-        ("warmup_student", 0),
+        ("pretrain_teacher", 0),
+        ("pretrain_student", 0),
         ("joint", 0),
     ]
-    assert result.metrics == result.warmup
+    assert result.metrics == result.pretrained
 
 
 def test_divergence_is_named(parts):
-    with pytest.raises(UserError, match=r"teacher diverged after 1 epochs of warmup_teacher: lower teacher\.lr"):
+    with pytest.raises(UserError, match=r"teacher diverged after 1 epochs of pretrain_teacher: lower teacher\.lr"):
         Trainer(config(teacher__optimizer="sgd", teacher__lr=1e30), parts).fit()
-    late = config(student__optimizer="sgd", student__lr=1e30, train__warmup_epochs=0)
+    late = config(student__optimizer="sgd", student__lr=1e30, train__pretrain_epochs=0)
     with pytest.raises(UserError, match=r"student diverged after 0 epochs of joint: lower .*student\.lr"):
         Trainer(late, parts).fit()
 
@@ -383,7 +383,7 @@ def test_settings_that_do_not_fit_the_data(parts):
     with pytest.raises(UserError, match="holds out no val interactions"):
         Trainer(config(), no_val)
     no_test = Split(**{**vars(parts), "test_users": empty["val_users"], "test_items": empty["val_items"]})
-    result = Trainer(config(train__epochs=1, train__warmup_epochs=1), no_test).fit()
+    result = Trainer(config(train__epochs=1, train__pretrain_epochs=1), no_test).fit()
     assert set(result.metrics["teacher"]) == {"val"}
 
 
@@ -443,12 +443,12 @@ def test_logs(parts, capsys, tmp_path):
         "epoch",
         *["teacher", "cf", "distill"],
         *["student", "cf", "distill"],
-        *["steps", "refill", "eval"],
+        *["steps", "resample", "eval"],
     ]
     assert lines[-1].split()[0] == "3" and all(line.isascii() and len(line) <= 80 for line in lines)
 
 
 def test_models_saved_elsewhere_do_not_count_as_a_run(parts, tmp_path):
     save_model(tmp_path / "mine.safetensors", MF(2, 3, 1))
-    Trainer(config(run__out=str(tmp_path), train__epochs=0, train__warmup_epochs=0), parts).fit()
+    Trainer(config(run__out=str(tmp_path), train__epochs=0, train__pretrain_epochs=0), parts).fit()
     assert (tmp_path / "mine.safetensors").exists()

@@ -61,7 +61,7 @@ def test_evaluation_on_some_users(parts, undisturbed):
     for name in ("teacher", "student"):
         for part in ("val", "test"):
             model = getattr(some, name)
-            assert some.metrics[name][part] == evaluate(model, parts, part, (5, 10), most=20)
+            assert some.metrics[name][part] == evaluate(model, parts, part, (5, 10), max_users=20)
     losses = [  # other users may pick another best epoch, from which the joint phase begins
         [row[key] for row in run.history for key in row if "loss" in key and row["phase"] != "joint"]
         for run in (some, undisturbed("default"))

@@ -1,4 +1,4 @@
-"""bd_step_update: against autograd and torch.optim, bit for bit across threads and instruction sets, just the touched rows."""
+"""fused_step: against autograd and torch.optim, bit for bit across threads and instruction sets, just the touched rows."""
 
 import os
 import subprocess
@@ -20,11 +20,11 @@ OPTIMIZERS = {
         lambda t: torch.optim.Adagrad(t, 0.1, eps=1e-8, initial_accumulator_value=0.01),
     ),
     "adam": (
-        lambda t, **o: bd.LazyAdam(t, 0.05, betas=(0.8, 0.95), **o),
+        lambda t, **o: bd.SparseAdam(t, 0.05, betas=(0.8, 0.95), **o),
         lambda t: torch.optim.SparseAdam(t, 0.05, betas=(0.8, 0.95)),
     ),
 }
-OPTIONS = {"cf": "bpr", "lambda_": 0.6, "tau_learner": 0.7, "tau_guide": 2.0}
+OPTIONS = {"cf": "bpr", "distill_weight": 0.6, "tau_learner": 0.7, "tau_guide": 2.0}
 
 
 def make(rule, tables, **options):
@@ -98,7 +98,7 @@ def like_torch_optim(backend, rule, kind, options, with_bias, weight_decay, dtyp
     peer = OPTIMIZERS[rule][1]([t for t in twins if t is not None])
     rtol, atol = (1e-10, 1e-12) if dtype == torch.float64 else (2e-5, 2e-5)
     for batch in batches(kind, 4, dtype):
-        out = bd.bd_step_update(optimizer, *batch, **options, backend=backend)
+        out = bd.fused_step(optimizer, *batch, **options, backend=backend)
         want = torch_step(twins, peer, batch, weight_decay, options)
         torch.testing.assert_close(out.loss, want, rtol=rtol, atol=atol)
         for got, twin in zip(results(optimizer), (t for t in twins if t is not None), strict=False):
@@ -107,10 +107,10 @@ def like_torch_optim(backend, rule, kind, options, with_bias, weight_decay, dtyp
 
 
 @pytest.mark.parametrize("rule", list(OPTIMIZERS))
-def test_losses_are_those_of_bd_step_loss(backend, rule):
+def test_losses_are_those_of_fused_loss(backend, rule):
     tables, batch = tables_and_batch(33, 3, 4)
-    want = bd.bd_step_loss(*tables, *batch, **OPTIONS, backend=backend)
-    out = bd.bd_step_update(make(rule, tables), *batch, **OPTIONS, backend=backend)
+    want = bd.fused_loss(*tables, *batch, **OPTIONS, backend=backend)
+    out = bd.fused_step(make(rule, tables), *batch, **OPTIONS, backend=backend)
     assert same(out, want)
 
 
@@ -119,7 +119,7 @@ def test_other_rows_keep_their_bits(backend, rule):
     tables, batch = tables_and_batch(3, 1, 2)
     optimizer = make(rule, tables, weight_decay=0.1)
     before = [t.clone() for t in results(optimizer)]
-    bd.bd_step_update(optimizer, *batch, backend=backend)
+    bd.fused_step(optimizer, *batch, backend=backend)
     each = len(optimizer.state) // 3
     owners = [0, 1, 2] + [i for i in range(3) for _ in range(each)]
     users, items = touched(batch)
@@ -139,7 +139,7 @@ def test_threads_change_no_bit(backend, rule, spread, two_threads):
     for threads in (1, 2):
         torch.set_num_threads(threads)
         optimizer = make(rule, tables)
-        outs = [bd.bd_step_update(optimizer, *batch, **OPTIONS, backend=backend) for _ in range(2)]
+        outs = [bd.fused_step(optimizer, *batch, **OPTIONS, backend=backend) for _ in range(2)]
         outcomes.append([*results(optimizer), *outs[0], *outs[1]])
     if backend == "cpu":
         assert same(*outcomes)
@@ -155,7 +155,7 @@ def test_instruction_sets_change_no_bit(isa):
     code = (
         "import sys; sys.path.insert(0, 'tests'); import torch, bdkernels as bd; from test_update import *; torch.manual_seed(3);"
         "tables, batch = tables_and_batch(50, 3, 4, d=37); optimizer = make('adam', tables, weight_decay=0.1);"
-        "out = [bd.bd_step_update(optimizer, *batch, cf=cf, backend='cpu').loss for cf in ('bce', 'bpr')];"
+        "out = [bd.fused_step(optimizer, *batch, cf=cf, backend='cpu').loss for cf in ('bce', 'bpr')];"
         "print(cpu.isa(), hash(b''.join(t.numpy().tobytes() for t in (*out, *results(optimizer)))))"
     )
 
@@ -174,8 +174,8 @@ def test_what_is_masked_moves_nothing(backend):
     tables, (users, positives, negatives, draws, guide) = tables_and_batch(20, 2, 6)
     clean = bd.Draws(draws.ids.where(draws.mask, 3), draws.mask), guide.where(draws.mask, 1.0)
     optimizers = make("adam", tables), make("adam", tables)
-    bd.bd_step_update(optimizers[0], users, positives, negatives, draws, guide, backend=backend)
-    bd.bd_step_update(optimizers[1], users, positives, negatives, *clean, backend=backend)
+    bd.fused_step(optimizers[0], users, positives, negatives, draws, guide, backend=backend)
+    bd.fused_step(optimizers[1], users, positives, negatives, *clean, backend=backend)
     assert same(results(optimizers[0]), results(optimizers[1]))
 
 
@@ -184,7 +184,7 @@ def test_an_empty_batch_moves_nothing(backend, rule):
     tables, batch = tables_and_batch(0, 1, 2)
     optimizer = make(rule, tables)
     before = [t.clone() for t in results(optimizer)]
-    out = bd.bd_step_update(optimizer, *batch, backend=backend)
+    out = bd.fused_step(optimizer, *batch, backend=backend)
     assert out.loss == 0
     assert same(before, results(optimizer))
 
@@ -213,12 +213,12 @@ def test_losses_that_are_not_finite_are_an_error(backend, spoil, cf):
     before = [t.clone() for t in results(optimizer)]
     message = "losses: expected finite numbers, got cf"
     with pytest.raises(bd.NonFiniteLoss, match=message):
-        bd.bd_step_update(optimizer, users, *batch[1:], cf=cf, backend=backend)
+        bd.fused_step(optimizer, users, *batch[1:], cf=cf, backend=backend)
     assert optimizer.step == 0
     if backend in ("reference", "cpu") and "BDKERNELS_TEST_DEVICE" not in os.environ:
         assert same([t.view(torch.int32) for t in before], [t.view(torch.int32) for t in results(optimizer)])
         with pytest.raises(bd.NonFiniteLoss, match=message):
-            bd.bd_step_loss(*tables, users, *batch[1:], cf=cf, backend=backend)
+            bd.fused_loss(*tables, users, *batch[1:], cf=cf, backend=backend)
 
 
 def test_what_no_row_meets_may_be_anything(backend):
@@ -226,7 +226,7 @@ def test_what_no_row_meets_may_be_anything(backend):
     tables[1][59] = NAN
     no = [torch.where(ids == 59, 1, ids) for ids in (positives, negatives, draws.ids)]
     guide = guide.where(draws.mask, NAN)
-    out = bd.bd_step_update(make("adam", tables), users, *no[:2], bd.Draws(no[2], draws.mask), guide, backend=backend)
+    out = bd.fused_step(make("adam", tables), users, *no[:2], bd.Draws(no[2], draws.mask), guide, backend=backend)
     assert out.loss.isfinite()
 
 
@@ -239,7 +239,7 @@ def test_parameters_and_strided_rows(backend):
     plain = make("adagrad", [torch.nn.Parameter(t) for t in tables])
     inside = bd.Adagrad([*(w[:, 4:23] for w in wide), tables[2].clone()], 0.1, eps=1e-8, initial_accumulator_value=0.01)
     for optimizer in (plain, inside):
-        assert not bd.bd_step_update(optimizer, *batch, backend=backend).loss.requires_grad
+        assert not bd.fused_step(optimizer, *batch, backend=backend).loss.requires_grad
     assert same(results(plain), results(inside))
     for w in wide:
         assert (w[:, :4] == 5).all() and (w[:, 23:] == 5).all()
@@ -249,7 +249,7 @@ def test_autograd_notices_the_change(backend):
     tables, batch = tables_and_batch(4, 1, 2)
     item = torch.nn.Parameter(tables[1])
     stale = (item**2).sum()
-    bd.bd_step_update(bd.SGD([tables[0], item]), *batch, backend=backend)
+    bd.fused_step(bd.SGD([tables[0], item]), *batch, backend=backend)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         stale.backward()
 
@@ -259,22 +259,22 @@ def test_a_run_goes_on_from_its_state(backend, rule, tmp_path):
     tables, batch = tables_and_batch(15, 2, 3)
     straight = make(rule, tables)
     for _ in range(2):
-        bd.bd_step_update(straight, *batch, backend=backend)
+        bd.fused_step(straight, *batch, backend=backend)
     torch.save(straight.state_dict(), tmp_path / "state.pt")
     resumed = make(rule, [straight.user_table, straight.item_table, straight.item_bias])
     resumed.load_state_dict(torch.load(tmp_path / "state.pt"))
     for optimizer in (straight, resumed):
-        bd.bd_step_update(optimizer, *batch, backend=backend)
+        bd.fused_step(optimizer, *batch, backend=backend)
     assert resumed.step == 3
     assert same(results(straight), results(resumed))
 
 
 def test_a_foreign_state_is_refused():
     tables, _ = tables_and_batch(1, 1, 1)
-    adam = bd.LazyAdam(tables)
+    adam = bd.SparseAdam(tables)
     with pytest.raises(ValueError, match="state_dict: expected keys .*exp_avg.*, got .*sum"):
         adam.load_state_dict(bd.Adagrad(tables).state_dict())
-    other = bd.LazyAdam([tables[0][:5].clone(), *tables[1:]]).state_dict()
+    other = bd.SparseAdam([tables[0][:5].clone(), *tables[1:]]).state_dict()
     with pytest.raises(ValueError, match=r"state_dict: user_table.exp_avg: expected shape \[40, 19\], got \[5, 19\]"):
         adam.load_state_dict(other)
 
@@ -306,7 +306,7 @@ def test_errors_change_nothing(backend, name, value, message):
     optimizer = make("adam", tables_and_batch(4, 1, 2)[0])
     before = [t.clone() for t in results(optimizer)]
     with pytest.raises(ValueError, match=message):
-        bd.bd_step_update(optimizer, **wrong(name, value), backend=backend)
+        bd.fused_step(optimizer, **wrong(name, value), backend=backend)
     assert optimizer.step == 0
     assert same(before, results(optimizer))
 
@@ -332,10 +332,10 @@ def test_errors_change_nothing(backend, name, value, message):
         (lambda u, v, b: bd.SGD([u, None]), "tables: expected user_table, item_table and item_bias or None"),
         (lambda u, v, b: bd.SGD([u, v, b], weight_decay=-1.0), "weight_decay: expected 0 or a number in .*, got -1.0"),
         (
-            lambda u, v, b: bd.LazyAdam([u, v, b], betas=(0.9, 1.0)),
+            lambda u, v, b: bd.SparseAdam([u, v, b], betas=(0.9, 1.0)),
             "betas: expected a finite number >= 0 and < 1, got 1.0",
         ),
-        (lambda u, v, b: bd.LazyAdam([u, v, b], eps=-1.0), "eps: expected a number in .*, got -1.0"),
+        (lambda u, v, b: bd.SparseAdam([u, v, b], eps=-1.0), "eps: expected a number in .*, got -1.0"),
         (lambda u, v, b: bd.Adagrad([u, v, b], eps=0.0), "eps: expected a number in .*, got 0.0"),
         (
             lambda u, v, b: bd.SGD([u, v, b], weight_decay=1e39),
@@ -343,7 +343,7 @@ def test_errors_change_nothing(backend, name, value, message):
         ),
         (lambda u, v, b: bd.SGD([u, v, b], float("nan")).rule(), "lr: expected 0 or a number in .*, got nan"),
         (lambda u, v, b: bd.SGD([u, v, b], 1e39).rule(), "lr: expected 0 or a number in .*, got 1e\\+39"),
-        (lambda u, v, b: bd.LazyAdam([u, v, b], 1e-50).rule(), "lr: expected 0 or a number in .*, got 1e-50"),
+        (lambda u, v, b: bd.SparseAdam([u, v, b], 1e-50).rule(), "lr: expected 0 or a number in .*, got 1e-50"),
     ],
 )
 def test_tables_and_settings(build, message):
@@ -358,18 +358,18 @@ def test_float64_is_the_references(monkeypatch):
     wide = [t.double() for t in tables]
     message = "=cpu: expected float32, got float64, which only the reference has"
     with pytest.raises(bd.BackendError, match="backend" + message):
-        bd.bd_step_update(bd.SGD(wide), *batch, guide.double(), backend="cpu")
+        bd.fused_step(bd.SGD(wide), *batch, guide.double(), backend="cpu")
     monkeypatch.setenv("BDKERNELS_BACKEND", "cpu")
     with pytest.raises(bd.BackendError, match="BDKERNELS_BACKEND" + message):
-        bd.bd_step_loss(*wide, *batch, guide.double())
+        bd.fused_loss(*wide, *batch, guide.double())
     monkeypatch.delenv("BDKERNELS_BACKEND")
-    assert bd.bd_step_update(bd.SGD(wide), *batch, guide.double()).loss.dtype == torch.float64
+    assert bd.fused_step(bd.SGD(wide), *batch, guide.double()).loss.dtype == torch.float64
 
 
 def test_a_state_that_does_not_fit_is_refused():
     (user, item, bias), (*batch, draws, guide) = tables_and_batch(4, 1, 2)
     arguments = *batch, draws.ids, guide, draws.mask, "bce", 1.0, 1.0, 1.0
-    op = torch.ops.bdkernels.bd_step_update
+    op = torch.ops.bdkernels.fused_step
     with pytest.raises(ValueError, match="state: expected 2 tensors for each table, got 1"):
         op(user, item, bias, [user.clone()], *arguments, "adam", 0.1, 0.0, 0.9, 0.9, 1e-8)
     with pytest.raises(ValueError, match=r"state\[1\]: expected shape \[60, 19\], got \[40, 19\]"):
@@ -382,7 +382,7 @@ def test_the_learning_rate_may_change(backend):
     tables, batch = tables_and_batch(4, 1, 2)
     optimizer = bd.SGD([t.clone() for t in tables], lr=0.1)
     optimizer.lr = 0.0
-    bd.bd_step_update(optimizer, *batch, backend=backend)
+    bd.fused_step(optimizer, *batch, backend=backend)
     assert same(results(optimizer), tables)
 
 
@@ -397,7 +397,7 @@ def test_apply_rows_is_the_rule_on_the_sum_of_a_rows_gradients(rule, weight_deca
     for n in (5, 40, 0, 9):
         ids = [torch.randint(len(t), (n,)) for t in tables]
         grads = [torch.randn(n, *t.shape[1:]) for t in tables]
-        bd.apply_rows(ours, **dict(zip(ours.tables(), zip(ids, grads, strict=True), strict=True)))
+        bd.sparse_step(ours, **dict(zip(ours.tables(), zip(ids, grads, strict=True), strict=True)))
         for parameter, rows, grad in zip(theirs, ids, grads, strict=True):
             unique, place = rows.unique(return_inverse=True)
             total = torch.zeros(len(unique), *grad.shape[1:]).index_add_(0, place, grad)
@@ -421,9 +421,9 @@ def test_apply_rows_changes_the_named_tables_alone_and_nothing_on_an_error():
         ("item_table", (good[0], good[1].double()), "item_table: grads: expected float32"),
     ):
         with pytest.raises(ValueError, match=error):
-            bd.apply_rows(ours, user_table=good, **{name: rows})
+            bd.sparse_step(ours, user_table=good, **{name: rows})
     assert same(before, results(ours)) and ours.step == 0
-    bd.apply_rows(ours, user_table=good)
+    bd.sparse_step(ours, user_table=good)
     assert torch.equal(ours.item_table, before[1]) and ours.step == 1
     changed = (ours.user_table != before[0]).any(1)
     assert changed.tolist() == [False, True, False, False]
@@ -438,7 +438,7 @@ def shared_tables(how: str) -> list[torch.Tensor]:
     }[how]
 
 
-@pytest.mark.parametrize("make_one", [bd.SGD, bd.Adagrad, bd.LazyAdam])
+@pytest.mark.parametrize("make_one", [bd.SGD, bd.Adagrad, bd.SparseAdam])
 @pytest.mark.parametrize("how", ["rows", "columns", "bias inside"])
 def test_tables_that_share_numbers_are_refused(make_one, how):
     names = "item_table and item_bias" if how == "bias inside" else "user_table and item_table"
@@ -456,9 +456,9 @@ def test_a_state_or_a_table_that_comes_to_share_is_refused(backend):
     for optimizer, names in zip(spoiled, named, strict=True):
         optimizer.item_bias = torch.zeros(len(optimizer.item_table))
         with pytest.raises(ValueError, match=f"({names}): expected memory of their own"):
-            bd.bd_step_update(optimizer, *batch, backend=backend)
+            bd.fused_step(optimizer, *batch, backend=backend)
         with pytest.raises(ValueError, match=f"({names}): expected memory of their own"):
-            bd.apply_rows(optimizer, user_table=(torch.tensor([1]), torch.zeros(1, 19)))
+            bd.sparse_step(optimizer, user_table=(torch.tensor([1]), torch.zeros(1, 19)))
 
 
 def test_columns_beside_each_other_share_nothing():

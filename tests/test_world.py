@@ -98,7 +98,7 @@ def test_a_restart_goes_on_with_its_own_run_alone(launched, tmp_path):
 
 
 def test_a_restart_before_the_first_checkpoint_starts_anew(launched, tmp_path):
-    config = sharded.settings("usual", run__out=str(tmp_path / "run"), train__warmup_epochs=0, train__epochs=1)
+    config = sharded.settings("usual", run__out=str(tmp_path / "run"), train__pretrain_epochs=0, train__epochs=1)
     trainer = Trainer(config, sharded.data())
     trainer.folder.make()
     trainer.folder.create(config, trainer.split, overwrite=False)

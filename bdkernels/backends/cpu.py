@@ -48,9 +48,9 @@ def isa() -> str:
 
 
 def _factors(f: Factors) -> tuple[Tensor, Tensor, Tensor]:
-    items = f.items if f.items.stride(1) == 1 else f.items.contiguous()
+    items = f.item_factors if f.item_factors.stride(1) == 1 else f.item_factors.contiguous()
     bias = items.new_empty(0) if f.item_bias is None else f.item_bias.contiguous()
-    return f.users.float().contiguous(), items, bias
+    return f.user_factors.float().contiguous(), items, bias
 
 
 def _seen(seen: Seen | None, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,22 +134,22 @@ def _subset(batch: Any) -> tuple[Tensor, ...]:
 
 
 def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
-    scores, ids, nan_at = torch.ops.bdkernels_cpu.topk(*_factors(f), k, *_seen(seen, f.users), TILE)
+    scores, ids, nan_at = torch.ops.bdkernels_cpu.topk(*_factors(f), k, *_seen(seen, f.user_factors), TILE)
     checks.no_nan_at(nan_at, f.n_items)
     return scores, ids
 
 
-def bd_step(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def fused_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     tables = [t if t.stride(1) == 1 else t.contiguous() for t in (s.user_table, s.item_table)]
-    return torch.ops.bdkernels_cpu.bd_step(*tables, _or_empty(s.item_bias), *map(_or_empty, s.batch), *s.objective)
+    return torch.ops.bdkernels_cpu.fused_gradient(
+        *tables, _or_empty(s.item_bias), *map(_or_empty, s.batch), *s.objective
+    )
 
 
-def bd_step_update(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
+def fused_step(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
     tables = s.user_table, s.item_table, _or_empty(s.item_bias)
     batch = map(_or_empty, s.batch)
-    return torch.ops.bdkernels_cpu.bd_step_update(
-        *tables, state, *batch, *s.objective, RULES.index(rule.kind), *rule[1:]
-    )
+    return torch.ops.bdkernels_cpu.fused_step(*tables, state, *batch, *s.objective, RULES.index(rule.kind), *rule[1:])
 
 
 def _or_empty(t: Tensor | None) -> Tensor:
@@ -158,5 +158,5 @@ def _or_empty(t: Tensor | None) -> Tensor:
 
 STEPS = Steps(
     score, score_block, count_above, count_above_block, propose, accept, topk,
-    distill_loss, distill_loss_backward, bd_step, bd_step_update, draw,
+    distill_loss, distill_loss_backward, fused_gradient, fused_step, draw,
 )  # fmt: skip

@@ -50,9 +50,9 @@ def simulated() -> bool:
 
 
 def _factors(f: Factors) -> tuple[Tensor, Tensor, Tensor]:
-    items = f.items if f.items.stride(1) == 1 else f.items.contiguous()
+    items = f.item_factors if f.item_factors.stride(1) == 1 else f.item_factors.contiguous()
     bias = items.new_empty(0) if f.item_bias is None else f.item_bias.contiguous()
-    return f.users.float().contiguous(), items, bias
+    return f.user_factors.float().contiguous(), items, bias
 
 
 def score(f: Factors, ids: Tensor) -> Tensor:
@@ -114,21 +114,21 @@ def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
     """For k above MOST_TOPK the reference serves: no list of that length fits beside a tile in shared memory."""
     if k > MOST_TOPK:
         return reference.topk(f, k, seen)
-    best, nan_at = torch.ops.bdkernels_cuda.topk(*_factors(f), k, *_seen(seen, f.users), RANGES)
+    best, nan_at = torch.ops.bdkernels_cuda.topk(*_factors(f), k, *_seen(seen, f.user_factors), RANGES)
     checks.no_nan_at(nan_at, f.n_items)
     best ^= torch.iinfo(torch.int64).min  # from the order of unsigned numbers to that of signed ones
     return reference.listed_keys(best.flatten(1).topk(k, dim=1).values)
 
 
-def bd_step(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def fused_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     tables = [t if t.stride(1) == 1 else t.contiguous() for t in (s.user_table, s.item_table)]
-    return torch.ops.bdkernels_cuda.bd_step(*tables, _or_empty(s.item_bias, s.users), *_batch(s), *s.objective)
+    return torch.ops.bdkernels_cuda.fused_gradient(*tables, _or_empty(s.item_bias, s.users), *_batch(s), *s.objective)
 
 
-def bd_step_update(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
+def fused_step(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
     tables = s.user_table, s.item_table, _or_empty(s.item_bias, s.users)
     touches = *s.listed().flatten().sort(stable=True), *s.users.sort(stable=True)  # stable: sums have one order
-    return torch.ops.bdkernels_cuda.bd_step_update(
+    return torch.ops.bdkernels_cuda.fused_step(
         *tables, state, *_batch(s), *touches, *s.objective, RULES.index(rule.kind), *rule[1:]
     )
 
@@ -151,5 +151,5 @@ def _batch(s: StepInputs) -> tuple[Tensor, ...]:
 
 STEPS = Steps(
     score, score_block, count_above, count_above_block, propose, accept, topk,
-    distill_loss, distill_loss_backward, bd_step, bd_step_update, queued=True,
+    distill_loss, distill_loss_backward, fused_gradient, fused_step, queued=True,
 )  # fmt: skip

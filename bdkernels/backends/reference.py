@@ -39,8 +39,8 @@ class Steps(NamedTuple):
     topk: Callable[[Factors, int, Seen | None], tuple[Tensor, Tensor]]
     distill_loss: Callable[[Tensor, Tensor, float, float, Tensor | None], Tensor]
     distill_loss_backward: Callable[[Tensor, Tensor, Tensor, float, float, Tensor | None], Tensor]
-    bd_step: Callable[[StepInputs], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
-    bd_step_update: Callable[[StepInputs, list[Tensor], Rule], tuple[Tensor, Tensor]]
+    fused_gradient: Callable[[StepInputs], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
+    fused_step: Callable[[StepInputs, list[Tensor], Rule], tuple[Tensor, Tensor]]
     # The whole sampler in one call, where a backend has that; else `sampler` makes it of the steps above.
     draw: Callable[..., tuple[Tensor, Tensor]] | None = None
     # No step waits for the device, and count_above takes `live`, int64 []: only so many rows, the first, have to be counted.
@@ -72,7 +72,7 @@ def fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 def score_block(f: Factors) -> Tensor:
     """[B, N] float32 scores of one block of items: a sequential fused multiply-add over d that starts at the bias."""
-    users, items = f.users.float(), f.items.float()
+    users, items = f.user_factors.float(), f.item_factors.float()
     bias = items.new_zeros(items.shape[0]) if f.item_bias is None else f.item_bias.float()
     acc = bias.repeat(users.shape[0], 1)  # not added to 0, which would lose the sign of -0.0
     for k in range(users.shape[1]):
@@ -82,7 +82,10 @@ def score_block(f: Factors) -> Tensor:
 
 def score(f: Factors, ids: Tensor) -> Tensor:
     """[B, C] float32 scores of the listed items, the same bits as `score_block` gives them; float64 of float64 factors."""
-    users, items = _wide(f.users).T.contiguous(), _wide(f.items[ids]).movedim(2, 0).contiguous()  # [d, B], [d, B, C]
+    users, items = (
+        _wide(f.user_factors).T.contiguous(),
+        _wide(f.item_factors[ids]).movedim(2, 0).contiguous(),
+    )  # [d, B], [d, B, C]
     acc = users.new_zeros(ids.shape) if f.item_bias is None else _wide(f.item_bias[ids])
     for u, v in zip(users, items, strict=True):
         acc = fma(u[:, None], v, acc)
@@ -141,7 +144,7 @@ def count_above(f: Factors, thresholds: Tensor, tie_ids: Tensor, seen: Seen | No
     """`count_above_block` over the whole item table, tile by tile. Raises ValueError on a NaN score."""
     keys, order = order_key(thresholds, tie_ids).contiguous().sort(dim=1)
     hist = tie_ids.new_zeros(tie_ids.shape[0], tie_ids.shape[1] + 1)
-    tile = tile_size(f.users.shape[0])
+    tile = tile_size(f.user_factors.shape[0])
     for start in range(0, f.n_items, tile):
         bins = _bins(slice_items(f, start, start + tile), keys, item_offset + start)
         hist += _histogram(bins, keys.shape[1], seen, item_offset + start)
@@ -154,7 +157,7 @@ def _bins(f: Factors, keys: Tensor, first_id: int) -> Tensor:
     A filter in the way of exact geometric predicates (Shewchuk, 1997): a float64 product and a bound on how far the fp32
     chain may be from it decide nearly every item; only where a threshold lies within the bound the chain itself is computed.
     """
-    users, items = f.users.double(), f.items.double()
+    users, items = f.user_factors.double(), f.item_factors.double()
     approximate, size = users @ items.T, users.norm(dim=1)[:, None] * items.norm(dim=1)
     if f.item_bias is not None:
         approximate += f.item_bias.double()
@@ -172,7 +175,7 @@ def _bins(f: Factors, keys: Tensor, first_id: int) -> Tensor:
         check_scores(scores, first_id)
         return torch.searchsorted(keys, order_key(scores, ids))
     rows, columns = unsure.unbind(1)
-    pairs = Factors(f.users[rows], f.items, f.item_bias)
+    pairs = Factors(f.user_factors[rows], f.item_factors, f.item_bias)
     scores = score(pairs, columns[:, None])
     check_scores_at(scores[:, 0], rows, ids[columns])
     found = _search_rows(keys, order_key(scores[:, 0], ids[columns]), rows)
@@ -201,7 +204,7 @@ def _suffix_counts(hist: Tensor, order: Tensor) -> Tensor:
 
 def slice_items(f: Factors, start: int, stop: int) -> Factors:
     """The same users over items start .. stop - 1."""
-    return Factors(f.users, f.items[start:stop], None if f.item_bias is None else f.item_bias[start:stop])
+    return Factors(f.user_factors, f.item_factors[start:stop], None if f.item_bias is None else f.item_bias[start:stop])
 
 
 def check_scores(scores: Tensor, first_id: int) -> None:
@@ -334,11 +337,11 @@ def _count(scores: Tensor, mask: Tensor | None) -> Tensor | int:
     return max(1, scores.numel()) if mask is None else mask.sum().clamp(min=1)
 
 
-def bd_step(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """One learner's losses and the gradient of the rows that they touch; see `bdkernels.bd_step_loss`.
+def fused_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """One learner's losses and the gradient of the rows that they touch; see `bdkernels.fused_loss`.
 
     Returns: cf loss [], NaN where a score is not finite; distillation loss []; and the gradient of
-    cf + lambda_ * distillation for the user rows [B, d], for the item rows [B, 1 + M + k, d] (positive, negatives,
+    cf + distill_weight * distillation for the user rows [B, d], for the item rows [B, 1 + M + k, d] (positive, negatives,
     distilled) and for their biases [B, 1 + M + k].
     """
     listed = s.listed()
@@ -359,7 +362,7 @@ def bd_step(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         slopes = [-pull.sum(1, keepdim=True), pull]
     distillation = distilled, s.guide_scores, s.tau_learner, s.tau_guide, s.distill_mask
     loss = distill_loss(*distillation)
-    slopes.append(distill_loss_backward(loss.new_full((), s.lambda_), *distillation))
+    slopes.append(distill_loss_backward(loss.new_full((), s.distill_weight), *distillation))
     slope = torch.cat(slopes, 1)
     return cf_loss + none_or_nan, loss, torch.einsum("bc,bcd->bd", slope, v), slope[:, :, None] * u[:, None, :], slope
 
@@ -367,12 +370,12 @@ def bd_step(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 # ---- update ----
 
 
-def bd_step_update(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
-    """The losses of `bd_step`, then the rule on the rows that they touch, in place; see `bdkernels.bd_step_update`.
+def fused_step(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
+    """The losses of `fused_gradient`, then the rule on the rows that they touch, in place; see `bdkernels.fused_step`.
 
     On a CPU nothing is changed where the losses are not finite. On a GPU nobody waits to know.
     """
-    cf_loss, loss, g_users, g_items, g_bias = bd_step(s)
+    cf_loss, loss, g_users, g_items, g_bias = fused_gradient(s)
     if cf_loss.device.type == "cpu" and not (cf_loss.isfinite() and loss.isfinite()):
         return cf_loss, loss
     listed = s.listed().flatten()
@@ -406,8 +409,8 @@ def update_rows(table: Tensor, state: list[Tensor], ids: Tensor, grads: Tensor, 
 
 def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
     """[B, k] scores and ids of the best unseen items in the total order, merged tile by tile; -inf and -1 past the last."""
-    n_rows = f.users.shape[0]
-    best = torch.full((n_rows, k), NO_KEY, dtype=torch.int64, device=f.users.device)
+    n_rows = f.user_factors.shape[0]
+    best = torch.full((n_rows, k), NO_KEY, dtype=torch.int64, device=f.user_factors.device)
     tile = max(k, tile_size(n_rows))
     rows = None if seen is None else seen.row_of_each()
     for start in range(0, f.n_items, tile):
@@ -429,5 +432,5 @@ def listed_keys(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 STEPS = Steps(
     score, score_block, count_above, count_above_block, propose, accept, topk,
-    distill_loss, distill_loss_backward, bd_step, bd_step_update,
+    distill_loss, distill_loss_backward, fused_gradient, fused_step,
 )  # fmt: skip

@@ -35,7 +35,7 @@ def streamed(steps: Steps) -> Steps:
 
 def slices(f: Factors) -> Iterator[tuple[int, Factors]]:
     """First item and factors of each slice of the items; just one where no table is mapped."""
-    tables = [t for t in (f.items, f.item_bias) if t is not None]
+    tables = [t for t in (f.item_factors, f.item_bias) if t is not None]
     found = [(t, mapping) for t in tables if (mapping := mapped.mapping_of(t)) is not None]
     if not found:
         yield 0, f
@@ -65,18 +65,18 @@ def score(steps: Steps, f: Factors, ids: Tensor) -> Tensor:
         return steps.score(f, ids)
     out = torch.empty(ids.shape, dtype=torch.float32)
     items, places = ids.flatten().sort()
-    at_once = max(1, PAIR_BYTES // (4 * max(1, f.items.shape[1])))
+    at_once = max(1, PAIR_BYTES // (4 * max(1, f.item_factors.shape[1])))
     for some, at in zip(items.split(at_once), places.split(at_once), strict=True):
         if len(some):  # one empty piece, where there are no ids
-            users = f.users[at // ids.shape[1]]
+            users = f.user_factors[at // ids.shape[1]]
             bias = None if f.item_bias is None else mapped.take(f.item_bias, some)
-            pairs = Factors(users, mapped.take(f.items, some), bias)
+            pairs = Factors(users, mapped.take(f.item_factors, some), bias)
             out.view(-1)[at] = steps.score(pairs, torch.arange(len(some))[:, None]).squeeze(1)
     return out
 
 
 def score_block(steps: Steps, f: Factors) -> Tensor:
-    out = torch.empty(f.users.shape[0], f.n_items, dtype=torch.float32)
+    out = torch.empty(f.user_factors.shape[0], f.n_items, dtype=torch.float32)
     for start, part in slices(f):
         out[:, start : start + part.n_items] = steps.score_block(part)
     return out
@@ -93,7 +93,7 @@ def count_above(
 
 def topk(steps: Steps, f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
     worst = torch.iinfo(torch.int64).min
-    best = torch.full((f.users.shape[0], k), worst, dtype=torch.int64)
+    best = torch.full((f.user_factors.shape[0], k), worst, dtype=torch.int64)
     for start, part in slices(f):
         inside = None if seen is None else seen.between(start, start + part.n_items)
         try:

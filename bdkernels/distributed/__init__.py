@@ -1,5 +1,5 @@
 """The operators on a catalog whose items lie on several processes."""
 
-from bdkernels.distributed.catalog import ShardError, Shards
+from bdkernels.distributed.catalog import ShardedCatalog, ShardError
 
-__all__ = ["ShardError", "Shards"]
+__all__ = ["ShardError", "ShardedCatalog"]

@@ -19,15 +19,16 @@ from bdkernels.backends.reference import Steps
 from bdkernels.distributed.collectives import Exchange, ShardError
 from bdkernels.distributed.sampler import ShardedItems
 from bdkernels.distributed.shard import Catalog, Models, Visit, receive
-from bdkernels.functional import Samples, TopK, _catalog, _codes, _detach, _name, _pair, _samples, _tensor
+from bdkernels.functional import Samples, TopK, _codes, _detach, _name, _pair, _samples, _subset, _tensor
 from bdkernels.ops.define import stages
-from bdkernels.sampling import keys, sampler, subset
+from bdkernels.sampling import keys, sampler
+from bdkernels.sampling.subset import among, counted_items, items_of, scaled, seen_among
 from bdkernels.types.factors import Factors
 from bdkernels.types.seen import Seen
 from bdkernels.version import __version__
 from bdkernels.weights import Exp, Tanh, Weight
 
-__all__ = ["ShardError", "Shards"]
+__all__ = ["ShardError", "ShardedCatalog"]
 Settings = dict[str, object]
 
 
@@ -38,10 +39,10 @@ def _exact() -> Iterator[None]:
         yield
 
 
-class Shards:
+class ShardedCatalog:
     """A catalog whose item rows lie on several processes: process r holds rows [offsets[r], offsets[r + 1]).
 
-    The methods are the functions of the same names, and give the same bits as those on one process: `factors.items` and
+    The methods are the functions of the same names, and give the same bits as those on one process: `factors.item_factors` and
     `factors.item_bias` are this process's shard, all ids are those of the whole catalog. The users are this process's own, B of
     them, which may be another number on each, or none, and so are their `seen` rows; the results are theirs.
 
@@ -79,7 +80,9 @@ class Shards:
             checks.integer("n_local", n_local, 0, checks.MAX_ITEMS - 1)
         except (TypeError, ValueError) as found:
             n_local, error = 0, found
-        counts = self._exchange.agree("Shards", int(n_local), error, bdkernels=__version__, torch=torch.__version__)
+        counts = self._exchange.agree(
+            "ShardedCatalog", int(n_local), error, bdkernels=__version__, torch=torch.__version__
+        )
         self.group_rank, self.world = self._exchange.rank, self._exchange.world
         self.offsets = [0, *accumulate(counts)]
         self.n_items = self.offsets[-1]
@@ -120,7 +123,7 @@ class Shards:
 
         def check() -> Settings:
             limits, ties = _tensor("thresholds", thresholds), _tensor("tie_ids", tie_ids)
-            checks.thresholds(len(factors.users), 0, limits, ties, 0, factors.users.device)
+            checks.thresholds(len(factors.user_factors), 0, limits, ties, 0, factors.user_factors.device)
             checks.no_nan("thresholds", limits)
             return {"C": ties.shape[1]}
 
@@ -157,7 +160,7 @@ class Shards:
         seed: int = 0,
         occurrence: Tensor | None = None,
         independent_directions: bool = False,
-        catalog: int | Tensor | None = None,
+        subset: int | Tensor | None = None,
         backend: str | None = None,
     ) -> Samples:
         """Items by the discrepancy of their ranks over all shards, the same draws as on one process; see `bdkernels.sample`.
@@ -166,17 +169,17 @@ class Shards:
         accepted draw from a full row, and only for these does the traffic grow with the catalog: O(N) scores of both models.
 
         Args:
-            teacher, student: users [B, d], this process's; items [n, d] and item_bias [n], this process's shard.
+            teacher, student: user_factors [B, d], this process's; item_factors [n, d] and item_bias [n], this process's shard.
             user_ids, occurrence: [B], of this process's users. Number the occurrences over the batch of all processes where a
                 user may be on several of them.
-            k, seen, to_student, to_teacher, step, seed, independent_directions, catalog, backend: see `bdkernels.sample`; all
+            k, seen, to_student, to_teacher, step, seed, independent_directions, subset, backend: see `bdkernels.sample`; all
                 but `seen` and `backend` are the same on every process.
         """
         models = {"teacher": teacher, "student": student}
 
         def check() -> Settings:
-            n_rows, device = len(teacher.users), teacher.users.device
-            checks.tensor("student.users", student.users, (n_rows, "d"), checks.FLOATS, device)
+            n_rows, device = len(teacher.user_factors), teacher.user_factors.device
+            checks.tensor("student.user_factors", student.user_factors, (n_rows, "d"), checks.FLOATS, device)
             checks.integer("number of items", self.n_items, 1)
             own = {"user_ids": user_ids} | ({} if occurrence is None else {"occurrence": occurrence})
             for name, each in own.items():
@@ -184,11 +187,11 @@ class Shards:
             keys.of_rows(user_ids, occurrence)
             checks.instance("independent_directions", independent_directions, bool)
             codes = _codes(k, seed, step, (to_student, to_teacher), self.n_items)
-            m, given = _catalog(catalog, self.n_items)
+            m, given = _subset(subset, self.n_items)
             checks.sample(k, step, m, self.n_items, codes)
             if given is not None:
-                checks.tensor("catalog", given, ("m",), (torch.int64,), device)
-                checks.own_rising_ids("catalog", given, self.n_items)
+                checks.tensor("subset", given, ("m",), (torch.int64,), device)
+                checks.own_rising_ids("subset", given, self.n_items)
             asked: Settings = {
                 "k": int(k),
                 "seed": int(seed),
@@ -197,12 +200,12 @@ class Shards:
                 "to_teacher": codes[1],
             }
             asked["independent_directions"] = independent_directions
-            return asked | {"catalog": m if given is None else given.tolist()}
+            return asked | {"subset": m if given is None else given.tolist()}
 
         steps, own, rows, _ = self._agree("sample", models, seen, backend, check)
         codes = _codes(k, seed, step, (to_student, to_teacher), self.n_items)
-        m, given = _catalog(catalog, self.n_items)
-        counted = subset.of(self.n_items, m, int(seed), int(step)) if given is None else given
+        m, given = _subset(subset, self.n_items)
+        counted = items_of(self.n_items, m, int(seed), int(step)) if given is None else given
         items = ShardedItems(self._exchange, steps, self._catalog)
         t, s = own["teacher"], own["student"]
         row_keys = keys.of_rows(user_ids, occurrence)
@@ -215,26 +218,26 @@ class Shards:
         self,
         factors: Factors,
         ids: Tensor,
-        catalog: int | Tensor,
+        subset: int | Tensor,
         seen: Seen | None = None,
         *,
         seed: int = 0,
         step: int = 0,
     ) -> Tensor:
-        """[B, C] float64: how far the ranks that `sample(catalog=...)` estimates are off; see `bdkernels.rank_errors`."""
+        """[B, C] float64: how far the ranks that `sample(subset=...)` estimates are off; see `bdkernels.rank_errors`."""
         exact, limits = self.rank(factors, ids, seen), self.score(factors, ids)
-        counted = subset.counted(self.n_items, catalog, seed, step)
+        counted = counted_items(self.n_items, subset, seed, step)
         here = counted[(counted >= self.slice.start) & (counted < self.slice.stop)] - self.item_offset
         counted, here = counted.to(ids.device), here.to(ids.device)
-        few = Shards(len(here), group=self._exchange.group)
-        some = None if seen is None else subset.within(seen, counted)
+        few = ShardedCatalog(len(here), group=self._exchange.group)
+        some = None if seen is None else seen_among(seen, counted)
         ties = torch.searchsorted(counted, ids.contiguous())
-        counts = few.count_above(subset.among(factors, here), limits, ties, some)
+        counts = few.count_above(among(factors, here), limits, ties, some)
         unseen, unseen_counted = (
             reference.candidate_counts(n, len(ids), rows, ids.device)[:, None]
             for n, rows in ((self.n_items, seen), (len(counted), some))
         )
-        return (subset.scaled(counts, unseen, unseen_counted) - exact).abs() / unseen.clamp(min=1).double()
+        return (scaled(counts, unseen, unseen_counted) - exact).abs() / unseen.clamp(min=1).double()
 
     def _open(
         self, what: str, models: Models, seen: Seen | None, backend: str | None, check: Callable[[], Settings]
@@ -255,7 +258,7 @@ class Shards:
         error: Exception | None = None
         try:
             own = {name: Factors(*_detach(f, name)) for name, f in models.items()}
-            users = next(iter(own.values())).users
+            users = next(iter(own.values())).user_factors
             for name, f in own.items():
                 settings |= self._check_factors("" if name == "factors" else f"{name}.", f)
             rows = None if seen is None else Seen(*_pair(seen))
@@ -275,12 +278,18 @@ class Shards:
 
     def _check_factors(self, prefix: str, f: Factors) -> Settings:
         n_local = self.slice.stop - self.slice.start
-        checks.tensor(f"{prefix}items", f.items, (n_local, "d"), checks.FLOATS, f.users.device)
+        checks.tensor(f"{prefix}item_factors", f.item_factors, (n_local, "d"), checks.FLOATS, f.user_factors.device)
         checks.factors(f, prefix)
         bias = "none" if f.item_bias is None else "given"
-        return {f"{prefix}d": f.users.shape[1], f"{prefix}dtype": f.users.dtype, f"{prefix}item_bias": bias}
+        return {
+            f"{prefix}d": f.user_factors.shape[1],
+            f"{prefix}dtype": f.user_factors.dtype,
+            f"{prefix}item_bias": bias,
+        }
 
     def _check_ids(self, factors: Factors, ids: Tensor) -> Settings:
-        checks.tensor("ids", _tensor("ids", ids), (len(factors.users), "C"), (torch.int64,), factors.users.device)
+        checks.tensor(
+            "ids", _tensor("ids", ids), (len(factors.user_factors), "C"), (torch.int64,), factors.user_factors.device
+        )
         checks.ids_values("ids", ids, self.n_items)
         return {"C": ids.shape[1]}

@@ -52,8 +52,8 @@ class Exchange:
         self._control = self._group
         if "cpu" not in backends:
             self._control = weakref.ref(self._gloo_group(group in (None, dist.group.WORLD)))
-        self.traffic, self._calls, self._doing, self._broken = 0, 0, "Shards", ""
-        self._name = f"bdkernels.shards.{self.agree('Shards', time.time_ns())[0]}"
+        self.traffic, self._calls, self._doing, self._broken = 0, 0, "ShardedCatalog", ""
+        self._name = f"bdkernels.shards.{self.agree('ShardedCatalog', time.time_ns())[0]}"
 
     @property
     def group(self) -> Any:

@@ -45,7 +45,7 @@ class Visit(NamedTuple):
     def take(self, which: Tensor, sizes: list[int]) -> "Visit":
         """The same for some of the users, so many of each process."""
         models, counted = (
-            {name: f._replace(users=f.users[which]) for name, f in group.items()}
+            {name: f._replace(user_factors=f.user_factors[which]) for name, f in group.items()}
             for group in (self.models, self.counted_models)
         )
         seen = None if self.seen is None else self.seen.rows(which)
@@ -169,12 +169,12 @@ def receive(
         seen: by numbers of the counted items; on no process, or on all.
         first_row: row of the batch that each process's first user is.
     """
-    everyones = {name: f._replace(users=exchange.gather(f.users, sizes)) for name, f in models.items()}
-    device = next(iter(models.values())).users.device
+    everyones = {name: f._replace(user_factors=exchange.gather(f.user_factors, sizes)) for name, f in models.items()}
+    device = next(iter(models.values())).user_factors.device
     rows = torch.cat([torch.arange(first_row, first_row + n, device=device) for n in sizes])
     part = everyones
     if counted_models is not None:
-        part = {name: f._replace(users=everyones[name].users) for name, f in counted_models.items()}
+        part = {name: f._replace(user_factors=everyones[name].user_factors) for name, f in counted_models.items()}
     counted = counted or catalog
     here = None if seen is None else _send_seen(exchange, seen, sizes, counted.offsets)
     return Visit(exchange, steps, sizes, rows, catalog, everyones, counted, part, here)

@@ -105,20 +105,20 @@ class _DistillLoss(torch.autograd.Function):
         return None, *_once("distill_loss", (grad, learner), (of_scores,)), None, None, None, None
 
 
-class _BdStep(torch.autograd.Function):
-    """Loss of `torch.ops.bdkernels.bd_step` with the gradient rows that the same call made."""
+class _FusedLoss(torch.autograd.Function):
+    """Loss of `torch.ops.bdkernels.fused_gradient` with the gradient rows that the same call made."""
 
     @staticmethod
     def forward(ctx: Any, sparse: bool, backend: str, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         s = StepInputs(*arguments)
-        cf, distill, *rows = torch.ops.bdkernels.bd_step(*s, backend=backend)
+        cf, distill, *rows = torch.ops.bdkernels.fused_gradient(*s, backend=backend)
         ctx.save_for_backward(s.users.clone(), s.listed().flatten(), *rows)
         ctx.tables = (
             s.tables
         )  # not saved: a step may have changed them before the backward pass, which reads none of them
         ctx.sparse = sparse
         ctx.mark_non_differentiable(cf, distill)
-        return cf + s.lambda_ * distill, cf, distill
+        return cf + s.distill_weight * distill, cf, distill
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
@@ -129,7 +129,7 @@ class _BdStep(torch.autograd.Function):
                 None if table is None else _scattered(index, values * grad, table.shape, values.dtype, ctx.sparse)
                 for (index, values), table in zip(rows, ctx.tables, strict=True)
             )
-        return None, None, *_once("bd_step_loss", (grad, *ctx.tables), grads), *(None,) * (len(StepInputs._fields) - 3)
+        return None, None, *_once("fused_loss", (grad, *ctx.tables), grads), *(None,) * (len(StepInputs._fields) - 3)
 
 
 def _score(*arguments: Any, sparse: bool = False, backend: str = "") -> Tensor:
@@ -146,18 +146,18 @@ def _distill_loss(*arguments: Any, backend: str = "") -> Tensor:
     return torch.ops.bdkernels.distill_loss_forward(*arguments, backend=backend)
 
 
-def _bd_step_loss(*arguments: Any, sparse: bool = True, backend: str = "") -> tuple[Tensor, Tensor, Tensor]:
-    _refuse("bd_step_loss", arguments)
-    return _BdStep.apply(sparse, backend, *arguments)
+def _fused_loss(*arguments: Any, sparse: bool = True, backend: str = "") -> tuple[Tensor, Tensor, Tensor]:
+    _refuse("fused_loss", arguments)
+    return _FusedLoss.apply(sparse, backend, *arguments)
 
 
 for name, schema, run in (
     ("score", f"({FACTORS}, Tensor ids, *, bool sparse=False, str backend='') -> Tensor", _score),
     ("distill_loss", f"({loss.SCORES}, *, str backend='') -> Tensor", _distill_loss),
     (
-        "bd_step_loss",
+        "fused_loss",
         f"({loss.TABLES}, {loss.BATCH}, *, bool sparse=True, str backend='') -> (Tensor, Tensor, Tensor)",
-        _bd_step_loss,
+        _fused_loss,
     ),
 ):
     LIBRARY.define(name + schema)

@@ -34,7 +34,7 @@ def define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., 
 
 def stages(backend: str, *models: Factors, listed: int | None = None) -> Steps:
     """The stages of the chosen backend for these models, whose tables may be mapped; of a call on all items, or so many."""
-    users, items = models[0].users, models[0].items
+    users, items = models[0].user_factors, models[0].item_factors
     found = steps(users.device, backend, users.dtype, work=users.numel() * (len(items) if listed is None else listed))
     return streamed(found) if mapped.any_mapped(*models) else found
 

@@ -87,11 +87,11 @@ define(
 TABLES = "Tensor user_table, Tensor item_table, Tensor? item_bias"
 BATCH = (
     "Tensor users, Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide_scores, Tensor? distill_mask, "
-    "str cf, float lambda_, float tau_learner, float tau_guide"
+    "str cf, float distill_weight, float tau_learner, float tau_guide"
 )
 
 
-def _bd_step_fake(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _fused_gradient_fake(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     s = StepInputs(*arguments)
     checks.step(s)
     (n_rows, m), k, d = s.negatives.shape, s.distill_ids.shape[1], s.user_table.shape[1]
@@ -99,28 +99,28 @@ def _bd_step_fake(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, T
     return new(()), new(()), new(n_rows, d), new(n_rows, 1 + m + k, d), new(n_rows, 1 + m + k)
 
 
-def _bd_step(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _fused_gradient(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     s = StepInputs(*arguments)
     checks.step(s)
     mapped.trainable(*s.tables)
     s = checks.own_step(s)
-    out = steps(s.user_table.device, backend, s.user_table.dtype).bd_step(s)
+    out = steps(s.user_table.device, backend, s.user_table.dtype).fused_gradient(s)
     checks.finite_losses(*out[:2])
     return out
 
 
 define(
-    "bd_step",
+    "fused_gradient",
     f"({TABLES}, {BATCH}, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _bd_step,
-    _bd_step_fake,
+    _fused_gradient,
+    _fused_gradient_fake,
 )
 
 
 def _checked(
     user_table: Tensor, item_table: Tensor, item_bias: Tensor | None, state: list[Tensor], *rest: Any
 ) -> tuple[StepInputs, Rule]:
-    """Arguments of bd_step_update without the state, checked as far as fake tensors can be."""
+    """Arguments of fused_step without the state, checked as far as fake tensors can be."""
     batch, change = rest[: -len(Rule._fields)], rest[-len(Rule._fields) :]
     s, rule = StepInputs(user_table, item_table, item_bias, *batch), Rule(*change)
     checks.step(s)
@@ -130,31 +130,29 @@ def _checked(
     return s, rule
 
 
-def _bd_step_update_fake(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor]:
+def _fused_step_fake(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor]:
     s, _ = _checked(*arguments)
     return s.user_table.new_empty(()), s.user_table.new_empty(())
 
 
-def _bd_step_update(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor]:
+def _fused_step(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor]:
     (s, rule), state = _checked(*arguments), arguments[3]
     mapped.trainable(*s.tables)
     checks.own_memory(s.named_tables, state)
     checks.rule(*rule)
     s = checks.own_step(s)
-    out = steps(s.user_table.device, backend, s.user_table.dtype).bd_step_update(
-        s, state, rule._replace(lr=float(rule.lr))
-    )
+    out = steps(s.user_table.device, backend, s.user_table.dtype).fused_step(s, state, rule._replace(lr=float(rule.lr)))
     checks.finite_losses(*out)
     increment_version([t for t in (*s.tables, *state) if t is not None])  # the kernels write behind autograd's back
     return out
 
 
-# lr is a Scalar since LazyAdam's is another in each step: of a float argument torch.compile makes a constant.
+# lr is a Scalar since SparseAdam's is another in each step: of a float argument torch.compile makes a constant.
 define(
-    "bd_step_update",
+    "fused_step",
     "(Tensor(a!) user_table, Tensor(b!) item_table, Tensor(c!)? item_bias, Tensor(d!)[] state, "
     f"{BATCH}, str rule, Scalar lr, float weight_decay, float beta1, float beta2, float eps, {OPTIONS}) "
     "-> (Tensor, Tensor)",
-    _bd_step_update,
-    _bd_step_update_fake,
+    _fused_step,
+    _fused_step_fake,
 )

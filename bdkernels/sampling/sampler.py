@@ -55,8 +55,8 @@ class Batch(NamedTuple):
         """The same for some rows, none of them twice."""
         nnz = None if self.seen is None or len(rows) < len(self.row_keys) else len(self.seen.indices)
         return Batch(
-            self.teacher._replace(users=self.teacher.users[rows]),
-            self.student._replace(users=self.student.users[rows]),
+            self.teacher._replace(user_factors=self.teacher.user_factors[rows]),
+            self.student._replace(user_factors=self.student.user_factors[rows]),
             None if self.seen is None else self.seen.rows(rows, nnz),
             self.row_keys[rows],
             self.candidates[rows],
@@ -65,7 +65,7 @@ class Batch(NamedTuple):
 
     def among(self, ids: Tensor, rows: Tensor) -> "Batch":
         """The same users, with ranks from the items `ids`, rising, of which those in these rows of the tables are here."""
-        seen = None if self.seen is None else subset.within(self.seen, ids)
+        seen = None if self.seen is None else subset.seen_among(self.seen, ids)
         candidates = reference.candidate_counts(len(ids), len(self.row_keys), seen, ids.device)
         teacher, student = (subset.among(f, rows) for f in (self.teacher, self.student))
         part = Batch(teacher, student, seen, self.row_keys, candidates)

@@ -35,14 +35,14 @@ def rank_error(m: int, delta: float = 0.05) -> float:
 
 
 def rank_errors(
-    factors: Factors, ids: Tensor, catalog: int | Tensor, seen: Seen | None = None, *, seed: int = 0, step: int = 0
+    factors: Factors, ids: Tensor, subset: int | Tensor, seen: Seen | None = None, *, seed: int = 0, step: int = 0
 ) -> Tensor:
-    """How far ranks that `sample(catalog=m)` estimates are off: what `rank_error` bounds, measured.
+    """How far ranks that `sample(subset=m)` estimates are off: what `rank_error` bounds, measured.
 
     Args:
         factors: users [B, d], items [N, d], item_bias [N] or None.
         ids: [B, C] int64 in [0, N), the items whose ranks are compared; unseen ones, as `sample` proposes.
-        catalog: items that ranks are counted over: how many random ones, from 1 to N, or their ids [m] int64, rising.
+        subset: items that ranks are counted over: how many random ones, from 1 to N, or their ids [m] int64, rising.
         seen: rows of the B users; None for nothing seen.
         seed, step: of random items, as in `sample`.
 
@@ -54,10 +54,10 @@ def rank_errors(
     """
     users, items, bias = factors
     factors = Factors(users.detach(), items.detach(), None if bias is None else bias.detach())
-    some_items = counted(factors.n_items, catalog, seed, step).to(ids.device)
+    some_items = counted_items(factors.n_items, subset, seed, step).to(ids.device)
     pair = (None, None) if seen is None else seen
     exact = torch.ops.bdkernels.rank(*factors, ids, *pair)
-    some = None if seen is None else within(seen, some_items)
+    some = None if seen is None else seen_among(seen, some_items)
     counts = torch.ops.bdkernels.count_above(
         *among(factors, some_items),
         torch.ops.bdkernels.score(*factors, ids),
@@ -80,7 +80,7 @@ def scaled(counts: Tensor, all_: Tensor, some: Tensor) -> Tensor:
 def among(f: Factors, ids: Tensor) -> Factors:
     """The same users over the items `ids` alone."""
     bias = None if f.item_bias is None else mapped.take(f.item_bias, ids)
-    return f._replace(items=mapped.take(f.items, ids), item_bias=bias)
+    return f._replace(item_factors=mapped.take(f.item_factors, ids), item_bias=bias)
 
 
 def draw(n_items: int, m: int, seed: int, step: int) -> Tensor:
@@ -106,15 +106,15 @@ def draw(n_items: int, m: int, seed: int, step: int) -> Tensor:
     return left.nonzero().squeeze(1)
 
 
-def counted(n_items: int, catalog: int | Tensor, seed: int, step: int) -> Tensor:
-    """The items that `catalog` means: so many random ones, or those."""
+def counted_items(n_items: int, subset: int | Tensor, seed: int, step: int) -> Tensor:
+    """The items that `subset` means: so many random ones, or those."""
     seed, step = numbered(seed, step)
-    if isinstance(catalog, Tensor):
-        checks.tensor("catalog", catalog, ("m",), (torch.int64,), catalog.device)
-        return checks.own_rising_ids("catalog", catalog, n_items)
-    checks.int64("catalog", catalog)
-    checks.integer("catalog", catalog, 1, n_items)
-    return draw(n_items, catalog, seed, step)
+    if isinstance(subset, Tensor):
+        checks.tensor("subset", subset, ("m",), (torch.int64,), subset.device)
+        return checks.own_rising_ids("subset", subset, n_items)
+    checks.int64("subset", subset)
+    checks.integer("subset", subset, 1, n_items)
+    return draw(n_items, subset, seed, step)
 
 
 def numbered(seed: int, step: int) -> tuple[int, int]:
@@ -125,12 +125,12 @@ def numbered(seed: int, step: int) -> tuple[int, int]:
     return int(seed), int(step)
 
 
-def of(n_items: int, m: int, seed: int, step: int) -> Tensor | None:
+def items_of(n_items: int, m: int, seed: int, step: int) -> Tensor | None:
     """`draw`, or None where it would be all items: m is 0, or as many as there are."""
     return draw(n_items, m, seed, step) if 0 < m < n_items else None
 
 
-class Strata:
+class PopularityStrata:
     """Items by popularity, to draw some of each kind: one from every m-th part of the items in that order.
 
     Which items come before another depends much on popularity, so a subset that has them in proportion estimates ranks better
@@ -147,7 +147,7 @@ class Strata:
         self.order = popularity.cpu().argsort(stable=True)
 
     def draw(self, m: int, seed: int = 0, step: int = 0) -> Tensor:
-        """[m] int64: distinct items, rising, for `sample(catalog=...)`; m from 1 to N. On the CPU, the same on every device.
+        """[m] int64: distinct items, rising, for `sample(subset=...)`; m from 1 to N. On the CPU, the same on every device.
 
         Where m does not divide N, parts differ by one item, and so do by 1 / (N / m) the chances of their items.
         """
@@ -161,7 +161,7 @@ class Strata:
         return self.order[edges[:-1] + (hi * edges.diff() >> 32)].sort().values
 
 
-def within(seen: Seen, ids: Tensor) -> Seen:
+def seen_among(seen: Seen, ids: Tensor) -> Seen:
     """What of the items `ids` [m], rising, has been seen, by their numbers in the subset. On a GPU this waits for it."""
     places = torch.searchsorted(ids, seen.indices.contiguous())
     there = ids[places.clamp(max=len(ids) - 1)] == seen.indices

@@ -1,4 +1,4 @@
-"""Tables on disk, mapped into memory and read in place: `open_table`, and what the operators need to know of such a table.
+"""Tables on disk, mapped into memory and read in place: `open_memmap`, and what the operators need to know of such a table.
 
 A mapped page counts as this process's memory from the moment it is read until the system needs the room. `streamed` therefore
 reads a table in slices and gives each one's pages back (MADV_DONTNEED; they stay in the system's page cache, which is reclaimed
@@ -121,7 +121,7 @@ def take(table: Tensor, ids: Tensor) -> Tensor:
     return out
 
 
-def open_table(path: str | os.PathLike[str], name: str | None = None) -> Tensor:
+def open_memmap(path: str | os.PathLike[str], name: str | None = None) -> Tensor:
     """A table in a file, usable in every operator as if it were in memory, though it may be larger than that.
 
     `score`, `rank`, `count_above`, `topk` and `sample` give the same bits as from memory. They read the table in slices of

@@ -2,7 +2,7 @@
 
 Prints the median time with quartiles, ns a score, GFLOP/s of the products, GB/s (inputs and outputs once), each beside the
 machine's measured peak, and the peak extra memory; --trace writes a Chrome trace in which every operator has its own name.
-Losses are timed forward and backward, bd_step_update with LazyAdam. Inputs are made up: uniform factors, random seen items.
+Losses are timed forward and backward, fused_step with SparseAdam. Inputs are made up: uniform factors, random seen items.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bdkernels import backends, functional
 from bdkernels.backends import cpu
-from bdkernels.optim import LazyAdam
+from bdkernels.optim import SparseAdam
 from bdkernels.tools.measure import Peaks, Work, extra_mb, peaks, quartiles, rates, seconds
 from bdkernels.types.factors import Factors
 from bdkernels.types.seen import Seen
@@ -57,14 +57,14 @@ def nbytes(*tensors: Tensor) -> int:
 def catalog_work(args: argparse.Namespace, models: list[Factors], *more: Tensor) -> Work:
     """Every item scored for every user under every model."""
     pairs = args.users * args.items
-    flops = sum(2 * pairs * f.users.shape[1] for f in models)
-    return Work(pairs * len(models), flops, nbytes(*more) + sum(nbytes(f.users, f.items) for f in models))
+    flops = sum(2 * pairs * f.user_factors.shape[1] for f in models)
+    return Work(pairs * len(models), flops, nbytes(*more) + sum(nbytes(f.user_factors, f.item_factors) for f in models))
 
 
 def score(args: argparse.Namespace) -> Job:
     f, listed = factors(args, args.dims), ids(args, args.listed)
     rows = listed.numel() * args.dims
-    traffic = nbytes(f.users, listed) + rows * f.items.element_size() + 4 * listed.numel()
+    traffic = nbytes(f.user_factors, listed) + rows * f.item_factors.element_size() + 4 * listed.numel()
     return Job(lambda: functional.score(f, listed, backend=args.backend), Work(listed.numel(), 2 * rows, traffic))
 
 
@@ -100,7 +100,7 @@ def sample(args: argparse.Namespace) -> Job:
     rows = seen(args)
     work = catalog_work(args, [teacher, student], *rows)
     work = work._replace(bytes=work.bytes + 2 * args.users * args.k * 8)
-    row = {"user_ids": torch.arange(args.users, device=teacher.users.device), "step": 0, "backend": args.backend}
+    row = {"user_ids": torch.arange(args.users, device=teacher.user_factors.device), "step": 0, "backend": args.backend}
     return Job(lambda: functional.sample(teacher, student, args.k, rows, **row), work)
 
 
@@ -115,21 +115,21 @@ def distill_loss(args: argparse.Namespace) -> Job:
     return Job(call, Work(learner.numel(), 0, nbytes(learner, guide, learner)))
 
 
-def bd_step_loss(args: argparse.Namespace) -> Job:
+def fused_loss(args: argparse.Namespace) -> Job:
     users, items = (table(args, rows, args.dims).requires_grad_() for rows in (args.users, args.items))
     batch = step_batch(args)
 
     def call() -> None:
         users.grad = items.grad = None
-        functional.bd_step_loss(users, items, None, *batch, backend=args.backend).loss.backward()
+        functional.fused_loss(users, items, None, *batch, backend=args.backend).loss.backward()
 
     return Job(call, step_work(args, items, batch, 2))  # rows are read for the scores, written as gradients
 
 
-def bd_step_update(args: argparse.Namespace) -> Job:
+def fused_step(args: argparse.Namespace) -> Job:
     users, items = (table(args, rows, args.dims) for rows in (args.users, args.items))
-    optimizer, batch = LazyAdam((users, items), lr=1e-3), step_batch(args)
-    call = partial(functional.bd_step_update, optimizer, *batch, backend=args.backend)
+    optimizer, batch = SparseAdam((users, items), lr=1e-3), step_batch(args)
+    call = partial(functional.fused_step, optimizer, *batch, backend=args.backend)
     return Job(call, step_work(args, items, batch, 7))  # and read and written by the update, with two moments
 
 
@@ -157,8 +157,8 @@ OPERATORS: dict[str, tuple[Callable[[argparse.Namespace], Job], tuple[str, ...]]
     "topk": (topk, ("dims", "k", "seen")),
     "sample": (sample, ("dims", "k", "seen")),
     "distill_loss": (distill_loss, ("k",)),
-    "bd_step_loss": (bd_step_loss, ("dims", "k", "negatives", "batch")),
-    "bd_step_update": (bd_step_update, ("dims", "k", "negatives", "batch")),
+    "fused_loss": (fused_loss, ("dims", "k", "negatives", "batch")),
+    "fused_step": (fused_step, ("dims", "k", "negatives", "batch")),
 }
 SIZES = {  # default, what it is
     "users": (64, "users (a training step: rows of the user table)"),

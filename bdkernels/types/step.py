@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class StepInputs(NamedTuple):
-    """The arguments of `torch.ops.bdkernels.bd_step`, in their order; what they mean says `bdkernels.bd_step_loss`.
+    """The arguments of `torch.ops.bdkernels.fused_gradient`, in their order; what they mean says `bdkernels.fused_loss`.
 
     B rows, M negatives and k distilled items a row, d factors.
     """
@@ -22,7 +22,7 @@ class StepInputs(NamedTuple):
     guide_scores: Tensor  # [B, k]
     distill_mask: Tensor | None  # [B, k]
     cf: str
-    lambda_: float
+    distill_weight: float
     tau_learner: float
     tau_guide: float
 
@@ -42,7 +42,7 @@ class StepInputs(NamedTuple):
     @property
     def objective(self) -> tuple[bool, float, float, float]:
         """As the kernels take it: whether cf is "bpr", and the numbers."""
-        return self.cf == "bpr", self.lambda_, self.tau_learner, self.tau_guide
+        return self.cf == "bpr", self.distill_weight, self.tau_learner, self.tau_guide
 
     def listed(self) -> Tensor:
         """[B, 1 + M + k] item ids. The positive, touched anyway, stands in for what is masked: its slope there is 0."""

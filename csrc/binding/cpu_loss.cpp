@@ -42,11 +42,12 @@ Losses losses(const Rows& users, const Rows& items, const float* bias, const Bat
           static_cast<float>(std::accumulate(distill.begin(), distill.end(), 0.0) / objective.live)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bd_step(const Tensor& user_table, const Tensor& item_table,
-                                                           const Tensor& bias, const Tensor& users, const Tensor& positives,
-                                                           const Tensor& negatives, const Tensor& distilled,
-                                                           const Tensor& guide, const Tensor& mask, bool bpr, double lambda,
-                                                           double tau_learner, double tau_guide) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_gradient(const Tensor& user_table, const Tensor& item_table,
+                                                                  const Tensor& bias, const Tensor& users,
+                                                                  const Tensor& positives, const Tensor& negatives,
+                                                                  const Tensor& distilled, const Tensor& guide,
+                                                                  const Tensor& mask, bool bpr, double lambda,
+                                                                  double tau_learner, double tau_guide) {
   const auto user_rows = table_of(user_table, "user_table"), item_rows = table_of(item_table, "item_table");
   const auto batch = batch_of(users, positives, negatives, distilled, guide, mask);
   Tensor user_grad = torch::stable::new_empty(user_table, {batch.b, user_rows.d});
@@ -62,12 +63,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bd_step(const Tensor& user_ta
 }
 
 // Where the losses are not finite nothing is changed.
-std::tuple<Tensor, Tensor> bd_step_update(const Tensor& user_table, const Tensor& item_table, const Tensor& bias,
-                                          std::vector<Tensor> state, const Tensor& users, const Tensor& positives,
-                                          const Tensor& negatives, const Tensor& distilled, const Tensor& guide,
-                                          const Tensor& mask, bool bpr, double lambda, double tau_learner, double tau_guide,
-                                          int64_t kind, double lr, double weight_decay, double beta1, double beta2,
-                                          double eps) {
+std::tuple<Tensor, Tensor> fused_step(const Tensor& user_table, const Tensor& item_table, const Tensor& bias,
+                                      std::vector<Tensor> state, const Tensor& users, const Tensor& positives,
+                                      const Tensor& negatives, const Tensor& distilled, const Tensor& guide,
+                                      const Tensor& mask, bool bpr, double lambda, double tau_learner, double tau_guide,
+                                      int64_t kind, double lr, double weight_decay, double beta1, double beta2, double eps) {
   const auto user_rows = table_of(user_table, "user_table"), item_rows = table_of(item_table, "item_table");
   const float* item_bias = bias_of(bias);
   const auto batch = batch_of(users, positives, negatives, distilled, guide, mask);
@@ -102,19 +102,19 @@ std::tuple<Tensor, Tensor> bd_step_update(const Tensor& user_table, const Tensor
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cpu, m) {
   m.def(
-      "bd_step(Tensor user_table, Tensor item_table, Tensor bias, Tensor users, Tensor positives, Tensor negatives, "
-      "Tensor distill_ids, Tensor guide, Tensor mask, bool bpr, float lambda_, float tau_learner, float tau_guide) "
+      "fused_gradient(Tensor user_table, Tensor item_table, Tensor bias, Tensor users, Tensor positives, Tensor negatives, "
+      "Tensor distill_ids, Tensor guide, Tensor mask, bool bpr, float distill_weight, float tau_learner, float tau_guide) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "bd_step_update(Tensor(a!) user_table, Tensor(b!) item_table, Tensor(c!) bias, Tensor(d!)[] state, Tensor users, "
-      "Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide, Tensor mask, bool bpr, float lambda_, "
+      "fused_step(Tensor(a!) user_table, Tensor(b!) item_table, Tensor(c!) bias, Tensor(d!)[] state, Tensor users, "
+      "Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide, Tensor mask, bool bpr, float distill_weight, "
       "float tau_learner, float tau_guide, int kind, float lr, float weight_decay, float beta1, float beta2, float eps) "
       "-> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bdkernels_cpu, CPU, m) {
-  m.impl("bd_step", BDKERNELS_BOX(&bd_step));
-  m.impl("bd_step_update", BDKERNELS_BOX(&bd_step_update));
+  m.impl("fused_gradient", BDKERNELS_BOX(&fused_gradient));
+  m.impl("fused_step", BDKERNELS_BOX(&fused_step));
 }
 
 }  // namespace bdkernels::binding

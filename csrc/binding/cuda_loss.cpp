@@ -35,17 +35,18 @@ struct Step {
 // live: the sum of the mask, or empty like the mask.
 const int64_t* live_of(const Tensor& live) { return live.numel() ? longs(live, "live") : nullptr; }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bd_step(const Tensor& user_table, const Tensor& item_table,
-                                                           const Tensor& bias, const Tensor& users, const Tensor& positives,
-                                                           const Tensor& negatives, const Tensor& distilled,
-                                                           const Tensor& guide, const Tensor& mask, const Tensor& live,
-                                                           bool bpr, double lambda, double tau_learner, double tau_guide) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_gradient(const Tensor& user_table, const Tensor& item_table,
+                                                                  const Tensor& bias, const Tensor& users,
+                                                                  const Tensor& positives, const Tensor& negatives,
+                                                                  const Tensor& distilled, const Tensor& guide,
+                                                                  const Tensor& mask, const Tensor& live, bool bpr,
+                                                                  double lambda, double tau_learner, double tau_guide) {
   const OnDevice device(user_table);
   const auto user_rows = table_of(user_table, "user_table"), item_rows = table_of(item_table, "item_table");
   const auto batch = batch_of(users, positives, negatives, distilled, guide, mask);
   Step step(user_table, batch, user_rows.d, true);
-  cuda::bd_step(user_rows, item_rows, bias_of(bias), batch, {bpr, lambda, tau_learner, tau_guide, 0}, live_of(live),
-                step.out(), device.stream());
+  cuda::fused_gradient(user_rows, item_rows, bias_of(bias), batch, {bpr, lambda, tau_learner, tau_guide, 0}, live_of(live),
+                       step.out(), device.stream());
   return {step.cf_loss, step.distill_loss, step.user_grad, step.item_grad, step.slopes};
 }
 
@@ -54,13 +55,13 @@ cuda::Touches touches_of(const Tensor& ids, const Tensor& places, int64_t n) {
   return {longs(ids, "touched ids"), longs(places, "places"), n};
 }
 
-std::tuple<Tensor, Tensor> bd_step_update(const Tensor& user_table, const Tensor& item_table, const Tensor& bias,
-                                          std::vector<Tensor> state, const Tensor& users, const Tensor& positives,
-                                          const Tensor& negatives, const Tensor& distilled, const Tensor& guide,
-                                          const Tensor& mask, const Tensor& live, const Tensor& item_ids,
-                                          const Tensor& item_places, const Tensor& user_ids, const Tensor& user_places,
-                                          bool bpr, double lambda, double tau_learner, double tau_guide, int64_t kind,
-                                          double lr, double weight_decay, double beta1, double beta2, double eps) {
+std::tuple<Tensor, Tensor> fused_step(const Tensor& user_table, const Tensor& item_table, const Tensor& bias,
+                                      std::vector<Tensor> state, const Tensor& users, const Tensor& positives,
+                                      const Tensor& negatives, const Tensor& distilled, const Tensor& guide,
+                                      const Tensor& mask, const Tensor& live, const Tensor& item_ids,
+                                      const Tensor& item_places, const Tensor& user_ids, const Tensor& user_places, bool bpr,
+                                      double lambda, double tau_learner, double tau_guide, int64_t kind, double lr,
+                                      double weight_decay, double beta1, double beta2, double eps) {
   const OnDevice device(user_table);
   const auto user_rows = table_of(user_table, "user_table"), item_rows = table_of(item_table, "item_table");
   const auto batch = batch_of(users, positives, negatives, distilled, guide, mask);
@@ -72,8 +73,8 @@ std::tuple<Tensor, Tensor> bd_step_update(const Tensor& user_table, const Tensor
   const auto item_training = trained_of(item_table, state, per_table, per_table);
   const auto bias_training = bias.numel() ? trained_of(bias, state, 2 * per_table, per_table) : Trained{};
   Step step(user_table, batch, user_rows.d, false);
-  cuda::bd_step(user_rows, item_rows, bias_of(bias), batch, {bpr, lambda, tau_learner, tau_guide, 0}, live_of(live),
-                step.out(), device.stream());
+  cuda::fused_gradient(user_rows, item_rows, bias_of(bias), batch, {bpr, lambda, tau_learner, tau_guide, 0}, live_of(live),
+                       step.out(), device.stream());
   const auto* slopes = static_cast<const float*>(step.slopes.const_data_ptr());
   cuda::update_items(item_training, bias_training, user_rows, batch, slopes, rule, items, device.stream());
   const auto* user_grad = static_cast<const float*>(step.user_grad.const_data_ptr());
@@ -85,19 +86,19 @@ std::tuple<Tensor, Tensor> bd_step_update(const Tensor& user_table, const Tensor
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cuda, m) {
   m.def(
-      "bd_step(Tensor user_table, Tensor item_table, Tensor bias, Tensor users, Tensor positives, Tensor negatives, "
-      "Tensor distill_ids, Tensor guide, Tensor mask, Tensor live, bool bpr, float lambda_, float tau_learner, "
+      "fused_gradient(Tensor user_table, Tensor item_table, Tensor bias, Tensor users, Tensor positives, Tensor negatives, "
+      "Tensor distill_ids, Tensor guide, Tensor mask, Tensor live, bool bpr, float distill_weight, float tau_learner, "
       "float tau_guide) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "bd_step_update(Tensor(a!) user_table, Tensor(b!) item_table, Tensor(c!) bias, Tensor(d!)[] state, Tensor users, "
+      "fused_step(Tensor(a!) user_table, Tensor(b!) item_table, Tensor(c!) bias, Tensor(d!)[] state, Tensor users, "
       "Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide, Tensor mask, Tensor live, Tensor item_ids, "
-      "Tensor item_places, Tensor user_ids, Tensor user_places, bool bpr, float lambda_, float tau_learner, "
+      "Tensor item_places, Tensor user_ids, Tensor user_places, bool bpr, float distill_weight, float tau_learner, "
       "float tau_guide, int kind, float lr, float weight_decay, float beta1, float beta2, float eps) -> (Tensor, Tensor)");
 }
 
 BDKERNELS_CUDA_IMPL(m) {
-  m.impl("bd_step", BDKERNELS_BOX(&bd_step));
-  m.impl("bd_step_update", BDKERNELS_BOX(&bd_step_update));
+  m.impl("fused_gradient", BDKERNELS_BOX(&fused_gradient));
+  m.impl("fused_step", BDKERNELS_BOX(&fused_step));
 }
 
 }  // namespace bdkernels::binding

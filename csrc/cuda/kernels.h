@@ -66,8 +66,8 @@ struct StepOut {
 };
 
 // live: [] how many distilled entries count, or null: all. objective.live is not read.
-void bd_step(const Rows& users, const Rows& items, const float* bias, const Batch& batch, const Objective& objective,
-             const int64_t* live, const StepOut& out, Stream stream);
+void fused_gradient(const Rows& users, const Rows& items, const float* bias, const Batch& batch, const Objective& objective,
+                    const int64_t* live, const StepOut& out, Stream stream);
 
 // Places of the batch, sorted by the row that each touches: n of both.
 struct Touches {

@@ -221,8 +221,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) update_kernel(Trained table, Tr
 
 }  // namespace
 
-void bd_step(const Rows& users, const Rows& items, const float* bias, const Batch& batch, const Objective& objective,
-             const int64_t* live, const StepOut& out, Stream stream) {
+void fused_gradient(const Rows& users, const Rows& items, const float* bias, const Batch& batch, const Objective& objective,
+                    const int64_t* live, const StepOut& out, Stream stream) {
   launch(step_kernel, grid_of(batch.b), dim3(kWarps * kWarp), 0, stream, users, items, bias, batch, objective, live, out);
   launch(sum_kernel, dim3(1), dim3(kSumThreads), 0, stream, batch, live, out.cf, out.distill, out.cf_loss, out.distill_loss);
 }

@@ -76,7 +76,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    model: str = option("mf", "kind of model: mf = matrix factorisation with item bias", choices=("mf",))
+    kind: str = option("mf", "kind of model: mf = matrix factorisation with item bias", choices=("mf",))
     dim: int = option(50, "length of a user's or an item's vector", least=1)
     lr: float = option(0.01, "learning rate", least=ranges.LR.low, most=MOST_LR)
     weight_decay: float = option(0.0, "L2 regularisation, added to the gradient", **DECAY)
@@ -92,7 +92,7 @@ class TrainConfig:
     loss: str = option("bce", "collaborative-filtering loss", choices=("bce", "bpr"))
     negatives: int = option(4, "unseen items drawn for each training interaction", least=1)
     batch_size: int = option(2048, "training interactions in a step", least=1)
-    warmup_epochs: int = option(100, "most epochs of each model alone, before distillation", least=0, most=MOST_STEPS)
+    pretrain_epochs: int = option(100, "most epochs of each model alone, before distillation", least=0, most=MOST_STEPS)
     epochs: int = option(
         30, "most epochs of the joint phase, where the models learn from each other", least=0, most=MOST_STEPS
     )
@@ -103,7 +103,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class WeightConfig:
-    weight: str = option(
+    kind: str = option(
         "tanh",
         "how the rank gap becomes a sampling weight",
         choices=("tanh", "exp", "linear", "uniform", "rank_only"),
@@ -130,16 +130,16 @@ class DistillConfig:
         "over", "distil items that the learner ranks higher (over) or lower than its guide", choices=("over", "under")
     )
     samples: int = option(1, "items drawn for each training interaction and direction", least=1, most=MOST_DRAWS)
-    refresh: int = option(
-        1, "n: refill each user's pool of draws every n epochs; 0: draw at every step, which takes far longer", least=0
+    resample_every: int = option(
+        1, "n: draw each user's pool anew every n epochs; 0: draw at every step, which takes far longer", least=0
     )
-    refill: str = option(
+    resample: str = option(
         "at_once",
-        "at_once: all pools before the first of n epochs; spread: a few at every step, so that no step waits for all",
-        choices=("at_once", "spread"),
+        "at_once: all pools before the first of n epochs; gradual: a few at every step, so that no step waits for all",
+        choices=("at_once", "gradual"),
     )
-    pool: int = option(32, "draws in a user's pool, with refresh > 0", least=1, most=MOST_DRAWS)
-    catalog: int | str = option(
+    pool: int = option(32, "draws in a user's pool, with resample_every > 0", least=1, most=MOST_DRAWS)
+    subset: int | str = option(
         0,
         "m: estimate ranks from m random items, so that drawing costs no more for more items; 0: exact ranks; auto: exact"
         " while drawing takes at most auto_share of a step, measured when the run begins, else 10,000 items",
@@ -148,7 +148,7 @@ class DistillConfig:
     )
     auto_share: float = option(
         0.5,
-        "with catalog auto: the largest share of the joint phase's time that exact draws may take",
+        "with subset auto: the largest share of the joint phase's time that exact draws may take",
         above=0,
         below=1,
     )
@@ -157,11 +157,11 @@ class DistillConfig:
     )
     negatives_from_samples: bool = option(False, "use the drawn items as the negatives of the joint phase too")
     to_student: WeightConfig = field(
-        default_factory=lambda: WeightConfig(weight="tanh"),
+        default_factory=lambda: WeightConfig(kind="tanh"),
         metadata={"help": "items on which the student follows the teacher"},
     )
     to_teacher: WeightConfig = field(
-        default_factory=lambda: WeightConfig(weight="exp"),
+        default_factory=lambda: WeightConfig(kind="exp"),
         metadata={"help": "items on which the teacher follows the student"},
     )
 
@@ -169,7 +169,7 @@ class DistillConfig:
 @dataclass(frozen=True)
 class EvalConfig:
     ks: tuple[int, ...] = option((10, 50), "list lengths of HR, NDCG, Recall and Precision", least=1)
-    batch: int = option(256, "users ranked at a time", least=1)
+    batch_size: int = option(256, "users ranked at a time", least=1)
     users: int = option(
         0,
         "evaluate on so many users, picked at random, the same ones every time; 0: on all who have held-out items",
@@ -227,9 +227,9 @@ class Config:
             if weight.alpha is not None and weight.eps is not None:
                 raise UserError(f"distill.{name}.alpha and distill.{name}.eps are both set: keep one of them")
             for option_name in ("alpha", "eps"):
-                if getattr(weight, option_name) is not None and weight.weight not in ("tanh", "exp"):
+                if getattr(weight, option_name) is not None and weight.kind not in ("tanh", "exp"):
                     full = f"distill.{name}.{option_name}"
-                    raise UserError(f"{full} is set, but the weight {weight.weight!r} has no sharpness: unset it")
+                    raise UserError(f"{full} is set, but the weight {weight.kind!r} has no sharpness: unset it")
         if self.distill.method != "none" and not (self.distill.lambda_teacher or self.distill.lambda_student):
             raise UserError("distill.lambda_teacher and lambda_student are both 0: set one, or distill.method to none")
         if self.distill.negatives_from_samples and not (self.distill.lambda_teacher and self.distill.lambda_student):
@@ -325,7 +325,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "distill.lambda_teacher": 0.5,
         "distill.lambda_student": 0.5,
         "distill.tau_guide": 5.0,
-        "distill.refresh": 10,
+        "distill.resample_every": 10,
         "distill.negatives_from_samples": True,
         "distill.to_student.eps": 1e-2,
         "distill.to_teacher.eps": 1e-4,
@@ -339,8 +339,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "teacher.lr": 0.005,
         "student.lr": 0.02,
         "train.batch_size": 4096,
-        "distill.refill": "spread",
-        "distill.refresh": 8,
+        "distill.resample": "gradual",
+        "distill.resample_every": 8,
         "eval.users": 2048,
         "run.checkpoint_steps": 2000,
     },

@@ -25,7 +25,7 @@ def enough_memory() -> Iterator[None]:
             raise
         raise UserError(
             "there is not enough memory for this: give smaller data, lower teacher.dim, student.dim, distill.pool,"
-            " train.batch_size, train.negatives, distill.samples or eval.batch, or see what `bidistill plan` says"
+            " train.batch_size, train.negatives, distill.samples or eval.batch_size, or see what `bidistill plan` says"
         ) from error
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from bdkernels import Exp, Factors, Seen, Tanh
-from bdkernels.distributed import Shards
+from bdkernels.distributed import ShardedCatalog
 
 timeout = timedelta(minutes=2)  # of every collective: who is gone or stuck for longer is named in a ShardError
 if dist.is_torchelastic_launched():
@@ -31,7 +31,7 @@ def part(n: int) -> range:
 
 
 items, users = part(n_items), part(n_users)
-shards = Shards(len(items))
+shards = ShardedCatalog(len(items))
 assert shards.slice == slice(items.start, items.stop)
 teacher, student = (Factors(rows(dim, dim, users), rows(dim + 1, dim, items)) for dim in dims)
 user_ids = torch.arange(users.start, users.stop)

@@ -17,7 +17,7 @@ config = Config().with_overrides(
         "teacher.lr": 0.01,
         "student.dim": 4,
         "student.lr": 0.02,
-        "train.warmup_epochs": 25,
+        "train.pretrain_epochs": 25,
         "train.epochs": 10,
         "train.patience": 3,
         "run.progress": False,

@@ -52,13 +52,13 @@ def call_sites(d: int = 64, dtype: torch.dtype = torch.float32, ks: tuple[int, .
         flags = (bias, *batch, covered, cf, 0.5, 1.0, 1.0)
         yield (
             f"loss {cf}{' masked' if covered is not None else ''}",
-            lambda a=flags: call(loss.bd_step, StepInputs(users, items, *a)),
+            lambda a=flags: call(loss.fused_gradient, StepInputs(users, items, *a)),
         )
     for kind in RULES:
         state = [torch.zeros(t.shape) for t in (users, items, bias) for _ in range(RULES.index(kind))]
         rule = Rule(kind, 0.1, 0.0, 0.9, 0.999, 1e-8)
         inputs = StepInputs(users, items, bias, *batch, None, "bce", 0.5, 1.0, 1.0)
-        yield f"update {kind}", lambda a=(inputs, state, rule): call(loss.bd_step_update, *a)
+        yield f"update {kind}", lambda a=(inputs, state, rule): call(loss.fused_step, *a)
     for covered in (None, mask):
         named = "distill" if covered is None else "distill masked"
         both = scores, scores, 1.0, 2.0, covered

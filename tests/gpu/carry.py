@@ -29,7 +29,7 @@ def carry(device: torch.device) -> None:
 
 
 def _all(steps: Steps, device: torch.device) -> dict[str, Any]:
-    return {name: _one(run, device, name == "bd_step_update") for name, run in steps._asdict().items() if callable(run)}
+    return {name: _one(run, device, name == "fused_step") for name, run in steps._asdict().items() if callable(run)}
 
 
 def _one(run: Any, device: torch.device, in_place: bool) -> Any:

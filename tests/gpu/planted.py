@@ -15,10 +15,10 @@ CALLS = {
     " cuda.accept(0, 0, torch.zeros(1, dtype=int), 0, *[torch.ones(1, 8, dtype=int)] * 2, torch.ones(1, dtype=int),"
     " ('uniform', 0.0, False), False)]",
     "topk": "bd.topk(bd.Factors(torch.ones(2, 1), torch.arange(600.0)[:, None] * 397 % 600), 40, backend='cuda')",
-    "step": "bd.bd_step_loss(torch.ones(1, 5), torch.ones(9, 5), None, *batch, sparse=False, backend='cuda')",
+    "step": "bd.fused_loss(torch.ones(1, 5), torch.ones(9, 5), None, *batch, sparse=False, backend='cuda')",
     "cores": "[os.environ.update(BDKERNELS_PRECISION='bf16'),"
     " bd.rank(bd.Factors(torch.ones(3, 36), torch.ones(70, 36)), torch.zeros(3, 2, dtype=int), backend='cuda')]",
-    "update": "bd.bd_step_update(bd.SGD((torch.ones(1, 5), torch.ones(9, 5)), lr=0.1), *batch, backend='cuda')",
+    "update": "bd.fused_step(bd.SGD((torch.ones(1, 5), torch.ones(9, 5)), lr=0.1), *batch, backend='cuda')",
 }
 PREPARED = """
 import os, torch, bdkernels as bd

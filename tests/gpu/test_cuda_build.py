@@ -53,8 +53,8 @@ STAGES = {
     "propose",
     "accept",
     "topk",
-    "bd_step",
-    "bd_step_update",
+    "fused_gradient",
+    "fused_step",
 }
 
 

@@ -68,14 +68,16 @@ def assert_close(got, want, exact):
 @pytest.mark.parametrize(("bias", "masked"), [(True, True), (False, False)])
 def test_step(cuda, cuda_device, shape, cf, bias, masked):
     inputs = step_inputs(*shape, cuda_device, bias, masked)._replace(cf=cf)
-    assert_close(cuda.bd_step(inputs), reference.bd_step(inputs), reference.bd_step(in_float64(inputs)))
+    assert_close(
+        cuda.fused_gradient(inputs), reference.fused_gradient(inputs), reference.fused_gradient(in_float64(inputs))
+    )
 
 
 def test_nothing_live(cuda, cuda_device):
     """A mask without an entry: no distillation loss, no gradient of it, and no ids looked at."""
     inputs = step_inputs(5, 4, 1, 3, cuda_device)
     ids, mask = torch.full_like(inputs.distill_ids, -1), torch.zeros_like(inputs.distill_mask)
-    _, loss, _, g_items, slopes = cuda.bd_step(inputs._replace(distill_ids=ids, distill_mask=mask))
+    _, loss, _, g_items, slopes = cuda.fused_gradient(inputs._replace(distill_ids=ids, distill_mask=mask))
     assert loss.item() == 0.0
     assert not slopes[:, 2:].any()
     assert not g_items[:, 2:].any()
@@ -85,7 +87,7 @@ def test_extreme_scores_stay_finite(cuda, cuda_device):
     for cf in ("bpr", "bce"):
         inputs = step_inputs(5, 4, 2, 3, cuda_device, objective=(cf, 0.5, 0.1, 0.1))
         inputs.user_table.mul_(1e4)
-        assert all(t.isfinite().all() for t in cuda.bd_step(inputs))
+        assert all(t.isfinite().all() for t in cuda.fused_gradient(inputs))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.kind)
@@ -98,7 +100,7 @@ def test_update(cuda, cuda_device, rule, shape, cf, bias):
 
     def after_two_steps(steps, prepare):
         mine, kept = copied(prepare(inputs)), copied(prepare(state))
-        losses = [steps.bd_step_update(mine, kept, rule) for _ in range(2)]
+        losses = [steps.fused_step(mine, kept, rule) for _ in range(2)]
         return [*losses[0], *losses[1], *(t for t in mine.tables if t is not None), *kept]
 
     got, want = (after_two_steps(steps, copied) for steps in (cuda, reference.STEPS))
@@ -115,7 +117,7 @@ def test_one_row_touched_by_all(cuda, cuda_device):
             ids.zero_()
         mine, other, exact = copied(inputs), copied(inputs), in_float64(inputs)
         for steps, own in ((cuda, mine), (reference.STEPS, other), (reference.STEPS, exact)):
-            steps.bd_step_update(own, [], RULES[0])
+            steps.fused_step(own, [], RULES[0])
         assert_close(mine.tables, other.tables, exact.tables)
 
 
@@ -127,8 +129,8 @@ def test_strided_tables(cuda, cuda_device):
         return own._replace(user_table=own.user_table[:, 2:7], item_table=own.item_table[:, 2:7])
 
     mine, other = narrow(copied(inputs)), narrow(copied(inputs))
-    cuda.bd_step_update(mine, [], RULES[0])
-    reference.bd_step_update(other, [], RULES[0])
+    cuda.fused_step(mine, [], RULES[0])
+    reference.fused_step(other, [], RULES[0])
     for got, want, before in zip(mine.tables[:2], other.tables[:2], inputs.tables[:2], strict=True):
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
         assert torch.equal(got._base[:, [0, 1, 7]], before[:, [0, 1, 7]])
@@ -141,8 +143,7 @@ def test_through_the_operator(cuda_device):
     users, positives, negatives, ids, guide, mask = inputs.batch
     batch = users, positives, negatives, bd.Draws(ids, mask), guide
     mine, other = (
-        torch.autograd.grad(bd.bd_step_loss(*tables, *batch, backend=name).loss, tables)
-        for name in ("cuda", "reference")
+        torch.autograd.grad(bd.fused_loss(*tables, *batch, backend=name).loss, tables) for name in ("cuda", "reference")
     )
     for got, want in zip(mine, other, strict=True):
         torch.testing.assert_close(got.to_dense(), want.to_dense(), rtol=1e-5, atol=1e-6)

@@ -126,7 +126,7 @@ def test_nan_is_an_error(cuda_device, user):
     if cuda_device.type == "cuda":
         pytest.skip("an asynchronous error on a GPU, which would end the process")
     f = factors(8, 100, 4, torch.float32, False, cuda_device)
-    f.users[user, 3], f.items[70, 3] = torch.inf, 0.0
+    f.user_factors[user, 3], f.item_factors[70, 3] = torch.inf, 0.0
     ids = torch.zeros(8, 3, dtype=torch.int64, device=cuda_device)
     with pytest.raises(ValueError, match=f"factors: expected finite scores, got NaN for user row {user}, item 70"):
         bd.rank(f, ids, backend="cuda")
@@ -173,8 +173,8 @@ def to_operands(t, asked):
 def test_tensor_cores_round_their_operands_alone(cuda_device, monkeypatch, asked, c):
     """Counts above thresholds in gaps between products of the rounded tables, where those of the tables themselves differ."""
     f = bd.Factors(torch.randn(20, 48, device=cuda_device), torch.randn(300, 48, device=cuda_device))
-    rounded = to_operands(f.users, asked).double() @ to_operands(f.items, asked).double().T
-    exact = f.users.double() @ f.items.double().T
+    rounded = to_operands(f.user_factors, asked).double() @ to_operands(f.item_factors, asked).double().T
+    exact = f.user_factors.double() @ f.item_factors.double().T
     ranked = rounded.sort(1).values
     gaps = ranked[:, 1:] - ranked[:, :-1]
     narrow = gaps.where(gaps > 1e-4, torch.inf).topk(c, largest=False).indices  # but wide beside the rounding of sums

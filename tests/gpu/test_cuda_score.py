@@ -33,7 +33,7 @@ def test_nothing_listed(cuda_device, b, c):
 def test_block_of_the_catalog(cuda_device, monkeypatch, b, n, d, dtype, blocks):
     monkeypatch.setattr(cuda, "BLOCKS", blocks)
     f = bd.Factors(torch.randn(b, d), torch.randn(n, d), torch.randn(n))
-    f.item_bias[::2], f.items[::2] = -0.0, 0.0
+    f.item_bias[::2], f.item_factors[::2] = -0.0, 0.0
     f = bd.Factors(*(t.to(dtype).to(cuda_device) for t in f))
     got, want = cuda.score_block(f), reference.score_block(f)
     assert torch.equal(got.view(torch.int32), want.view(torch.int32))

@@ -47,7 +47,7 @@ def test_dtypes(cuda_device, dtype, bias):
 
 def test_strided_items(cuda_device):
     f = random_factors(3, 200, 20, cuda_device)
-    check(f._replace(users=f.users[:, :7].contiguous(), items=f.items[:, 6:13]), 9)
+    check(f._replace(user_factors=f.user_factors[:, :7].contiguous(), items=f.item_factors[:, 6:13]), 9)
 
 
 def test_seen_items_are_left_out(cuda_device):
@@ -62,8 +62,8 @@ def test_ties_fall_to_the_lower_id(cuda_device, monkeypatch):
     """More equal scores than a list takes, in each of two ranges."""
     monkeypatch.setattr(cuda, "RANGES", 2)
     f = random_factors(2, 4500, 2, cuda_device, bias=False)
-    check(f._replace(users=torch.zeros_like(f.users)), 20)
-    check(f._replace(items=f.items.sign()), 20)
+    check(f._replace(user_factors=torch.zeros_like(f.user_factors)), 20)
+    check(f._replace(item_factors=f.item_factors.sign()), 20)
 
 
 def test_lists_full_of_seen_items(cuda_device, monkeypatch):
@@ -99,7 +99,7 @@ def test_long_lists(cuda_device):
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_nan_is_an_error(cuda_device, item, sign):
     f = random_factors(3, 200, 4, cuda_device, bias=False)
-    f.items[item, 1] = torch.tensor(float("nan")).copysign(torch.tensor(sign))
+    f.item_factors[item, 1] = torch.tensor(float("nan")).copysign(torch.tensor(sign))
     if cuda_device.type == "cuda":
         pytest.skip("a device-side assertion ends the process")
     with pytest.raises(ValueError, match=f"got NaN for user row 0, item {item}"):

@@ -94,7 +94,7 @@ def test_gradcheck(with_bias):
     leaves = [t.requires_grad_() for t in (user, item, *([bias] if with_bias else []))]
 
     def loss(*tables: Tensor) -> Tensor:
-        return bd.bd_step_loss(*tables, *([] if with_bias else [None]), *rest, sparse=False).loss
+        return bd.fused_loss(*tables, *([] if with_bias else [None]), *rest, sparse=False).loss
 
     assert torch.autograd.gradcheck(loss, leaves)
     z, guide = (torch.randn(4, 5, dtype=torch.float64, device=DEVICE) for _ in range(2))
@@ -258,7 +258,7 @@ def test_pairs_beyond_2_31(monkeypatch, name):
     assert b * n > 2**31
 
     def results(rows: slice, device: torch.device) -> list[Tensor]:
-        few = [bd.Factors(f.users[rows].to(device), f.items.to(device)) for f in (t, s)]
+        few = [bd.Factors(f.user_factors[rows].to(device), f.item_factors.to(device)) for f in (t, s)]
         drawn = bd.sample(*few, 5, user_ids=users[rows].to(device), step=0)
         out = *bd.topk(few[0], 5), bd.rank(few[0], ids[rows].to(device)), drawn.to_student.ids, drawn.to_teacher.ids
         return [x[-3:].cpu() for x in out]
@@ -305,9 +305,7 @@ def test_update_beyond_2_31(name):
         tables[0][-1] = 1
         users, items = torch.full((2,), rows - 1, device=DEVICE), torch.tensor([1, 2], device=DEVICE)
         draws = bd.Draws(items[:, None] + 2, torch.ones(2, 1, dtype=torch.bool, device=DEVICE))
-        bd.bd_step_update(
-            bd.SGD(tables, lr=0.1), users, items, items[:, None] + 4, draws, torch.zeros(2, 1, device=DEVICE)
-        )
+        bd.fused_step(bd.SGD(tables, lr=0.1), users, items, items[:, None] + 4, draws, torch.zeros(2, 1, device=DEVICE))
         results.append((tables[0][-1].cpu(), tables[1].cpu()))
         assert not tables[0][:-1].any()
     for one, other in zip(*results, strict=True):
@@ -322,7 +320,7 @@ def test_train(name, tmp_path, optimizer):
     data = tmp_path / "interactions.csv"
     data.write_text("user,item\n" + "".join(f"{u},{(7 * u + 3 * i) % 30}\n" for u in range(12) for i in range(8)))
     models = [w for who in ("teacher", "student") for w in (f"--{who}-dim", "4", f"--{who}-optimizer", optimizer)]
-    epochs = ["--train-warmup-epochs", "1", "--train-epochs", "1", "--eval-ks", "5", "--train-monitor", "ndcg@5"]
+    epochs = ["--train-pretrain-epochs", "1", "--train-epochs", "1", "--eval-ks", "5", "--train-monitor", "ndcg@5"]
     where = ["--data-path", str(data), "--data-split", "leave_one", "--run-out", str(tmp_path / "run")]
     command = [sys.executable, "-m", "bidistill", "train", *where, *models, *epochs, "--run-device", DEVICE.type]
     out = subprocess.run(command, capture_output=True, text=True, check=False)

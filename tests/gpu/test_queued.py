@@ -86,7 +86,7 @@ def test_losses_and_their_gradients_do_not_wait(monkeypatch, sparse):
     p = problem_of_all()
     tables, scores = [t.requires_grad_() for t in p.tables], p.guide.clone().requires_grad_()
     with NoWait():
-        out = bd.bd_step_loss(*tables, *p.batch, p.draws, p.guide, sparse=sparse)
+        out = bd.fused_loss(*tables, *p.batch, p.draws, p.guide, sparse=sparse)
         (out.loss + bd.distill_loss(scores, p.guide, mask=p.draws.mask)).backward()
     assert all(t.grad.is_sparse == sparse for t in tables)
     assert scores.grad is not None

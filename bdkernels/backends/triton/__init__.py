@@ -35,7 +35,7 @@ def steps() -> Steps:
         topk.topk,
         loss.distill_loss,
         loss.distill_loss_backward,
-        loss.bd_step,
-        loss.bd_step_update,
+        loss.fused_gradient,
+        loss.fused_step,
         queued=True,
     )

@@ -1,11 +1,11 @@
 """loss: one learner's step, and the distillation loss alone, in Triton.
 
-`bd_step` is one kernel, a program for each row of the batch: it gathers the user's row and the listed items' rows once, and from
-registers come the scores, both losses, their slopes, the gradient of the user's row and those of the item rows. A row costs
+`fused_gradient` is one kernel, a program for each row of the batch: it gathers the user's and the listed items' rows once, and
+from registers come the scores, both losses, their slopes, the gradient of the user's row and those of the item rows. A row costs
 6 (1 + M + k) d operations and reads 4 (2 + M + k) d bytes; the item gradients write 4 (1 + M + k) d more. Nothing depends on
 the number of items. The floor is those bytes over the memory's bandwidth; arithmetic is far below what a GPU does meanwhile.
 
-`bd_step_update` writes no item gradient: a touch of an item adds slope * user row, which the second kernel gathers again, one
+`fused_step` writes no item gradient: a touch of an item adds slope * user row, which the second kernel gathers again, one
 program for each run of equal ids among the sorted touches, in the order of the batch, so sums are the same in every run. The rows
 of items and biases are updated before those of the users, whose old values they need.
 
@@ -72,7 +72,7 @@ def step_configs(configs: list[triton.Config], _: object, D: int, **unused: obje
 def step_rows(
     users_table, items_table, item_bias, users, positives, negatives, distilled, guide, mask, live_count,
     cf_out, distill_out, user_grad, item_grad, slopes,
-    user_stride, item_stride, d, n_negatives, n_distilled, n_rows, lambda_, tau_learner, tau_guide,
+    user_stride, item_stride, d, n_negatives, n_distilled, n_rows, distill_weight, tau_learner, tau_guide,
     BPR: tl.constexpr, BIAS: tl.constexpr, MASK: tl.constexpr, ITEM_GRAD: tl.constexpr, D: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -92,7 +92,7 @@ def step_rows(
     if not BPR:
         slope = -sigmoid(-score) / n_rows
         cf = softplus(-score)
-    scale = lambda_ / (tau_learner * tl.load(live_count).to(tl.float32))
+    scale = distill_weight / (tau_learner * tl.load(live_count).to(tl.float32))
     distill = 0.0
     gradient = tl.zeros([D], tl.float32)
     for first in range(0, n_negatives + n_distilled, COLUMNS):
@@ -255,7 +255,7 @@ def _flags(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.contiguous().view(torch.uint8)
 
 
-def bd_step(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def fused_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As in the reference."""
     width, d = 1 + s.negatives.shape[1] + s.distill_ids.shape[1], s.user_table.shape[1]
     item_grad = s.user_table.new_empty(s.users.shape[0], width, d)
@@ -282,7 +282,7 @@ def _step(s: StepInputs, item_grad: Tensor | None) -> tuple[Tensor, Tensor, Tens
     return cf_rows.sum() / max(1, n_rows), distill_rows.sum() / live, user_grad, slopes
 
 
-def bd_step_update(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
+def fused_step(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
     """As in the reference."""
     cf_loss, loss, user_grad, slopes = _step(s, None)
     listed = s.listed().flatten().sort(stable=True)

@@ -66,5 +66,5 @@ def _score(f: Factors, ids: Tensor | None, per_user: int) -> Tensor:
 
 def by_rows(f: Factors) -> Factors:
     """The same factors, each row in one piece."""
-    users, items = (t if t.stride(1) == 1 else t.contiguous() for t in (f.users, f.items))
+    users, items = (t if t.stride(1) == 1 else t.contiguous() for t in (f.user_factors, f.item_factors))
     return Factors(users, items, None if f.item_bias is None else f.item_bias.contiguous())

@@ -29,7 +29,7 @@ SETTINGS: dict[str, Any] = {
     "student.lr": 0.015,
     "train.batch_size": 2048,
     "train.patience": 10,
-    "train.warmup_epochs": 200,
+    "train.pretrain_epochs": 200,
     "train.epochs": 60,
     "distill.lambda_teacher": 0.5,
 }

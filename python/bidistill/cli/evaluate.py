@@ -46,9 +46,9 @@ def run(arguments: argparse.Namespace) -> None:
     if max(ks) > n_items:
         raise UserError(f"--ks must lie between 1 and the catalog's {n_items} items, found {max(ks)}")
     teacher, student = (finished.model(name, mapped=arguments.mapped) for name in MODELS)
-    batch = max(finished.config.eval.batch, MAPPED_USERS if arguments.mapped else 0)
+    batch = max(finished.config.eval.batch_size, MAPPED_USERS if arguments.mapped else 0)
     most = finished.config.eval.users if arguments.users is None else arguments.users
-    pair = compare(teacher, student, finished.split, part, batch=batch, most=most)
+    pair = compare(teacher, student, finished.split, part, batch_size=batch, max_users=most)
     found = tabulated({"best epoch": pair}, part, n_items, ks)
     shares = {"student_better": pair.student_better, "teacher_better": pair.teacher_better}
     if arguments.json:

@@ -88,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.unknown == "skip":
             users = users[users >= 0]
     model = finished.model(arguments.model, mapped=arguments.mapped)
-    batch = max(finished.config.eval.batch, min(MAPPED_USERS, PAIRS // arguments.k) if arguments.mapped else 0)
+    batch = max(finished.config.eval.batch_size, min(MAPPED_USERS, PAIRS // arguments.k) if arguments.mapped else 0)
     tables = _tables(model, split, users, unknown, arguments.k, batch)
     if arguments.out is None:
         _write_csv(sys.stdout, tables, arguments.escape_formulas)

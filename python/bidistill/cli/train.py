@@ -1,4 +1,4 @@
-"""bidistill train: warm-up, joint phase, control, table and report."""
+"""bidistill train: pretraining, joint phase, control, table and report."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bidistill.runs.folder import RunFolder
 from bidistill.training.control import check_matchable, matched
 from bidistill.training.trainer import Trainer
 
-ABOUT = """Train a teacher and a student: first each alone (warm-up), then together, each learning from the other the
+ABOUT = """Train a teacher and a student: first each alone (pretraining), then together, each learning from the other the
 items on which their rankings differ (joint phase). Ends with a table of results and RUN/report.html.
 
 Settings come from a preset, then a TOML file, then flags; the last word wins. The run folder keeps all of them in
@@ -57,7 +57,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument(
         "--control",
         action="store_true",
-        help="also train both models for the same number of epochs without distillation from the same warm-up, and compare",
+        help="also train both models for the same number of epochs without distillation from the same pretraining, and compare",
     )
     add_options(parser)
 
@@ -124,7 +124,7 @@ def train(trainer: Trainer, *, control: bool, resumed: bool = False) -> None:
             config = matched(trainer)
             if trainer.partition.main:
                 epochs = config.train.epochs
-                print(f"control: from the same warm-up, without distillation, the same number of epochs: {epochs}")
+                print(f"control: from the same pretraining, without distillation, the same number of epochs: {epochs}")
             control_of(config, trainer.split, folder, resumed).fit()
     except KeyboardInterrupt:
         if not trainer.partition.main:

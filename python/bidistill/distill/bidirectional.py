@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bdkernels import Draws, Exp, Linear, RankOnly, Seen, Strata, Tanh, Uniform, Weight, occurrence
+from bdkernels import Draws, Exp, Linear, PopularityStrata, RankOnly, Seen, Tanh, Uniform, Weight, occurrence
 from bidistill.config import DistillConfig, WeightConfig
 from bidistill.distributed.partition import Partition, Share
 from bidistill.models import Recommender
@@ -21,10 +21,10 @@ class Bidirectional:
     """Draws items by the discrepancy of the two models' ranks: for each model those on which it follows the other.
 
     Args:
-        config: weights, samples for each positive, refresh policy.
+        config: weights, samples for each positive, when to resample.
         seen: CSR rows of all users; seen items are never drawn. n_users rows.
         seed: of the draws.
-        part: what the models, `seen` and the pool are of; everything unless given. All processes call the methods together.
+        partition: which users and items are here; the models, `seen` and the pool contain only those; all by default.
         popularity: [n_items] training interactions of each item, of all users; those of `seen` unless given.
     """
 
@@ -35,46 +35,48 @@ class Bidirectional:
         student: Recommender,
         seen: Seen,
         seed: int,
-        part: Partition | None = None,
+        partition: Partition | None = None,
         popularity: Tensor | None = None,
     ) -> None:
         self.config, self.teacher, self.student, self.seen, self.seed = config, teacher, student, seen, seed
-        self.part = part or Partition.whole(teacher.n_users, teacher.n_items)
+        self.partition = partition or Partition.whole(teacher.n_users, teacher.n_items)
         self.weights = {
             "student": make_weight(config.to_student, config.side) if config.lambda_student else None,
             "teacher": make_weight(config.to_teacher, config.side) if config.lambda_teacher else None,
         }
-        self.catalog = int(config.catalog)  # how many items ranks are counted over; 0: all
-        if self.catalog >= self.part.n_items:
-            self.catalog = 0
-        if self.catalog:
-            counts = torch.bincount(seen.indices, minlength=self.part.n_items) if popularity is None else popularity
-            self.strata = Strata(counts)
+        self.subset = int(config.subset)  # how many items ranks are counted over; 0: all
+        if self.subset >= self.partition.n_items:
+            self.subset = 0
+        if self.subset:
+            counts = (
+                torch.bincount(seen.indices, minlength=self.partition.n_items) if popularity is None else popularity
+            )
+            self.strata = PopularityStrata(counts)
         self.pool: Tensor | None = None  # [n_users, directions * config.pool] int32, -1 where there is no draw (yet)
 
-    def refill(self, step: int, steps: int) -> None:
+    def resample(self, step: int, steps: int) -> None:
         """Draw anew for the users whose turn comes before this step; without a pool, do nothing.
 
-        Every user's turn comes once in `refresh` epochs: all at their start, or with refill "spread" CHUNK users at a time at
-        even distances, so that no step waits for a whole refill. Whose turn it is depends on the step's number alone, and the
-        pool is all the state there is, so a resumed run goes on as it would have. In the first `refresh` epochs of "spread",
-        users whose turn has not come yet are not distilled.
+        Every user's turn comes once in `resample_every` epochs: all at their start, or with resample "gradual" CHUNK users at a
+        time at even distances, so that no step waits for a whole resampling. Whose turn it is depends on the step's number alone,
+        and the pool is all the state there is, so a resumed run goes on as it would have. In the first `resample_every` epochs of
+        "gradual", users whose turn has not come yet are not distilled.
 
         Args:
             step: number of the step in the joint phase, from 0.
             steps: how many steps an epoch has.
         """
-        if self.config.refresh == 0:
+        if self.config.resample_every == 0:
             return
         device = self.seen.indptr.device
         if self.pool is None:
-            shape = len(self.part.users), sum(w is not None for w in self.weights.values()) * self.config.pool
+            shape = len(self.partition.users), sum(w is not None for w in self.weights.values()) * self.config.pool
             self.pool = torch.full(shape, -1, dtype=torch.int32, device=device)
-        cycle = self.config.refresh * steps
-        first, last = due(step % cycle, cycle if self.config.refill == "spread" else 1, self.part.n_users)
-        for turn in self.part.turns(first, last, CHUNK):
-            users = torch.arange(turn.start, turn.stop, device=device) - self.part.users.start
-            drawn = self._sample(users, self.config.pool, step // cycle * self.config.refresh)
+        cycle = self.config.resample_every * steps
+        first, last = due(step % cycle, cycle if self.config.resample == "gradual" else 1, self.partition.n_users)
+        for turn in self.partition.turns(first, last, CHUNK):
+            users = torch.arange(turn.start, turn.stop, device=device) - self.partition.users.start
+            drawn = self._sample(users, self.config.pool, step // cycle * self.config.resample_every)
             self.pool[users] = drawn.int()
 
     def draw(
@@ -107,12 +109,12 @@ class Bidirectional:
         under both models; None where they are exact.
 
         Args:
-            step: number of a step or refill, which picks the items that are counted, as in `draw`.
+            step: number of a step or resampling, which picks the items that are counted, as in `draw`.
         """
-        if not self.catalog:
+        if not self.subset:
             return None
         generator = torch.Generator().manual_seed(step)
-        share = self.part.share(torch.randint(self.teacher.n_users, (PROBES,), generator=generator))
+        share = self.partition.share(torch.randint(self.teacher.n_users, (PROBES,), generator=generator))
         users = share.users.to(self.seen.indptr.device)
         seen = self.seen.rows(users)
         nth = share.keep(torch.randint(self.teacher.n_items, (PROBES, PROBES), generator=generator)).to(users.device)
@@ -120,22 +122,22 @@ class Bidirectional:
         counted = self._counted(step)
         assert counted is not None
         errors = (
-            self.part.rank_errors(model.factors(users), ids.clamp(min=0), counted, seen)
+            self.partition.rank_errors(model.factors(users), ids.clamp(min=0), counted, seen)
             for model in (self.teacher, self.student)
         )
         found = torch.stack(list(errors))[:, (ids >= 0).all(1)]
-        total, n = self.part.processes.sums("rank error", [float(found.sum()), float(found.numel())])
+        total, n = self.partition.processes.sums("rank error", [float(found.sum()), float(found.numel())])
         return total / n if n else math.nan
 
     def _counted(self, step: int) -> Tensor | None:
-        """The items that ranks are counted over: some of every popularity, others for each step or refill; None: all."""
-        if not self.catalog:
+        """The items that ranks are counted over: some of every popularity, others for each step or resampling; None: all."""
+        if not self.subset:
             return None
-        return self.strata.draw(self.catalog, self.seed, step).to(self.seen.indptr.device)
+        return self.strata.draw(self.subset, self.seed, step).to(self.seen.indptr.device)
 
     def _sample(self, users: Tensor, k: int, step: int, occurrence: Tensor | None = None) -> Tensor:
         """[B, directions * k] ids, -1 where none: to the student first."""
-        samples = self.part.sample(
+        samples = self.partition.sample(
             self.teacher.factors(users),
             self.student.factors(users),
             k,
@@ -146,7 +148,7 @@ class Bidirectional:
             step=step,
             users=users,
             occurrence=occurrence,
-            catalog=self._counted(step),
+            subset=self._counted(step),
             independent_directions=self.config.independent_directions,
         )
         return torch.cat([draws.ids for draws in (samples.to_student, samples.to_teacher) if draws is not None], dim=1)
@@ -162,11 +164,11 @@ def due(place: int, places: int, n_users: int) -> tuple[int, int]:
 def make_weight(config: WeightConfig, side_name: str) -> Weight:
     """The weight family that the options describe."""
     side: Literal["over", "under"] = "under" if side_name == "under" else "over"
-    if config.weight == "uniform":
+    if config.kind == "uniform":
         return Uniform()
-    if config.weight == "rank_only":
+    if config.kind == "rank_only":
         return RankOnly(config.mu)
-    if config.weight == "linear":
+    if config.kind == "linear":
         return Linear(side=side)
-    family = Tanh if config.weight == "tanh" else Exp
+    family = Tanh if config.kind == "tanh" else Exp
     return family(config.alpha, eps=config.eps, side=side)

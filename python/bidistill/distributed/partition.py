@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bdkernels import Factors, Samples, Seen, rank, rank_errors, sample
-from bdkernels.distributed.catalog import Shards
+from bdkernels.distributed.catalog import ShardedCatalog
 from bidistill.config import RunConfig
 from bidistill.distributed.processes import Processes, launch
 from bidistill.errors import UserError
@@ -55,7 +55,7 @@ class Partition:
     def __init__(self, processes: Processes, n_users: int, n_items: int) -> None:
         self.processes, self.n_users, self.n_items = processes, n_users, n_items
         self.users, self.items = processes.range(n_users), processes.range(n_items)
-        self.shards = Shards(len(self.items), group=processes.exchange.group) if processes.size > 1 else None
+        self.shards = ShardedCatalog(len(self.items), group=processes.exchange.group) if processes.size > 1 else None
         self.main, self.ways = processes.first, processes.size
 
     @classmethod

@@ -12,7 +12,7 @@ from bidistill.data import Split
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
 from bidistill.evaluation.metrics import means, metrics
-from bidistill.evaluation.ranks import held_out, known, ranks_of
+from bidistill.evaluation.ranks import held_out, ranks_of, seen_items
 from bidistill.models import Recommender
 
 
@@ -21,13 +21,13 @@ def evaluate(
     split: Split,
     part: str = "val",
     ks: Sequence[int] = (10, 50),
-    batch: int = 256,
+    batch_size: int = 256,
     *,
     seen: Seen | None = None,
-    most: int = 0,
+    max_users: int = 0,
     partition: Partition | None = None,
 ) -> dict[str, float]:
-    """Metrics averaged over the users who have held-out items in the part, or over `most` of them, see `held_out`.
+    """Metrics averaged over the users who have held-out items in the part, or over `max_users` of them, see `held_out`.
 
     hr@k: whether any held-out item is in the top k. recall@k: the share of them that is. precision@k: hits / k.
     ndcg@k: gain 1 for each hit, discount log2(1 + rank), over the best that the user's number of held-out items allows.
@@ -36,7 +36,7 @@ def evaluate(
     Raises:
         UserError: the part is empty, or a k is larger than the catalog.
     """
-    return means(per_user(model, split, part, ks, batch, seen=seen, most=most, partition=partition))
+    return means(per_user(model, split, part, ks, batch_size, seen=seen, max_users=max_users, partition=partition))
 
 
 def per_user(
@@ -44,10 +44,10 @@ def per_user(
     split: Split,
     part: str = "val",
     ks: Sequence[int] = (10, 50),
-    batch: int = 256,
+    batch_size: int = 256,
     *,
     seen: Seen | None = None,
-    most: int = 0,
+    max_users: int = 0,
     partition: Partition | None = None,
 ) -> dict[str, np.ndarray]:
     """The metrics of each user, whose means are what `evaluate` gives. Arguments and errors are those of `evaluate`.
@@ -58,12 +58,12 @@ def per_user(
     Returns:
         "users": int64 [n], rising; and each metric: float64 [n].
     """
-    users, items = held_out(split, part, most)
+    users, items = held_out(split, part, max_users)
     if not len(users):
         raise UserError(f"the split holds out no {part} interactions: nothing to evaluate on; choose another split")
     if max(ks) > split.n_items or min(ks) < 1:
         raise UserError(f"ks must lie between 1 and the catalog's {split.n_items} items, found {list(ks)}")
-    return metrics(users, ranks_of(model, split, part, users, items, batch, seen, partition), ks)
+    return metrics(users, ranks_of(model, split, part, users, items, batch_size, seen, partition), ks)
 
 
 @dataclass(frozen=True)
@@ -92,13 +92,19 @@ class Comparison:
 
 
 def compare(
-    teacher: Recommender, student: Recommender, split: Split, part: str = "test", *, batch: int = 256, most: int = 0
+    teacher: Recommender,
+    student: Recommender,
+    split: Split,
+    part: str = "test",
+    *,
+    batch_size: int = 256,
+    max_users: int = 0,
 ) -> Comparison:
-    """Rank the part's interactions, or those of `most` users (see `held_out`), under both models."""
-    users, items = held_out(split, part, most)
+    """Rank the part's interactions, or those of `max_users` users (see `held_out`), under both models."""
+    users, items = held_out(split, part, max_users)
     if not len(users):
         raise UserError(f"the split holds out no {part} interactions: nothing to compare on; choose another split")
     device = next(iter(teacher.parameters())).device
-    seen = known(split, part, device)
-    pair = (ranks_of(model, split, part, users, items, batch, seen) for model in (teacher, student))
+    seen = seen_items(split, part, device)
+    pair = (ranks_of(model, split, part, users, items, batch_size, seen) for model in (teacher, student))
     return Comparison(users, items, *pair)

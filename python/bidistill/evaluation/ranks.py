@@ -16,27 +16,27 @@ from bidistill.errors import UserError
 from bidistill.models import Recommender
 
 MAPPED_USERS = 8192  # in one call where every call reads the item table from disk
-PAIRS = 1 << 18  # users x listed items of such a call, at most: a few MB
+PAIRS = 1 << 18  # users x listed items of such a call, at max_users: a few MB
 
 
-def held_out(split: Split, part: str, most: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def held_out(split: Split, part: str, max_users: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Users and items, int64 [n], of the part "val" or "test".
 
-    most: keep the interactions of so many users; 0: of all. Who they are is drawn at random, for a split always the same, so
+    max_users: keep the interactions of so many users; 0: of all. Who they are is drawn at random, for a split always the same, so
         that epochs, runs and seeds compare.
     """
     if part not in ("val", "test"):
         raise UserError(f"the part to evaluate must be val or test, found {part!r}")
     users, items = (split.val_users, split.val_items) if part == "val" else (split.test_users, split.test_items)
     everyone = np.unique(users)
-    if not 0 < most < len(everyone):
+    if not 0 < max_users < len(everyone):
         return users, items
     chosen = np.zeros(split.n_users, bool)
-    chosen[np.random.default_rng(0).choice(everyone, most, replace=False)] = True
+    chosen[np.random.default_rng(0).choice(everyone, max_users, replace=False)] = True
     return users[chosen[users]], items[chosen[users]]
 
 
-def known(split: Split, part: str, device: torch.device | str = "cpu", *, only: range | None = None) -> Seen:
+def seen_items(split: Split, part: str, device: torch.device | str = "cpu", *, only: range | None = None) -> Seen:
     """What users are known to have before the part: train for "val", train and val for "test".
 
     only: the users whose rows to give; all by default.
@@ -56,24 +56,24 @@ def ranks(
     split: Split,
     part: str,
     *,
-    batch: int = 256,
+    batch_size: int = 256,
     seen: Seen | None = None,
-    most: int = 0,
+    max_users: int = 0,
     partition: Partition | None = None,
 ) -> np.ndarray:
     """Exact rank of each held-out item among all items that its user is not known to have.
 
     Args:
-        batch: users ranked at a time; fewer than asked, though not than 256, where they have very many held-out items.
-        seen: `known(split, part)` where the caller has it already.
-        most: only so many users, see `held_out`; 0: all.
+        batch_size: users ranked at a time; fewer than asked, though not than 256, where they have very many held-out items.
+        seen: `seen_items(split, part)` where the caller has it already.
+        max_users: only so many users, see `held_out`; 0: all.
         partition: which users and items are here, where they lie on several processes; the model and `seen` contain only
             those, and all processes call this together.
 
     Returns:
         int64 [n], 1 = best, in the order of the interactions that `held_out` gives.
     """
-    return ranks_of(model, split, part, *held_out(split, part, most), batch, seen, partition)
+    return ranks_of(model, split, part, *held_out(split, part, max_users), batch_size, seen, partition)
 
 
 def ranks_of(
@@ -82,25 +82,25 @@ def ranks_of(
     part: str,
     users: np.ndarray,
     items: np.ndarray,
-    batch: int,
+    batch_size: int,
     seen: Seen | None,
     partition: Partition | None = None,
 ) -> np.ndarray:
     """`ranks` of these interactions."""
     device = next(iter(model.parameters())).device
     own_users = None if partition is None else partition.own_users
-    seen = known(split, part, device, only=own_users) if seen is None else seen
+    seen = seen_items(split, part, device, only=own_users) if seen is None else seen
     if partition is not None and partition.shards is not None:
-        return ranks_of_all(model, partition, users, items, batch, seen)
+        return ranks_of_all(model, partition, users, items, batch_size, seen)
     out = np.empty(len(users), dtype=np.int64)
-    for user_ids, item_ids, rows, columns, positions in batches(users, items, batch):
+    for user_ids, item_ids, rows, columns, positions in batches(users, items, batch_size):
         some = torch.from_numpy(user_ids).to(device)
         found = rank(model.factors(some), torch.from_numpy(item_ids).to(device), seen.rows(some))
         out[positions] = found.cpu().numpy()[rows, columns]
     return out
 
 
-def batches(users: np.ndarray, items: np.ndarray, batch: int) -> Iterator[tuple[Any, ...]]:
+def batches(users: np.ndarray, items: np.ndarray, batch_size: int) -> Iterator[tuple[Any, ...]]:
     """Group interactions by user: user ids [B], item ids [B, C], and row, column and position of each interaction.
 
     Users with equally many held-out items go together, so that little is padding (a repeat of the row's first item).
@@ -113,7 +113,7 @@ def batches(users: np.ndarray, items: np.ndarray, batch: int) -> Iterator[tuple[
     starts = np.concatenate([[0], np.cumsum(sizes[by_size])])
     first = 0
     while first < len(unique):
-        n = min(batch, len(unique) - first)
+        n = min(batch_size, len(unique) - first)
         while n > 256 and n * sizes[by_size[first + n - 1]] > PAIRS:
             n = max(256, n // 2)
         ids = by_size[first : first + n]
@@ -128,7 +128,7 @@ def batches(users: np.ndarray, items: np.ndarray, batch: int) -> Iterator[tuple[
 
 
 def ranks_of_all(
-    model: Recommender, partition: Partition, users: np.ndarray, items: np.ndarray, batch: int, seen: Seen
+    model: Recommender, partition: Partition, users: np.ndarray, items: np.ndarray, batch_size: int, seen: Seen
 ) -> np.ndarray:
     """Exact ranks int64 [n] of the held-out interactions of all processes, on every one.
 
@@ -142,7 +142,7 @@ def ranks_of_all(
     owner = users // max(1, len(partition.processes.range(partition.n_users, 0)))
     mine = np.flatnonzero(owner == partition.processes.rank)
     found = np.empty(len(mine), dtype=np.int64)
-    own = batches(users[mine] - partition.users.start, items[mine], batch)
+    own = batches(users[mine] - partition.users.start, items[mine], batch_size)
     while True:  # as many calls on every process, with the widest list of any
         user_ids, item_ids, rows, columns, positions = next(own, nobody)
         width = max(partition.processes.agree("evaluate", item_ids.shape[1]))

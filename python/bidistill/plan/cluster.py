@@ -48,7 +48,7 @@ def step_bytes(config: Config, sizes: Sizes, processes: int) -> float:
 
 def draw_bytes(config: Config, processes: int) -> float:
     """Bytes that a process sends for the draws of one of its users."""
-    k = config.distill.pool if config.distill.refresh else config.distill.samples
+    k = config.distill.pool if config.distill.resample_every else config.distill.samples
     return (processes - 1) * (4 * (config.teacher.dim + config.student.dim) + 28 * PROPOSALS * k)
 
 
@@ -57,14 +57,16 @@ def world_plan(config: Config, sizes: Sizes, costs: Costs, processes: int, netwo
     config, why = planned(config, sizes, costs)
     jobs = []
     for job in jobs_of(config, sizes, costs):
-        if job.name.endswith((": step", ": refill of all pools", ": draws of a step", ": evaluation", ": checkpoint")):
+        if job.name.endswith(
+            (": step", ": resampling of all pools", ": draws of a step", ": evaluation", ": checkpoint")
+        ):
             job = job._replace(seconds=job.seconds / processes)
         jobs.append(job)
         if job.name.endswith(": step"):
             sent = step_bytes(config, sizes, processes) / 1e9 / network.gbs + STEP_CALLS * network.latency
             jobs.append(Job(f"{job.name}, its traffic", sent, job.times))
-        if job.name.endswith((": refill of all pools", ": draws of a step")):
-            users = (sizes.users if "refill" in job.name else config.train.batch_size) / processes
+        if job.name.endswith((": resampling of all pools", ": draws of a step")):
+            users = (sizes.users if "resample" in job.name else config.train.batch_size) / processes
             calls = math.ceil(users / 1024) * ROUND_CALLS
             sent = users * draw_bytes(config, processes) / 1e9 / network.gbs + calls * network.latency
             jobs.append(Job(f"{job.name}, their traffic", sent, job.times))

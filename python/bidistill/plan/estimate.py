@@ -103,17 +103,17 @@ def jobs_of(config: Config, sizes: Sizes, costs: Costs) -> list[Job]:
         Job("making the trainer", costs.start * sizes.train + costs.tables * table_bytes, 1),
     ]
     for phase in PHASES:
-        epochs = train.epochs if phase == "joint" else train.warmup_epochs
+        epochs = train.epochs if phase == "joint" else train.pretrain_epochs
         names, title = LEARN_IN[phase], TITLES[phase]
         jobs.append(Job(f"{title}: step", costs.step[phase], steps * epochs))
         if phase == "joint" and distill.method != "none":
-            one = costs.draw.at(min(sizes.items, int(distill.catalog) or sizes.items))
-            if distill.refresh == 0:
+            one = costs.draw.at(min(sizes.items, int(distill.subset) or sizes.items))
+            if distill.resample_every == 0:
                 jobs.append(Job(f"{title}: draws of a step", one * train.batch_size, steps * epochs))
             else:
-                refills = epochs / distill.refresh
-                refills = refills if distill.refill == "spread" else math.ceil(refills)
-                jobs.append(Job(f"{title}: refill of all pools", one * sizes.users, refills))
+                times = epochs / distill.resample_every
+                times = times if distill.resample == "gradual" else math.ceil(times)
+                jobs.append(Job(f"{title}: resampling of all pools", one * sizes.users, times))
         # At the start and every so many epochs, then val and test of the best state, and the report's two comparisons.
         looks = 1 + math.ceil(epochs / train.eval_every) + 2 + 1
         jobs.append(Job(f"{title}: evaluation", sum(ranked[name] for name in names), looks))
@@ -126,6 +126,6 @@ def jobs_of(config: Config, sizes: Sizes, costs: Costs) -> list[Job]:
 
 def planned(config: Config, sizes: Sizes, costs: Costs) -> tuple[Config, str]:
     """The same from what `measure` found; the settings as they are, and "", where there is nothing to decide."""
-    if config.distill.catalog != "auto" or config.distill.method == "none":
+    if config.distill.subset != "auto" or config.distill.method == "none":
         return config, ""
     return decided(config, sizes, share_of(config, sizes, costs.draw, costs.step["joint"]))

@@ -91,17 +91,19 @@ class Results:
 
 def comparisons(run: FinishedRun) -> dict[str, Comparison]:
     """How the models were trained -> the ranks of the held-out items under both. The control is there if the run has one."""
-    found = {SEPARATE: compare_models(run, warmup=True)}
+    found = {SEPARATE: compare_models(run, pretrained=True)}
     if run.control is not None:
         found[CONTROL] = compare_models(run.control)
     found[CONTROL if run.config.distill.method == "none" else DISTILLED] = compare_models(run)
     return found
 
 
-def compare_models(run: FinishedRun, *, warmup: bool = False) -> Comparison:
+def compare_models(run: FinishedRun, *, pretrained: bool = False) -> Comparison:
     """Ranks under the run's models, of the users that its settings evaluate on."""
-    teacher, student = (run.model(name, warmup=warmup) for name in MODELS)
-    return compare(teacher, student, run.split, run.part, batch=run.config.eval.batch, most=run.config.eval.users)
+    teacher, student = (run.model(name, pretrained=pretrained) for name in MODELS)
+    return compare(
+        teacher, student, run.split, run.part, batch_size=run.config.eval.batch_size, max_users=run.config.eval.users
+    )
 
 
 def results(run: FinishedRun, compared: Mapping[str, Comparison] | None = None) -> Results:
@@ -116,7 +118,7 @@ def results(run: FinishedRun, compared: Mapping[str, Comparison] | None = None) 
     for label in compared:
         source = sources.get(label, run)
         for model in MODELS:
-            phase = f"warmup_{model}" if label == SEPARATE else "joint"
+            phase = f"pretrain_{model}" if label == SEPARATE else "joint"
             assert phase in PHASES
             epochs[model].append(epochs_of(source.history, phase, model))
             notes += problems(source.history, source.config, phase, model)
@@ -184,7 +186,7 @@ def kept_cells(found: Results, model: str) -> list[str]:
     words = {SEPARATE: "0 (untrained)"}
     cells = ["-" if each is None else str(each.kept) for each in found.epochs[model]]
     return [
-        words.get(label, "0 (warm-up)") if cell == "0" else cell
+        words.get(label, "0 (pretrained)") if cell == "0" else cell
         for label, cell in zip(found.labels, cells, strict=True)
     ]
 

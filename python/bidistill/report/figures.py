@@ -17,7 +17,7 @@ from bidistill.report.svg import GREY, INK, STUDENT, TEACHER, new_figure, styled
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a learning curve: ``style`` is "warm-up", "control" or "distilled"."""
+    """One line of a learning curve: ``style`` is "pretraining", "control" or "distilled"."""
 
     style: str
     epochs: Sequence[float]
@@ -27,7 +27,7 @@ class Curve:
 # Neither end of viridis, so that single interactions show on a dark page and crowded cells on a white one.
 _DENSITY = LinearSegmentedColormap.from_list("density", colormaps["viridis"](np.linspace(0.25, 0.95, 64)))
 _LINES: dict[str, dict[str, Any]] = {
-    "warm-up": {"linestyle": "-", "linewidth": 1.4, "label": "warm-up, alone"},
+    "pretraining": {"linestyle": "-", "linewidth": 1.4, "label": "pretraining, alone"},
     "control": {"linestyle": (0, (4, 2)), "linewidth": 1.8, "label": "more epochs, no distillation"},
     "distilled": {"linestyle": "-", "linewidth": 2.4, "label": "bidirectional distillation"},
 }
@@ -35,7 +35,7 @@ _LINES: dict[str, dict[str, Any]] = {
 
 @styled
 def learning_curve(model: str, curves: Sequence[Curve], metric: str) -> str:
-    """The validation metric of one model against the epoch, through warm-up and joint phase."""
+    """The validation metric of one model against the epoch, through pretraining and joint phase."""
     figure, ax = new_figure(4.8, 4.0)
     colour = TEACHER if model == "teacher" else STUDENT
     for curve in curves:

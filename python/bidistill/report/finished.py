@@ -23,7 +23,7 @@ class FinishedRun:
     """What a run left in its folder.
 
     Attributes:
-        metrics, warmup: {"teacher": {"val": {...}, "test": {...}}, "student": ...}: at the end, and after the warm-up.
+        metrics, pretrained: {"teacher": {"val": {...}, "test": {...}}, "student": ...}: at the end, and after the pretraining.
         history: one row an epoch, as metrics.csv shows it; a column that an epoch lacks is left out.
         control: the run without distillation from the same start, or None.
         remark: why the run in RUN/control is not used, or "".
@@ -34,7 +34,7 @@ class FinishedRun:
     config: Config
     split: Split
     metrics: Metrics
-    warmup: Metrics
+    pretrained: Metrics
     versions: dict[str, str]
     history: list[dict[str, Any]]
     control: FinishedRun | None = None
@@ -46,9 +46,9 @@ class FinishedRun:
         """What results are reported on: "test", or "val" where nothing was held out for a test."""
         return "test" if len(self.split.test_users) else "val"
 
-    def model(self, name: str, *, warmup: bool = False, mapped: bool = False) -> Recommender:
-        """The "teacher" or "student" in its best state, at the end or as its warm-up left it; `mapped` as for `load_model`."""
-        own = f"warmup/{name}.safetensors" if warmup else f"{name}.safetensors"
+    def model(self, name: str, *, pretrained: bool = False, mapped: bool = False) -> Recommender:
+        """The "teacher" or "student" in its best state, at the end or after its pretraining; `mapped` as for `load_model`."""
+        own = f"pretrained/{name}.safetensors" if pretrained else f"{name}.safetensors"
         path = self.path / own
         if model_seal(path) != self.files.get(own):
             raise UserError(f"{path} is whole, but not the file that {self.path / 'metrics.json'} names: restore it")
@@ -88,7 +88,7 @@ def _open(path: Path) -> FinishedRun:
         raise UserError(f"{path / 'metrics.json'} belongs to another split than split.npz: train the run again")
     config = recorded_settings(path, found.config, path / "metrics.json")
     return FinishedRun(
-        path, config, split, found.metrics, found.warmup, found.versions, found.history, files=found.files
+        path, config, split, found.metrics, found.pretrained, found.versions, found.history, files=found.files
     )
 
 
@@ -108,4 +108,4 @@ def _mismatch(run: FinishedRun, control: FinishedRun) -> str:
             continue
         if not name.startswith(("distill.", "data.", "run.")) or name == "run.seed":
             return f"it was trained with {name} = {control.config[name]!r}, the run with {run.config[name]!r}"
-    return "" if control.warmup == run.warmup else "its models began from another warm-up"
+    return "" if control.pretrained == run.pretrained else "its models began from another pretraining"

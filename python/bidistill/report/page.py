@@ -76,17 +76,17 @@ def render(run: FinishedRun) -> str:
 
 
 def curves(run: FinishedRun) -> dict[str, list[Curve]]:
-    """For each model the monitored metric by epoch. The joint phase goes on from the warm-up's best epoch."""
+    """For each model the monitored metric by epoch. The joint phase goes on from the pretraining's best epoch."""
     panels = {}
     for model in MODELS:
         column = f"{model}/{run.config.train.monitor}"
-        warmup = _curve("warm-up", run.history, f"warmup_{model}", column, 0)
-        start = warmup.epochs[int(np.argmax(warmup.values))] if warmup.values else 0
+        pretrained = _curve("pretraining", run.history, f"pretrain_{model}", column, 0)
+        start = pretrained.epochs[int(np.argmax(pretrained.values))] if pretrained.values else 0
         own = "control" if run.config.distill.method == "none" else "distilled"
         joint = _curve(own, run.history, "joint", column, start)
         if not joint.values:
             raise UserError(f"{run.path / 'metrics.csv'} has no values of {column}: train the run again")
-        lines = [warmup, joint]
+        lines = [pretrained, joint]
         if run.control is not None:
             lines.insert(1, _curve("control", run.control.history, "joint", column, start))
         panels[model] = [line for line in lines if line.values]

@@ -30,7 +30,7 @@ def summary(run: FinishedRun, found: Results, comparison: Comparison) -> str:
         against = (
             f"against the same models given the same {joint_epochs(run.history)} extra epochs without distillation."
             if CONTROL in found.labels
-            else "against the models after their warm-up. There is no control here, so part of this may come from "
+            else "against the models after their pretraining. There is no control here, so part of this may come from "
             "the extra epochs alone."
         )
         sentences.append(

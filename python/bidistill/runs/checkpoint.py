@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdkernels import open_table
+from bdkernels import open_memmap
 from bidistill.distributed.processes import Processes
 from bidistill.errors import UserError
 from bidistill.files.access import digest_of, present
@@ -151,7 +151,7 @@ def load_model(path: str | Path, *, mapped: bool = False) -> Recommender:
     The whole file is read once to check it, a block at a time.
 
     Args:
-        mapped: leave the tables in the file, whatever their size, for `bdkernels.open_table` to read; to evaluate and recommend
+        mapped: leave the tables in the file, whatever their size, for `bdkernels.open_memmap` to read; to evaluate and recommend
             with, not to train. Each call of an operator reads the item table, so let it serve many users.
     """
     config = model_config(path)
@@ -163,7 +163,7 @@ def load_model(path: str | Path, *, mapped: bool = False) -> Recommender:
     if mapped:
         model.requires_grad_(False)
         try:
-            tensors = {name: open_table(path, name) for name in names}
+            tensors = {name: open_memmap(path, name) for name in names}
         except ValueError as error:
             raise UserError(f"cannot map the tables of the model ({error}); load it without mapping them") from error
     try:

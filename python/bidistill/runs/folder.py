@@ -39,7 +39,7 @@ from bidistill.runs.growth import Growth
 from bidistill.runs.records import Checkpoint, Finished, Listing, Metrics, State
 
 LISTING, LOCK = "files.json", "run.lock"
-WARMUP = ("warmup/teacher.safetensors", "warmup/student.safetensors")
+PRETRAINED = ("pretrained/teacher.safetensors", "pretrained/student.safetensors")
 MODELS = ("teacher.safetensors", "student.safetensors")
 SHARDS = tuple(f"checkpoint/shards-{x}/{name}" for x in "ab" for name in ("shard-*.safetensors", ".metadata"))
 NAMES = (  # what a run writes; the first that is there tells that a run is
@@ -48,18 +48,18 @@ NAMES = (  # what a run writes; the first that is there tells that a run is
     "metrics.csv",
     "metrics.json",
     *MODELS,
-    *WARMUP,
+    *PRETRAINED,
     "report.html",
     "checkpoint/state.json",
     "checkpoint/tensors-a.safetensors",
     "checkpoint/tensors-b.safetensors",
     *SHARDS,
 )
-FOLDERS = ("checkpoint/shards-a", "checkpoint/shards-b", "checkpoint", "warmup", "tensorboard")
+FOLDERS = ("checkpoint/shards-a", "checkpoint/shards-b", "checkpoint", "pretrained", "tensorboard")
 
 
 class RunFolder:
-    """config.toml, split.npz, metrics.csv and checkpoint/ while it runs; warmup/*.safetensors after the warm-up;
+    """config.toml, split.npz, metrics.csv and checkpoint/ while it runs; pretrained/*.safetensors after the pretraining;
     teacher.safetensors, student.safetensors (their best states) and metrics.json at the end. files.json lists what this program
     writes there, run.lock is there while a process works in it.
 
@@ -244,8 +244,10 @@ class RunFolder:
         with self.processes.together("save"):
             if self.processes.first:
                 self.require()
-                files = {name: model_seal(self.path / name) for name in WARMUP if Path(name).stem in state["warmup"]}
-        notes = {"split": split, "config": config.values(), "versions": versions(), "warmup_files": files}
+                files = {
+                    name: model_seal(self.path / name) for name in PRETRAINED if Path(name).stem in state["pretrained"]
+                }
+        notes = {"split": split, "config": config.values(), "versions": versions(), "pretrained_files": files}
         save_checkpoint(self.path / "checkpoint", tensors, notes | state, self.processes)
 
     def open(self, config: Config | None, split: Split | None, grow: bool = False) -> tuple[Config, Split, State]:
@@ -265,7 +267,7 @@ class RunFolder:
                     " give the same data and split settings, let the run grow if rows were added (--grow),"
                     " or start a new run"
                 )
-            for name, seal in state.warmup_files.items():
+            for name, seal in state.pretrained_files.items():
                 self._check_seal(name, seal)
         return config.with_overrides({"run.out": str(self.path)}), split, state
 
@@ -281,37 +283,39 @@ class RunFolder:
                 " the run again"
             )
 
-    def save_warmup(self, name: str, model: Recommender, split: str) -> None:
-        """Keep a model as its warm-up left it."""
+    def save_pretrained(self, name: str, model: Recommender, split: str) -> None:
+        """Keep a model as its pretraining left it."""
         with self.processes.together("save"):
             if self.processes.first:
                 self.require()
-        save_model(self.path / "warmup" / f"{name}.safetensors", model, processes=self.processes, split=split)
+        save_model(self.path / "pretrained" / f"{name}.safetensors", model, processes=self.processes, split=split)
 
-    def grow_warmup(self, name: str, model: Recommender, growth: Growth, split: str) -> None:
-        """Put a warm-up that this folder keeps into a fresh model of grown data, and keep that instead."""
-        path = self.path / "warmup" / f"{name}.safetensors"
+    def grow_pretrained(self, name: str, model: Recommender, growth: Growth, split: str) -> None:
+        """Put a pretraining that this folder keeps into a fresh model of grown data, and keep that instead."""
+        path = self.path / "pretrained" / f"{name}.safetensors"
         if model_notes(path)["split"] == split:  # it has grown already, before a crash
             model.load_state_dict(load_model(path).state_dict())
             return
-        self._check_seal(f"warmup/{name}.safetensors", self.state().warmup_files.get(f"warmup/{name}.safetensors"))
+        self._check_seal(
+            f"pretrained/{name}.safetensors", self.state().pretrained_files.get(f"pretrained/{name}.safetensors")
+        )
         kinds, fresh, old = model.row_kinds(), model.state_dict(), load_model(path).state_dict()
         model.load_state_dict(
             {key: growth.rows(kinds[key], value, fresh[key]) if key in kinds else value for key, value in old.items()}
         )
-        self.save_warmup(name, model, split)
+        self.save_pretrained(name, model, split)
 
-    def load_warmup(self, name: str, model: Recommender, split: str) -> None:
-        """Put a warm-up that this folder keeps into a model of the same kind and sizes."""
-        path = self.path / "warmup" / f"{name}.safetensors"
+    def load_pretrained(self, name: str, model: Recommender, split: str) -> None:
+        """Put a pretraining that this folder keeps into a model of the same kind and sizes."""
+        path = self.path / "pretrained" / f"{name}.safetensors"
         saved = model_config(path)
         if saved != model.config():
             raise UserError(f"{path} is another model ({saved}, wanted {model.config()}): use the same {name} settings")
         if model_notes(path)["split"] != split:
             raise UserError(f"{path} was trained on another split: give the same data and split settings")
         done = self.path / "metrics.json"
-        seals = read_record(done, Finished).files if present(done) else self.state().warmup_files
-        self._check_seal(f"warmup/{name}.safetensors", seals.get(f"warmup/{name}.safetensors"))
+        seals = read_record(done, Finished).files if present(done) else self.state().pretrained_files
+        self._check_seal(f"pretrained/{name}.safetensors", seals.get(f"pretrained/{name}.safetensors"))
         load_into(path, model, self.processes)
 
     def unfinish(self) -> None:
@@ -327,7 +331,7 @@ class RunFolder:
         models: Mapping[str, Recommender],
         split: str,
         metrics: Metrics,
-        warmup: Metrics,
+        pretrained: Metrics,
         history: list[dict[str, Any]],
     ) -> None:
         """Write the models, then metrics.json, which says what the finished run is."""
@@ -338,13 +342,13 @@ class RunFolder:
             files[path.name] = save_model(path, model, processes=self.processes, parents=False, split=split)
         with self.processes.together("write the metrics"):
             if self.processes.first:
-                files |= {name: model_seal(self.path / name) for name in WARMUP}
+                files |= {name: model_seal(self.path / name) for name in PRETRAINED}
                 self.require()
                 write_record(
                     self.path / "metrics.json",
                     Finished(
                         metrics=metrics,
-                        warmup=warmup,
+                        pretrained=pretrained,
                         split=split,
                         versions=versions(),
                         config=config.values(),

@@ -9,7 +9,7 @@ from pydantic import Field
 from bidistill.files.records import Record, Section
 
 Metrics = dict[str, dict[str, dict[str, float]]]
-Phase = Literal["warmup_teacher", "warmup_student", "joint"]
+Phase = Literal["pretrain_teacher", "pretrain_student", "joint"]
 Whole = Field(ge=0)
 
 
@@ -36,7 +36,7 @@ class State(Section):
 
     Attributes:
         split: the fingerprint. config: `Config.values()`. sums: of the running epoch's losses, for each process.
-        warmup_files: the seal of each model that the warm-up has left.
+        pretrained_files: the seal of each model that the pretraining has left.
     """
 
     split: str
@@ -44,17 +44,17 @@ class State(Section):
     versions: dict[str, str]
     place: Progress
     history: list[dict[str, int | float | str]]
-    warmup: Metrics
+    pretrained: Metrics
     sums: dict[str, list[float]]
     teacher: Learned
     student: Learned
-    warmup_files: dict[str, str]
+    pretrained_files: dict[str, str]
 
 
 class Checkpoint(Record):
     """state.json. files: the sha256 of each file of tensors, by its path in the folder. folder: of shards, or none."""
 
-    FORMAT = "bidistill checkpoint 2"
+    FORMAT = "bidistill checkpoint 3"
     REMEDY = "restore the file from a copy, or start the run again"
     files: dict[str, str]
     folder: str | None = None
@@ -65,9 +65,9 @@ class Checkpoint(Record):
 class Finished(Record):
     """metrics.json: what a finished run is. files: the seal of each model file, by its path in the run's folder."""
 
-    FORMAT = "bidistill run 2"
+    FORMAT = "bidistill run 3"
     metrics: Metrics
-    warmup: Metrics
+    pretrained: Metrics
     split: str
     versions: dict[str, str]
     config: dict[str, Any]

@@ -49,7 +49,7 @@ class Run(Protocol):
 class Callback:
     """Does nothing; override what you need. Each method gets the run and must not change it.
 
-    A row of the history has: phase ("warmup_teacher", "warmup_student" or "joint"), epoch (how many are finished;
+    A row of the history has: phase ("pretrain_teacher", "pretrain_student" or "joint"), epoch (how many are finished;
     0 is the state it starts from), interactions (that an epoch trains on), seconds, and "teacher/..." and "student/..."
     columns as far as that model took part: best_epoch (whose state is the best so far), loss_cf, loss_distill, and where the
     epoch was evaluated the validation metrics ("teacher/ndcg@50"). Where ranks are estimated, the joint phase's rows have
@@ -85,12 +85,12 @@ class Log(Callback):
             self.columns += [(f"{name}/loss_cf", 7, _loss, "cf")]
             self.columns += [(f"{name}/loss_distill", 8, _loss, "distill")] if distill is not None else []
         self.columns.append(("steps_seconds", 6, _seconds, "steps"))
-        self.columns += [("refill_seconds", 7, _seconds, "refill")] if distill is not None else []
+        self.columns += [("resample_seconds", 9, _seconds, "resample")] if distill is not None else []
         self.columns.append(("evaluate_seconds", 6, _seconds, "eval"))
-        self.columns += [("rank_error", 10, "{:.2%}".format, "ranks off")] if distill and distill.catalog else []
+        self.columns += [("rank_error", 10, "{:.2%}".format, "ranks off")] if distill and distill.subset else []
         title = f"{TITLES[phase]}, at most {epochs} epochs: {config.train.monitor} on validation, losses, seconds"
         self._print(
-            title + (f"; ranks off by {rank_error(distill.catalog):.2%} at most" if distill and distill.catalog else "")
+            title + (f"; ranks off by {rank_error(distill.subset):.2%} at most" if distill and distill.subset else "")
         )
         self._print("".join(f"{title:>{width}}" for _, width, _, title in self.columns))
 
@@ -151,7 +151,7 @@ class ProgressBar(Callback):
             self.speeds[phase] = (time.perf_counter() - self.began) / (run.done - self.done)
         sizes = {each: run.interactions * epochs for each, epochs in most_epochs(run.config).items()}
         left = tqdm.format_interval(seconds_left(phase, run.done, sizes, self.speeds))
-        self.bar.set_postfix_str(f"epoch {run.progress.epoch}, run: at most about {left} left", refresh=False)
+        self.bar.set_postfix_str(f"epoch {run.progress.epoch}, run: at most about {left} left", every=False)
         if self.bar.update(run.done - self.bar.n) and self.lines:
             print(self.bar, file=sys.stderr, flush=True)
 
@@ -163,7 +163,7 @@ class ProgressBar(Callback):
 
 def most_epochs(config: Config) -> dict[str, int]:
     """Epochs of each phase, if it does not end early."""
-    return {phase: config.train.epochs if phase == "joint" else config.train.warmup_epochs for phase in PHASES}
+    return {phase: config.train.epochs if phase == "joint" else config.train.pretrain_epochs for phase in PHASES}
 
 
 def speeds_of(history: Sequence[Row]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The matched control of a run: the same models, batches and epochs from the same warm-up, without distillation."""
+"""The matched control of a run: the same models, batches and epochs from the same pretraining, without distillation."""
 
 from __future__ import annotations
 

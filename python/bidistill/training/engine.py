@@ -11,12 +11,12 @@ from bidistill.config import Config, ModelConfig
 from bidistill.data import Split
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
-from bidistill.evaluation.ranks import known
+from bidistill.evaluation.ranks import seen_items
 from bidistill.models import Recommender, build_model
 from bidistill.seeds import seed_of
 from bidistill.training.batches import Objective
 from bidistill.training.learner import Learner
-from bidistill.training.phases import LEARN_IN
+from bidistill.training.phases import LEARN_IN, STREAMS
 from bidistill.training.strategy import strategy_of
 
 
@@ -44,7 +44,7 @@ class Engine:
         self.device = self.partition.device(find_device(config.run.device))
         self.users = torch.from_numpy(split.train_users).to(self.device)
         self.items = torch.from_numpy(split.train_items).to(self.device)
-        self.seen = known(split, "val", self.device, only=self.partition.own_users)
+        self.seen = seen_items(split, "val", self.device, only=self.partition.own_users)
         models = {name: self.new_model(name) for name in ("teacher", "student")}
         popularity = torch.bincount(self.items, minlength=split.n_items)
         strategy = strategy_of(self.partition)
@@ -88,14 +88,14 @@ class Engine:
 
     def _generator(self, phase: str, *key: Any) -> torch.Generator:
         """The random numbers of a part of a phase; on the CPU, so that every device draws alike."""
-        return torch.Generator().manual_seed(seed_of(self.config.run.seed, phase, *key))
+        return torch.Generator().manual_seed(seed_of(self.config.run.seed, STREAMS[phase], *key))
 
 
 def new_model(config: ModelConfig, partition: Partition, seed: int) -> Recommender:
     """An untrained model as the options describe it, as far as it is here."""
     sparse = config.optimizer == "sparse_adam"
     sizes = {"n_users": partition.n_users, "n_items": partition.n_items, "dim": config.dim}
-    return build_model({"kind": config.model, **sizes, "sparse": sparse}, seed=seed, **partition.own_rows)
+    return build_model({"kind": config.kind, **sizes, "sparse": sparse}, seed=seed, **partition.own_rows)
 
 
 def find_device(name: str) -> torch.device:

@@ -44,7 +44,7 @@ def pool(config: Config, sizes: Sizes) -> int:
     """Of the draws of all users."""
     distill = config.distill
     directions = (distill.lambda_teacher > 0) + (distill.lambda_student > 0)
-    on = distill.method != "none" and distill.refresh > 0
+    on = distill.method != "none" and distill.resample_every > 0
     return 4 * sizes.users * directions * distill.pool if on else 0
 
 

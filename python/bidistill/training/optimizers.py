@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdkernels import SGD, Adagrad, LazyAdam, RowOptimizer
+from bdkernels import SGD, Adagrad, RowOptimizer, SparseAdam
 
 OPTIMIZERS: dict[str, Any] = {
     "adam": torch.optim.Adam,
@@ -18,7 +18,7 @@ OPTIMIZERS: dict[str, Any] = {
 
 
 # Those that leave a row without gradient as it is, so that visiting only the rows of a batch is the same formula.
-FUSED: dict[str, Any] = {"adagrad": Adagrad, "sgd": SGD, "sparse_adam": LazyAdam}
+FUSED: dict[str, Any] = {"adagrad": Adagrad, "sgd": SGD, "sparse_adam": SparseAdam}
 
 
 TABLES = ("user_table", "item_table", "item_bias")  # in the order of a TableModel's parameters

@@ -12,9 +12,15 @@ from bidistill.config import Config
 from bidistill.errors import UserError
 from bidistill.training.losses import LOSSES
 
-LEARN_IN = {"warmup_teacher": ("teacher",), "warmup_student": ("student",), "joint": ("teacher", "student")}
+LEARN_IN = {"pretrain_teacher": ("teacher",), "pretrain_student": ("student",), "joint": ("teacher", "student")}
 PHASES = tuple(LEARN_IN)
-TITLES = {"warmup_teacher": "warm-up, teacher", "warmup_student": "warm-up, student", "joint": "joint phase"}
+# What seeds are made of: names of their own, so that a phase may get another name and runs still repeat.
+STREAMS = {"pretrain_teacher": "warmup_teacher", "pretrain_student": "warmup_student", "joint": "joint"}
+TITLES = {
+    "pretrain_teacher": "pretraining, teacher",
+    "pretrain_student": "pretraining, student",
+    "joint": "joint phase",
+}
 FAR = 2.0  # times the loss at the start, from where a loss at the end is far above it
 
 Row = dict[str, Any]  # of a history: see `callbacks.Callback`
@@ -44,7 +50,7 @@ def rows_of(history: History, phase: str) -> list[Mapping[str, Any]]:
 
 
 def epochs_of(history: History, phase: str, model: str) -> Epochs | None:
-    """None where the phase was not run, such as the warm-up of a run that took another's over.
+    """None where the phase was not run, such as the pretraining of a run that took another's over.
 
     Raises:
         UserError: the history is of an older version, which did not say which epoch it kept.
@@ -68,7 +74,7 @@ def problems(history: History, config: Config, phase: str, model: str) -> list[s
     if phase == "joint" and config.distill.method == "none":
         title += " without distillation"
     if not epochs.kept:
-        state = "the state after the warm-up" if phase == "joint" else "the untrained state"
+        state = "the state after the pretraining" if phase == "joint" else "the untrained state"
         found.append(f"{title}: epoch 0 is kept, {state}: no later epoch of {epochs.trained} was better on validation")
     losses = [row[f"{model}/loss_cf"] for row in rows if f"{model}/loss_cf" in row]
     if losses:

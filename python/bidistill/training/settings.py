@@ -39,7 +39,7 @@ def resolve_config(partition: Partition, config: Config, split: Split, fingerpri
     _check_memory(partition, config, split)
     if not len(split.val_users):
         raise UserError("the split holds out no val interactions, which pick the best epoch: choose another split")
-    auto = config.distill.catalog == "auto" and config.distill.method != "none"
+    auto = config.distill.subset == "auto" and config.distill.method != "none"
     return _measured(partition, config, split) if auto else config
 
 
@@ -59,7 +59,7 @@ def set_threads(run: RunConfig) -> None:
 
 
 def settle(config: Config, split: Split) -> tuple[Config, str]:
-    """The settings with a number in the place of `distill.catalog` "auto", and a sentence that says which and why.
+    """The settings with a number in the place of `distill.subset` "auto", and a sentence that says which and why.
 
     Exact while draws take at most `distill.auto_share` of the joint phase's time, measured here and now. The number goes into
     the run's config.toml, so that the run can be repeated.
@@ -71,20 +71,20 @@ def settle(config: Config, split: Split) -> tuple[Config, str]:
 def decided(config: Config, sizes: Sizes, share: float) -> tuple[Config, str]:
     """`settle` where exact draws take this share of the joint phase's time."""
     exact = share <= config.distill.auto_share or sizes.items <= AUTO_ITEMS
-    words = f"distill.catalog auto: exact draws would take {share:.0%} of the joint phase"
+    words = f"distill.subset auto: exact draws would take {share:.0%} of the joint phase"
     if exact:
-        return config.with_overrides({"distill.catalog": 0}), f"{words}: exact ranks"
+        return config.with_overrides({"distill.subset": 0}), f"{words}: exact ranks"
     words += f": ranks from {AUTO_ITEMS:,} items, off by at most {rank_error(AUTO_ITEMS):.1%} of the catalog (19 in 20)"
-    return config.with_overrides({"distill.catalog": AUTO_ITEMS}), words
+    return config.with_overrides({"distill.subset": AUTO_ITEMS}), words
 
 
 def _check_steps(config: Config, split: Split) -> None:
     """The sampler takes a step's number in 32 bits, which only draws at every step can use up."""
     steps = config.train.epochs * math.ceil(len(split.train_users) / config.train.batch_size)
-    if config.distill.method != "none" and config.distill.refresh == 0 and steps > MOST_STEPS:
+    if config.distill.method != "none" and config.distill.resample_every == 0 and steps > MOST_STEPS:
         raise UserError(
-            f"train.epochs gives {steps:,} steps of the joint phase, and draws at every step (distill.refresh 0) end at"
-            f" {MOST_STEPS:,}: lower train.epochs, or raise train.batch_size or distill.refresh"
+            f"train.epochs gives {steps:,} steps of the joint phase, and draws at every step (distill.resample_every 0) end at"
+            f" {MOST_STEPS:,}: lower train.epochs, or raise train.batch_size or distill.resample_every"
         )
 
 
@@ -104,12 +104,12 @@ def _check_memory(partition: Partition, config: Config, split: Split) -> None:
 
 
 def _measured(partition: Partition, config: Config, split: Split) -> Config:
-    """With a number for distill.catalog "auto"."""
+    """With a number for distill.subset "auto"."""
     catalog = 0
-    with partition.together("distill.catalog auto"):
+    with partition.together("distill.subset auto"):
         if partition.main:
             measured, why = settle(config, split)
-            catalog = int(measured.distill.catalog)
+            catalog = int(measured.distill.subset)
             if config.run.progress:
                 print(why)
-    return config.with_overrides({"distill.catalog": partition.same("catalog", catalog)})
+    return config.with_overrides({"distill.subset": partition.same("catalog", catalog)})

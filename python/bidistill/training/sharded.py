@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bdkernels import Draws, NonFiniteLoss, apply_rows, distill_loss, score
+from bdkernels import Draws, NonFiniteLoss, distill_loss, score, sparse_step
 from bidistill.config import Config, ModelConfig
 from bidistill.distributed.item_rows import Fetched, ModelRows
 from bidistill.distributed.partition import Partition
@@ -126,7 +126,7 @@ class ShardedUpdate:
                 losses["distill"] = distill * rows.of_distilled
         ids, received = rows.give_back(grads)
         bias = received[:, width].contiguous()
-        apply_rows(
+        sparse_step(
             self.optimizer,
             user_table=(batch.users, users),
             item_table=(ids, received[:, :width].contiguous()),
@@ -136,14 +136,14 @@ class ShardedUpdate:
 
     def _lambda(self, rows: ModelRows) -> float:
         """Of the distillation loss of this process's rows: a mean over its own mask, and not over that of the whole batch."""
-        return self.terms.lambda_ * rows.of_distilled / rows.of_rows
+        return self.terms.distill_weight * rows.of_distilled / rows.of_rows
 
     def _fused(self, batch: Batch, rows: ModelRows) -> tuple[Tensor, ...]:
         """cf, distill, gradients of user rows [R, d] and of item rows with biases [R, C, d + 1], listed items [R, C]."""
         cf, _, tau_learner, tau_guide = self.terms
         listed = batch.listed(self.fuse)
         try:
-            cf_loss, loss, users, items, bias = torch.ops.bdkernels.bd_step(
+            cf_loss, loss, users, items, bias = torch.ops.bdkernels.fused_gradient(
                 self.optimizer.user_table, rows.items, rows.item_bias, batch.users, batch.positives, batch.negatives.ids,
                 batch.distill.ids, batch.guide_scores, batch.distill.mask, cf, self._lambda(rows), tau_learner, tau_guide,
             )  # fmt: skip

@@ -45,8 +45,8 @@ def share_of(config: Config, sizes: Sizes, line: Line, step: float) -> float:
     """The same from the cost of exact draws and of a step of the joint phase."""
     draw = line.at(sizes.items)
     steps = math.ceil(sizes.train / config.train.batch_size)
-    refresh = config.distill.refresh
-    users = sizes.users / (refresh * steps) if refresh else config.train.batch_size  # drawn for in a step
+    every = config.distill.resample_every
+    users = sizes.users / (every * steps) if every else config.train.batch_size  # drawn for in a step
     return users * draw / (users * draw + step)
 
 
@@ -66,7 +66,7 @@ def step_seconds(engine: Engine, phase: str, repeats: int = 8) -> float:
 
 
 def draw_line(engine: Engine) -> Line:
-    """Draws for as many users as a refill takes at once, over SCANNED items and over a quarter of them.
+    """Draws for as many users as resampling takes at once, over SCANNED items and over a quarter of them.
 
     How many proposals must be counted depends on how alike the two models rank. Those here are untrained; biases that they share
     in part make their ranks as alike as those of trained ones.
@@ -79,10 +79,10 @@ def draw_line(engine: Engine) -> Line:
         for name, noise in zip(("teacher", "student"), own, strict=True)
     )
     student_weight, teacher_weight = distiller.weights["student"], distiller.weights["teacher"]
-    k = distill.pool if distill.refresh else distill.samples
-    m = int(distill.catalog) or None
+    k = distill.pool if distill.resample_every else distill.samples
+    m = int(distill.subset) or None
 
-    users = torch.arange(len(teacher.users), device=engine.device)
+    users = torch.arange(len(teacher.user_factors), device=engine.device)
 
     def call(n: int) -> None:
         models = first(teacher, n), first(student, n)
@@ -93,7 +93,7 @@ def draw_line(engine: Engine) -> Line:
             to_teacher=teacher_weight,
             user_ids=users,
             step=0,
-            catalog=m,
+            subset=m,
             independent_directions=distill.independent_directions,
         )
 
@@ -102,8 +102,8 @@ def draw_line(engine: Engine) -> Line:
 
 def rank_line(engine: Engine, name: str) -> Line:
     """`rank` of one item for the users of a batch of evaluation, over SCANNED items and over a quarter of them."""
-    factors = factors_of(engine, name, engine.config.eval.batch)
-    ids = torch.zeros(len(factors.users), 1, dtype=torch.int64, device=engine.device)
+    factors = factors_of(engine, name, engine.config.eval.batch_size)
+    ids = torch.zeros(len(factors.user_factors), 1, dtype=torch.int64, device=engine.device)
     return line(factors, lambda n: rank(first(factors, n), ids))
 
 
@@ -114,12 +114,14 @@ def factors_of(engine: Engine, name: str, users: int) -> Factors:
 
 def first(factors: Factors, n: int) -> Factors:
     """The same users over the first n items."""
-    return Factors(factors.users, factors.items[:n], None if factors.item_bias is None else factors.item_bias[:n])
+    return Factors(
+        factors.user_factors, factors.item_factors[:n], None if factors.item_bias is None else factors.item_bias[:n]
+    )
 
 
 def line(factors: Factors, call: Callable[[int], Any]) -> Line:
     """Seconds a user of calls over n items, for SCANNED items and a quarter of them in turns."""
-    items, users = min(SCANNED, factors.n_items), len(factors.users)
+    items, users = min(SCANNED, factors.n_items), len(factors.user_factors)
     few = max(1, items // 4)
     call(few)
     times = [(seconds(lambda: call(few)), seconds(lambda: call(items)))]
@@ -132,4 +134,4 @@ def line(factors: Factors, call: Callable[[int], Any]) -> Line:
 
 def exact(config: Config) -> Config:
     """The settings with exact ranks in the place of "auto"."""
-    return config.with_overrides({"distill.catalog": 0}) if config.distill.catalog == "auto" else config
+    return config.with_overrides({"distill.subset": 0}) if config.distill.subset == "auto" else config

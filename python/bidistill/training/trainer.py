@@ -42,14 +42,14 @@ class Result:
         teacher, student: in their best state of the joint phase, by the monitored validation metric.
         history: one row an epoch; see `Callback`.
         metrics: {"teacher": {"val": {...}, "test": {...}}, "student": ...}, as `evaluate` gives them.
-        warmup: the same for the best states of the warm-up, where the joint phase began.
+        pretrained: the same for the best states of the pretraining, where the joint phase began.
     """
 
     teacher: Recommender
     student: Recommender
     history: list[Row]
     metrics: Metrics
-    warmup: Metrics
+    pretrained: Metrics
 
 
 class Trainer:
@@ -59,11 +59,11 @@ class Trainer:
         config: all settings.
         split: what to train and evaluate on.
         callbacks: watchers besides the ones that `config.run` asks for.
-        warm_start: the folder of another run, whose warm-up this run takes over instead of making its own.
+        warm_start: the folder of another run, whose pretraining this run takes over instead of making its own.
         overwrite: replace the run that the folder `config.run.out` may hold.
 
     Raises:
-        UserError: settings that do not fit the data, or a warm-up of other models or data.
+        UserError: settings that do not fit the data, or a pretraining of other models or data.
 
     Attributes:
         engine: the models in training, and one step of them.
@@ -91,13 +91,13 @@ class Trainer:
         self.progress = Progress()
         self.history: list[Row] = []
         self._holding = ExitStack()  # of the folder, from resume to the end of fit
-        self.warmup: Metrics = {}
+        self.pretrained: Metrics = {}
         self.sums: dict[str, float | Tensor] = {}  # of the losses in the steps of the running epoch
         self.seconds: dict[str, float] = {}  # of the parts of the running epoch, as far as this process did them
         self.callbacks = [*(standard_callbacks(config.run) if self.partition.main else []), *callbacks]
         if warm_start is not None:
             for name, learner in self.engine.learners.items():
-                RunFolder(warm_start, self.partition).load_warmup(name, learner.model, self.fingerprint)
+                RunFolder(warm_start, self.partition).load_pretrained(name, learner.model, self.fingerprint)
             self.progress = Progress("joint")
 
     @classmethod
@@ -117,7 +117,7 @@ class Trainer:
             split: the run's split, if it is at hand; else it is read from the folder.
             grow: allow a split with users or items besides the run's: they get fresh rows, everybody else keeps theirs, and the
                 run goes on from the beginning of its epoch. The best states so far are forgotten, since their scores were those
-                of other data, the metrics of the warm-up are taken again, and the folder is changed at once.
+                of other data, the metrics of the pretraining are taken again, and the folder is changed at once.
 
         Raises:
             UserError: no checkpoint, a damaged file, other settings than the run's, or another split (with `grow`: one that
@@ -146,7 +146,7 @@ class Trainer:
 
     @enough_memory()
     def fit(self) -> Result:
-        """Run what is left of the warm-up and the joint phase. Ctrl-C finishes the step and saves a checkpoint.
+        """Run what is left of the pretraining and the joint phase. Ctrl-C finishes the step and saves a checkpoint.
 
         Raises:
             UserError: the folder holds another run or cannot be written (before training), or the training diverged.
@@ -163,7 +163,7 @@ class Trainer:
     def _fit(self) -> Result:
         if self.progress == Progress("joint"):  # a warm start
             for name in self.engine.learners:
-                self._end_warmup(name)
+                self._end_pretraining(name)
         with (
             Interrupt(launched=self.partition.launched) as interrupt,
             torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
@@ -184,8 +184,8 @@ class Trainer:
                 self._tell("on_end")
         models = {name: learner.model for name, learner in self.engine.learners.items()}
         if self.folder is not None:
-            self.folder.finish(self.config, models, self.fingerprint, metrics, self.warmup, self.history)
-        return Result(models["teacher"], models["student"], self.history, metrics, self.warmup)
+            self.folder.finish(self.config, models, self.fingerprint, metrics, self.pretrained, self.history)
+        return Result(models["teacher"], models["student"], self.history, metrics, self.pretrained)
 
     def _open(self, folder: RunFolder) -> None:
         """Begin the run in its folder, or go on there."""
@@ -201,7 +201,7 @@ class Trainer:
     def _run_phase(self, phase: str) -> None:
         """Start or continue a phase until its last epoch, or until no model gets better; restore the best states."""
         names, train = LEARN_IN[phase], self.config.train
-        epochs = train.epochs if phase == "joint" else train.warmup_epochs
+        epochs = train.epochs if phase == "joint" else train.pretrain_epochs
         steps = math.ceil(self.interactions / train.batch_size)
         if self.progress.phase != phase:
             self.progress = Progress(phase)
@@ -224,19 +224,19 @@ class Trainer:
         for name in names:
             self.engine.learners[name].restore_best()
             if phase != "joint":
-                self._end_warmup(name)
+                self._end_pretraining(name)
 
     def _run_epoch(self, steps: int) -> None:
         """The steps of an epoch that are not done yet."""
-        progress, every, refilling = self.progress, self.config.run.checkpoint_steps, self._refilling()
+        progress, every, resampling = self.progress, self.config.run.checkpoint_steps, self._resampling()
         size = self.config.train.batch_size
         with self._timed("steps"):
             order = self.engine.order(progress.phase, progress.epoch)
             batches = zip(self.engine.users[order].split(size), self.engine.items[order].split(size), strict=True)
         for step, (users, positives) in islice(enumerate(batches), progress.step, None):
-            if refilling is not None:
-                with self._timed("refill"):
-                    refilling.refill(progress.epoch * steps + step, steps)
+            if resampling is not None:
+                with self._timed("resample"):
+                    resampling.resample(progress.epoch * steps + step, steps)
             with self._timed("steps"):
                 self.step(users, positives, progress.epoch * steps + step)
             progress.step = step + 1
@@ -273,10 +273,10 @@ class Trainer:
         for name in LEARN_IN[progress.phase]:
             learner = self.engine.learners[name]
             row[f"{name}/best_epoch"] = learner.best_epoch if learner.best else progress.epoch
-        if (refilling := self._refilling()) is not None and progress.step == 0:
-            cycle = max(1, config.distill.refresh)
-            if (error := refilling.rank_error(progress.epoch // cycle * cycle)) is not None:
-                row |= {"rank_error": error, "rank_error_bound": rank_error(refilling.catalog)}
+        if (resampling := self._resampling()) is not None and progress.step == 0:
+            cycle = max(1, config.distill.resample_every)
+            if (error := resampling.rank_error(progress.epoch // cycle * cycle)) is not None:
+                row |= {"rank_error": error, "rank_error_bound": rank_error(resampling.subset)}
         times = {f"{part}_seconds": round(seconds, 3) for part, seconds in self.seconds.items()}
         about = {"phase": progress.phase, "epoch": progress.epoch, "interactions": self.interactions}
         about["seconds"] = round(sum(self.seconds.values()), 3)
@@ -286,7 +286,7 @@ class Trainer:
         if progress.epoch % config.run.checkpoint_every == 0:
             self.save()
 
-    def _refilling(self) -> Bidirectional | None:
+    def _resampling(self) -> Bidirectional | None:
         """Whose pool this phase draws from, if it does."""
         return self.distiller if self.progress.phase == "joint" else None
 
@@ -340,7 +340,14 @@ class Trainer:
         config, seen = self.config.eval, self.engine.seen if part == "val" else None
         model.train(False)
         found = evaluate(
-            model, self.split, part, config.ks, config.batch, seen=seen, most=config.users, partition=self.partition
+            model,
+            self.split,
+            part,
+            config.ks,
+            config.batch_size,
+            seen=seen,
+            max_users=config.users,
+            partition=self.partition,
         )
         model.train(True)
         return found
@@ -349,17 +356,17 @@ class Trainer:
         parts = ["val", "test"] if len(self.split.test_users) else ["val"]
         return {part: self._evaluate(model, part) for part in parts}
 
-    def _end_warmup(self, name: str) -> None:
-        self.warmup[name] = self._metrics(self.engine.learners[name].model)
+    def _end_pretraining(self, name: str) -> None:
+        self.pretrained[name] = self._metrics(self.engine.learners[name].model)
         if self.folder is not None:
-            self.folder.save_warmup(name, self.engine.learners[name].model, self.fingerprint)
+            self.folder.save_pretrained(name, self.engine.learners[name].model, self.fingerprint)
 
     def save(self) -> None:
         """Write a checkpoint into the run folder, if there is one."""
         if self.folder is None:
             return
         tensors: dict[str, Tensor] = {}
-        state: dict[str, Any] = {"place": asdict(self.progress), "history": self.history, "warmup": self.warmup}
+        state: dict[str, Any] = {"place": asdict(self.progress), "history": self.history, "pretrained": self.pretrained}
         columns = self.partition.columns("save", [float(total) for total in self.sums.values()])
         state["sums"] = dict(zip(self.sums, columns, strict=True))
         for name, learner in self.engine.learners.items():
@@ -380,10 +387,10 @@ class Trainer:
             if self.distiller is not None and "pool" in tensors:
                 self.distiller.pool = growth.pool(tensors["pool"]).to(self.device)
         self.progress, self.history = Progress(**state.place.model_dump() | {"step": 0}), state.history
-        for name in state.warmup:
+        for name in state.pretrained:
             model = self.engine.new_model(name)
-            self.folder.grow_warmup(name, model, growth, self.fingerprint)
-            self.warmup[name] = self._metrics(model)
+            self.folder.grow_pretrained(name, model, growth, self.fingerprint)
+            self.pretrained[name] = self._metrics(model)
         self.save()
 
     def _load(self, tensors: dict[str, Tensor], state: State) -> None:
@@ -393,7 +400,7 @@ class Trainer:
             if self.distiller is not None and "pool" in tensors:
                 self.distiller.pool = tensors["pool"].to(self.device)
         self.progress = Progress(**state.place.model_dump())
-        self.history, self.warmup = state.history, state.warmup
+        self.history, self.pretrained = state.history, state.pretrained
         for name, sums in state.sums.items():
             self.sums[name] = self.partition.own(sums)
 

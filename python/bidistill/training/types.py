@@ -11,16 +11,16 @@ from bdkernels import Draws
 
 
 class Terms(NamedTuple):
-    """What a model minimises: cf + lambda_ * distill.
+    """What a model minimises: cf + distill_weight * distill.
 
     Attributes:
         cf: "bce" or "bpr".
-        lambda_: weight of the distillation loss.
+        distill_weight: weight of the distillation loss.
         tau_learner, tau_guide: its temperatures.
     """
 
     cf: str
-    lambda_: float
+    distill_weight: float
     tau_learner: float
     tau_guide: float
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bdkernels import NonFiniteLoss, StepLoss, bd_step_update, distill_loss
+from bdkernels import NonFiniteLoss, StepLoss, distill_loss, fused_step
 from bidistill.config import ModelConfig
 from bidistill.models import Recommender
 from bidistill.models.base import Tables
@@ -49,7 +49,7 @@ class EagerUpdate:
         self.optimizer = OPTIMIZERS[config.optimizer](model.parameters(), lr=config.lr, **decay)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        cf, lambda_, tau_learner, tau_guide = self.terms
+        cf, distill_weight, tau_learner, tau_guide = self.terms
         widths = 1, batch.negatives.ids.shape[1], batch.distill.ids.shape[1]
         scores = self.model.score(batch.users, batch.listed(fused=False)).split(
             widths, dim=1
@@ -58,7 +58,7 @@ class EagerUpdate:
         losses = {"cf": loss.detach()}
         if scores[2].shape[1]:
             distill = distill_loss(scores[2], batch.guide_scores, tau_learner, tau_guide, batch.distill.mask)
-            loss, losses["distill"] = loss + lambda_ * distill, distill.detach()
+            loss, losses["distill"] = loss + distill_weight * distill, distill.detach()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
@@ -92,7 +92,7 @@ class FusedUpdate:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         try:
-            found = bd_step_update(
+            found = fused_step(
                 self.optimizer,
                 batch.users,
                 batch.positives,

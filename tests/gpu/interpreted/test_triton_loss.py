@@ -28,7 +28,7 @@ def step(b, m, k, d, bias=True, masked=True, n_users=9, n_items=11, cf="bce"):
         (3 * torch.randn(b, k)).masked_fill(~mask, torch.nan),
         mask if masked else None,
         cf,
-        lambda_=0.7,
+        distill_weight=0.7,
         tau_learner=1.3,
         tau_guide=2.1,
     )
@@ -47,14 +47,14 @@ def assert_close(got, want):
 @pytest.mark.parametrize(("cf", "bias", "masked"), [("bpr", True, True), ("bce", False, True), ("bce", True, False)])
 def test_step(size, cf, bias, masked):
     inputs = step(*size, bias, masked, cf=cf)
-    assert_close(loss.bd_step(inputs), reference.bd_step(inputs))
+    assert_close(loss.fused_gradient(inputs), reference.fused_gradient(inputs))
 
 
 def test_extreme_scores_stay_finite():
     for cf in ("bpr", "bce"):
         inputs = step(3, 2, 2, 4, masked=False, cf=cf)
         inputs.user_table.mul_(100)
-        assert_close(loss.bd_step(inputs), reference.bd_step(inputs))
+        assert_close(loss.fused_gradient(inputs), reference.fused_gradient(inputs))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -68,7 +68,7 @@ def test_update(size, kind, cf, bias):
     results = []
     for backend in (loss, reference):
         own, mine = copied(inputs), copied(state)
-        losses = backend.bd_step_update(own, mine, rule)
+        losses = backend.fused_step(own, mine, rule)
         results.append([*losses, *own.tables[: 2 + bias], *mine])
     assert_close(*results)
     rest = [i for i in range(11) if i not in inputs.listed()]
@@ -80,7 +80,7 @@ def test_many_touches_of_one_row():
     results = []
     for backend in (loss, reference):
         own = copied(inputs)
-        backend.bd_step_update(own, [], Rule("sgd", 0.1, 0.0))
+        backend.fused_step(own, [], Rule("sgd", 0.1, 0.0))
         results.append(own.tables)
     assert_close(*results)
 

@@ -36,7 +36,7 @@ def test_score(size, dtype):
     b, n, d, c = size
     f, ids = factors(b, n, d, bias=c > 3, dtype=dtype), torch.randint(0, n, (b, c))
     assert torch.equal(score.score(f, ids), reference.score(f, ids))
-    few = f._replace(users=f.users[:2])
+    few = f._replace(user_factors=f.user_factors[:2])
     assert torch.equal(score.score_block(few), reference.score_block(few))
 
 
@@ -69,7 +69,8 @@ def test_shards_add_up_and_live_rows_are_enough(rng):
     want = reference.count_above(f, thresholds, ids, seen, 0)
     with strict(config=1):
         parts = [
-            rank.count_above(f._replace(items=f.items[a:z]), thresholds, ids, seen, a) for a, z in ((0, 77), (77, 200))
+            rank.count_above(f._replace(item_factors=f.item_factors[a:z]), thresholds, ids, seen, a)
+            for a, z in ((0, 77), (77, 200))
         ]
         assert torch.equal(parts[0] + parts[1], want)
         for live in (0, 1, 33, 40):
@@ -98,7 +99,7 @@ def test_count_above_block(b, n, c, rng):
 
 def test_nan_is_found():
     f = factors(3, 150, 4, False)
-    f.items[140, 2] = torch.nan
+    f.item_factors[140, 2] = torch.nan
     arguments = torch.zeros(3, 1), torch.zeros(3, 1, dtype=torch.int64), None, 0
     with strict(config=0):
         with pytest.raises(ValueError, match="got NaN for user row 2, item 140"):

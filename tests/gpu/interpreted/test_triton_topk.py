@@ -43,6 +43,6 @@ def test_nothing_to_rank_and_nan():
     assert (scores == -torch.inf).all() and (ids == -1).all()
     assert topk.topk(factors(0, 5, 3, False), 3, None)[0].shape == (0, 3)
     f = factors(2, 90, 3, False)
-    f.users[1, 0] = torch.nan
+    f.user_factors[1, 0] = torch.nan
     with pytest.raises(ValueError, match="got NaN for user row 1"):
         topk.topk(f, 3, None)
