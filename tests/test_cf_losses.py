@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from bidistill.training.losses import bce, bpr
+from bidistill.losses.bce import bce
+from bidistill.losses.bpr import bpr
 
 
 def sigmoid(x):

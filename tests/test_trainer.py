@@ -13,6 +13,7 @@ import pytest
 import torch
 from bidistill import MF, Config, Split, Trainer, UserError, evaluate, generate, split
 from bidistill.distill import bidirectional
+from bidistill.registry import MODELS
 from bidistill.runs.checkpoint import load_model, save_model
 from bidistill.training.callbacks import Callback
 from bidistill.training.updates import FusedUpdate
@@ -425,12 +426,20 @@ def test_own_models_need_only_the_protocol(parts, tmp_path, monkeypatch):
             return bdkernels.Factors(self.scale * self.table.detach()[users], self.table.detach()[self.n_users :])
 
         def config(self):
-            return {"kind": "mf", "n_users": self.n_users, "n_items": self.n_items, "dim": self.dim, "sparse": False}
+            return {
+                "kind": "scaled",
+                "n_users": self.n_users,
+                "n_items": self.n_items,
+                "dim": self.dim,
+                "sparse": False,
+            }
 
-    monkeypatch.setitem(sys.modules["bidistill.models"].KINDS, "mf", Scaled)
-    undisturbed = Trainer(config(), parts).fit()
+    monkeypatch.setattr(MODELS, "_entries", dict(MODELS._entries))
+    MODELS.register("scaled", Scaled)
+    settings = config(teacher__kind="scaled", student__kind="scaled")
+    undisturbed = Trainer(settings, parts).fit()
     with pytest.raises(KeyboardInterrupt):
-        Trainer(config(run__out=str(tmp_path)), parts, callbacks=[StopAfter(28)]).fit()
+        Trainer(settings.with_overrides({"run.out": str(tmp_path)}), parts, callbacks=[StopAfter(28)]).fit()
     assert same(Trainer.resume(tmp_path).fit(), undisturbed)
 
 

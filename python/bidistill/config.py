@@ -19,6 +19,7 @@ from bdkernels.checks import MAX_ITEMS
 from bidistill.errors import UserError
 from bidistill.files.access import replacing
 from bidistill.options import Option, option, options_of
+from bidistill.registry import LOSSES, MODELS
 
 # What the operators take, so that no value is refused after hours of training.
 TAU: dict[str, Any] = {"least": ranges.TAU.low, "most": ranges.TAU.high}
@@ -76,7 +77,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    kind: str = option("mf", "kind of model: mf = matrix factorisation with item bias", choices=("mf",))
+    kind: str = option("mf", "kind of model: mf is matrix factorisation with an item bias", choices=MODELS)
+    args: dict[str, Any] = option({}, "settings of that kind of model")  # noqa: RUF009
     dim: int = option(50, "length of a user's or an item's vector", least=1)
     lr: float = option(0.01, "learning rate", least=ranges.LR.low, most=MOST_LR)
     weight_decay: float = option(0.0, "L2 regularisation, added to the gradient", **DECAY)
@@ -89,7 +91,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    loss: str = option("bce", "collaborative-filtering loss", choices=("bce", "bpr"))
+    loss: str = option("bce", "collaborative-filtering loss", choices=LOSSES)
     negatives: int = option(4, "unseen items drawn for each training interaction", least=1)
     batch_size: int = option(2048, "training interactions in a step", least=1)
     pretrain_epochs: int = option(100, "most epochs of each model alone, before distillation", least=0, most=MOST_STEPS)
@@ -235,6 +237,7 @@ class Config:
         if self.distill.negatives_from_samples and not (self.distill.lambda_teacher and self.distill.lambda_student):
             raise UserError("distill.negatives_from_samples needs distill.lambda_teacher and lambda_student above 0")
         for name in ("teacher", "student"):
+            MODELS.settings(self[name].kind, self[name].args, f"{name}.args")
             slope = getattr(self.distill, f"lambda_{name}") / self.distill.tau_learner
             if self.distill.method != "none" and slope not in ranges.SLOPE:
                 raise UserError(
@@ -290,7 +293,12 @@ class Config:
         """A copy with {"section.option": value} changed."""
         names = {each.name: each for each in options()}
         tree: dict[str, Any] = {}
+        tables: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
+            table, _, key = name.rpartition(".")
+            if name not in names and table in names and names[table].type is dict:  # an entry of a table
+                tables[table] = value = {**tables.get(table, self[table]), key: value}
+                name = table
             if name not in names:
                 close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
                 raise UserError(f"{name} is not an option: did you mean {close}?")
@@ -367,15 +375,18 @@ def _replace(section: Any, values: Mapping[str, Any]) -> Any:
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    tables = {each.name for each in options() if each.type is dict}
     for name, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and prefix + name not in tables:
             yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 
 
 def _to_toml(value: Any) -> str:
-    """Numbers, texts, booleans and lists of numbers are written alike in JSON and TOML."""
+    """Numbers, texts, booleans and lists are written alike in JSON and TOML; a table is written inline."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name} = {_to_toml(each)}" for name, each in value.items()) + "}"
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -21,7 +21,7 @@ def option(
     default: T,
     help: str,
     *,
-    choices: tuple[str, ...] = (),
+    choices: Collection[str] = (),
     words: tuple[str, ...] = (),
     least: float | None = None,
     most: float | None = None,
@@ -34,13 +34,20 @@ def option(
     """
     limits = {"least": least, "most": most, "above": above, "below": below}
     allowed = {"choices": choices, "words": words, "or_zero": or_zero}
-    made: T = field(default=default, metadata={"help": help, **allowed, **limits})
+    metadata = {"help": help, **allowed, **limits}
+    if isinstance(default, dict):
+        made: T = field(default_factory=default.copy, metadata=metadata)  # type: ignore[assignment]
+        return made
+    made = field(default=default, metadata=metadata)
     return made
 
 
 @dataclass(frozen=True)
 class Option:
-    """One option as the command line shows it. `type` is str, int, float, bool or tuple (of ints)."""
+    """One option as the command line shows it.
+
+    `type` is str, int, float, bool, tuple (of ints), or dict: a table of plain values, on the command line name=value,name=value.
+    """
 
     name: str  # "distill.to_student.alpha"
     type: type
@@ -48,7 +55,7 @@ class Option:
     default: Any
     help: str
     section_help: str
-    choices: tuple[str, ...]
+    choices: Collection[str]  # a registry's are those that are registered when a value is checked
     words: tuple[str, ...]  # allowed beside the values of the type
     or_zero: bool  # 0 is allowed beside the limits
     limits: dict[str, float | None]  # by LIMITS; None: no such limit
@@ -77,6 +84,9 @@ class Option:
                 return self.check({"true": True, "yes": True, "false": False, "no": False}[text.lower()])
             if self.type is tuple:
                 return self.check(tuple(int(part) for part in text.split(",")))
+            if self.type is dict:
+                pairs = (part.partition("=") for part in text.split(",") if part)
+                return self.check({name.strip(): _plain(value.strip()) for name, _, value in pairs})
             return self.check(self.type(text))
         except (KeyError, ValueError) as error:
             if isinstance(error, UserError):
@@ -87,6 +97,8 @@ class Option:
         """The value in its own type (an int becomes a float where a float is meant), or UserError."""
         if (value is None and self.optional) or value in self.words:
             return value
+        if self.type is dict:
+            return self._checked_table(value)
         if self.type is float and isinstance(value, int) and not isinstance(value, bool):
             value = float(value) if abs(value) <= sys.float_info.max else math.inf
         if self.type is tuple and isinstance(value, list):
@@ -98,6 +110,18 @@ class Option:
         if wrong := [part for part in parts if not self._allowed(part)]:
             raise UserError(f"{self.name} must be {self._wanted(wrong[0])}, found {value!r}")
         return value
+
+    def _checked_table(self, value: Any) -> dict[str, Any]:
+        """A table whose keys are names and whose values are plain."""
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) and key.isidentifier() for key in value):
+            raise UserError(f"{self.name} must be a table of name = value, found {value!r}")
+        for key, each in value.items():
+            for part in each if isinstance(each, (list, tuple)) else (each,):
+                if not isinstance(part, (bool, int, float, str)):
+                    raise UserError(
+                        f"{self.name}.{key} must be text, a number, true or false, or a list, found {each!r}"
+                    )
+        return {key: list(each) if isinstance(each, tuple) else each for key, each in value.items()}
 
     def _allowed(self, value: Any) -> bool:
         if self.choices:
@@ -117,7 +141,13 @@ class Option:
         """What values are allowed; INT64 is named only where the value found is larger."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
-        kinds = {str: "text", int: "a whole number", float: "a number", bool: "true or false", tuple: "whole numbers"}
+        kinds = {
+            str: "text",
+            int: "a whole number",
+            float: "a number",
+            bool: "true or false",
+            tuple: "whole numbers",
+        }
         words = {"least": "at least", "most": "at most", "above": "above", "below": "below"}
         limits = {name: limit for name, limit in self.limits.items() if limit is not None}
         if limits.get("most") == INT64 and not (isinstance(found, int) and found > INT64):
@@ -150,6 +180,18 @@ def options_of(config: type) -> tuple[Option, ...]:
             yield from walk(hints[f.name], f.default_factory, f"{prefix}{f.name}.", f.metadata["help"])
 
     return tuple(walk(config, lambda: None, "", ""))
+
+
+def _plain(text: str) -> Any:
+    """The value of a table's entry on the command line: true, false, a number, or text."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def _exact(limit: float) -> str:

@@ -12,7 +12,7 @@ from bidistill.config import options
 from bidistill.data import Split
 from bidistill.errors import UserError
 
-METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "K,K", bool: "{true,false}"}
+METAVARS = {int: "N", float: "X", str: "TEXT", tuple: "K,K", bool: "{true,false}", dict: "NAME=VALUE,..."}
 
 
 class Once(argparse.Action):
@@ -119,7 +119,7 @@ def add_options(parser: Parser, names: Container[str] | None = None) -> None:
         if each.section not in groups:
             groups[each.section] = parser.add_argument_group(f"[{each.section}] {each.section_help}")
         text = each.help.replace("%", "%%") + ("" if each.default is None else f" (default: {_plain(each.default)})")
-        metavar = "{" + ",".join(each.choices) + "}" if each.choices else METAVARS[each.type]
+        metavar = "{" + ",".join(each.choices) + "}" if len(each.choices) else METAVARS[each.type]
         groups[each.section].add_argument(each.flag, dest=each.name, metavar=metavar, help=text)
 
 
@@ -159,4 +159,6 @@ def count(text: str) -> int:
 
 def _plain(value: Any) -> str:
     """A value as a flag takes it."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={_plain(each)}" for name, each in value.items()) or "none"
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()

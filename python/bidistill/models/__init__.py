@@ -1,15 +1,17 @@
-"""Recommenders. To add a kind: implement `Recommender` in a file of its own and register it in KINDS."""
+"""Recommenders, one file each.
+
+To add one, give the Trainer a module, or register a factory under a name, for settings to choose it by:
+
+    MODELS.register("mine", Mine, MineSettings)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from bidistill.errors import UserError
 from bidistill.models.base import Recommender, TableModel
 from bidistill.models.mf import MF
-
-KINDS: dict[str, Callable[..., Recommender]] = {"mf": MF}
+from bidistill.registry import MODELS
 
 
 def build_model(
@@ -17,14 +19,13 @@ def build_model(
 ) -> Recommender:
     """A fresh model from what a model's `config()` gave: "kind", and the arguments of that kind.
 
-    users, items: the rows that this process holds of tables that lie on several; all unless given.
+    users, items: the rows that this process holds of tables that lie on several; all by default.
     """
     arguments = dict(config)
     kind = arguments.pop("kind", None)
-    if kind not in KINDS:
-        raise UserError(f"there is no model kind {kind!r}: choose one of {', '.join(KINDS)}")
     part = {} if users is None and items is None else {"users": users, "items": items}
-    return KINDS[kind](**arguments, **part, seed=seed)
+    model: Recommender = MODELS[kind](**arguments, **part, seed=seed)
+    return model
 
 
-__all__ = ["KINDS", "MF", "Recommender", "TableModel", "build_model"]
+__all__ = ["MF", "Recommender", "TableModel", "build_model"]

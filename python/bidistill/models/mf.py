@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from bdkernels import Factors
 from bdkernels.storage.mapped import take
+from bidistill.registry import MODELS
 from bidistill.seeds import seed_of
 
 INITIAL_STD = 0.01  # scores start near 0, where neither BCE nor BPR is saturated
@@ -92,3 +94,11 @@ def initial_rows(n: int, rows: range, dim: int, seed: int) -> Tensor:
         block.normal_(0.0, INITIAL_STD, generator=torch.Generator().manual_seed(seed_of(seed, start // BLOCK)))
         table[first - rows.start : last - rows.start] = block[first - start : last - start]
     return table
+
+
+@dataclass(frozen=True)
+class MFSettings:
+    """None besides `dim`, which every kind of model has."""
+
+
+MODELS.register("mf", MF, MFSettings)

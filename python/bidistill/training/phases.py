@@ -10,7 +10,7 @@ import torch
 
 from bidistill.config import Config
 from bidistill.errors import UserError
-from bidistill.training.losses import LOSSES
+from bidistill.registry import LOSSES
 
 LEARN_IN = {"pretrain_teacher": ("teacher",), "pretrain_student": ("student",), "joint": ("teacher", "student")}
 PHASES = tuple(LEARN_IN)

@@ -17,7 +17,7 @@ from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
 from bidistill.models import Recommender
 from bidistill.models.base import TableModel, Tables
-from bidistill.training.losses import LOSSES
+from bidistill.registry import LOSSES
 from bidistill.training.optimizers import FUSED, from_torch
 from bidistill.training.types import Batch, Terms
 from bidistill.training.updates import Update

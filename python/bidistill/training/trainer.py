@@ -93,7 +93,7 @@ class Trainer:
         self._holding = ExitStack()  # of the folder, from resume to the end of fit
         self.pretrained: Metrics = {}
         self.sums: dict[str, float | Tensor] = {}  # of the losses in the steps of the running epoch
-        self.seconds: dict[str, float] = {}  # of the parts of the running epoch, as far as this process did them
+        self.seconds: dict[str, float] = {}  # of the parts of the running epoch, here
         self.callbacks = [*(standard_callbacks(config.run) if self.partition.main else []), *callbacks]
         if warm_start is not None:
             for name, learner in self.engine.learners.items():

@@ -11,7 +11,7 @@ from bdkernels import NonFiniteLoss, StepLoss, distill_loss, fused_step
 from bidistill.config import ModelConfig
 from bidistill.models import Recommender
 from bidistill.models.base import Tables
-from bidistill.training.losses import LOSSES
+from bidistill.registry import LOSSES
 from bidistill.training.optimizers import FUSED, OPTIMIZERS, to_torch
 from bidistill.training.types import Batch, Terms
 
