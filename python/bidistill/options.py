@@ -85,7 +85,7 @@ class Option:
             if self.type is tuple:
                 return self.check(tuple(int(part) for part in text.split(",")))
             if self.type is dict:
-                pairs = (part.partition("=") for part in text.split(",") if part)
+                pairs = (part.partition("=") for part in text.split(",") if part and text not in ("none", "{}"))
                 return self.check({name.strip(): _plain(value.strip()) for name, _, value in pairs})
             return self.check(self.type(text))
         except (KeyError, ValueError) as error:
