@@ -241,8 +241,9 @@ def test_resume_after_kill(parts, tmp_path):
     root = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'python'}", "OMP_NUM_THREADS": "1"}
     steps = 13, 17, 21  # of 5 an epoch: in each phase, and after a new checkpoint each time
-    command = [sys.executable, "-c", KILLED, tmp_path / "run", tmp_path / "settings.toml", tmp_path / "split.npz", *steps]
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, check=False)
+    arguments = [tmp_path / "run", tmp_path / "settings.toml", tmp_path / "split.npz", *steps]
+    command = [sys.executable, "-c", KILLED, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert same(
         Trainer.resume(tmp_path / "run").fit(), Trainer(settings.with_overrides({"run.out": None}), parts).fit()
