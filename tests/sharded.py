@@ -1,4 +1,4 @@
-"""What every process of test_sharded_training.py runs, told in FOLDER/RANK.json: `python sharded.py RANK WORLD FOLDER`.
+"""What the processes of test_sharded_training.py run, told in FOLDER/RANK.json: `python sharded.py WORLD FOLDER` forks them.
 
 Under torchrun, `sharded.py command ARGUMENTS`: a command line of bidistill, of which one process is killed the first time.
 """
@@ -25,6 +25,7 @@ from bidistill.runs.checkpoint import load_model
 from bidistill.training import trainer
 from bidistill.training.callbacks import Callback
 from bidistill.training.phases import Progress
+from shards import forked
 
 from bdkernels.distributed import ShardError
 from bdkernels.distributed.collectives import Exchange
@@ -372,11 +373,15 @@ def command(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background of a script ignore it
     if sys.argv[1] == "command":
+        torch.set_num_threads(1)
         sys.exit(command(sys.argv[2:]))
-    rank, processes, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    import torch._dynamo  # which the first optimizer would import, in every process
+
+    processes, folder = int(sys.argv[1]), Path(sys.argv[2])
+    rank = forked(processes)
+    torch.set_num_threads(1)
     store, wait = f"file://{folder / 'store'}", timedelta(seconds=60)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=processes, timeout=wait)
     errors: dict[str, str] = {}

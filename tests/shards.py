@@ -1,4 +1,4 @@
-"""What every process of test_distributed.py runs: `python shards.py RANK WORLD FOLDER`, told in FOLDER/RANK.json."""
+"""What the processes of test_distributed.py run, told in FOLDER/RANK.json: `python shards.py WORLD FOLDER` forks them."""
 
 import json
 import os
@@ -425,6 +425,16 @@ def lose(rank: int, found: dict[str, str]) -> None:
             shards.topk(f, 5)
 
 
+def forked(world: int) -> int:
+    """The rank of this process: a new one, which has not had to import torch. The old one ends here, after all of them."""
+    for rank in range(world):
+        if os.fork() == 0:
+            return rank
+    for _ in range(world):
+        os.wait()
+    sys.exit()
+
+
 def said(shards: ShardedCatalog, f: bd.Factors, lost: int) -> None:
     with raises(ShardError, "topk: failed on rank", f"rank {lost} did not answer"):
         shards.topk(f, 5)
@@ -433,7 +443,8 @@ def said(shards: ShardedCatalog, f: bd.Factors, lost: int) -> None:
 
 
 if __name__ == "__main__":
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    world, folder = int(sys.argv[1]), Path(sys.argv[2])
+    rank = forked(world)
     torch.set_num_threads(1)
     store, wait = f"file://{folder / 'store'}", timedelta(seconds=20)
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=wait)

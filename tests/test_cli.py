@@ -130,8 +130,9 @@ def test_control_starts_from_the_same_warm_up_and_differs_in_distillation_alone(
     assert found.control.metrics != found.metrics
 
 
-def test_saved_settings_repeat_the_run_exactly(work):
-    bidistill("train", "run/config.toml", "--run-out", "again", cwd=work)
+def test_saved_settings_repeat_the_run_exactly(run, work):
+    """In another process than that of the run."""
+    run("train", "run/config.toml", "--run-out", "again")
     assert metrics(work / "again") == metrics(work / "run")
     assert same_models(work / "again", work / "run")
 
@@ -286,31 +287,36 @@ def test_demo_is_train_with_a_control(run, work, monkeypatch):
 PAIRS = list(zip(FAST[::2], FAST[1::2], strict=True))
 
 
-@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_and_resumed_is_undisturbed(work, tmp_path, sent):
-    """Killed in the joint phase, or stopped by Ctrl-C: the resumed run ends with the very same metrics and models."""
-    slower = {**dict(PAIRS), "--train-epochs": "10", "--train-patience": "0", "--train-batch-size": "64"}
+def test_stopped_and_resumed_is_undisturbed(run, work):
+    """Stopped by Ctrl-C, then killed, both in the joint phase: it ends with the very same metrics and models."""
+    slower = {**dict(PAIRS), "--train-epochs": "14", "--train-patience": "0", "--train-batch-size": "64"}
     slow = [word for pair in slower.items() for word in pair]
-    whole = work / "whole"
-    if not (whole / "metrics.json").exists():
-        bidistill("train", "--data-path", "made.csv", *slow, "--run-out", "whole", cwd=work)
-    out = tmp_path / "cut"
-    command = [sys.executable, "-m", "bidistill", "train", "--data-path", "made.csv", *slow, "--run-out", str(out)]
+    run("train", "--data-path", "made.csv", *slow, "--run-out", "whole")
+    starts = ["--data-path", "made.csv", *slow, "--run-out", "cut"], ["--resume", "cut"]
+    for arguments, sent, epoch in zip(starts, (signal.SIGINT, signal.SIGKILL), (1, 7), strict=True):
+        stderr = cut_off(work, epoch, sent, *arguments)
+        if sent == signal.SIGINT:
+            assert stderr.splitlines() == ["bidistill: stopped; go on with: bidistill train --resume cut"]
+    bidistill("train", "--resume", "cut", cwd=work)
+    assert metrics(work / "cut") == metrics(work / "whole")
+    assert same_models(work / "cut", work / "whole")
+
+
+def cut_off(work: Path, epoch: int, sent: signal.Signals, *arguments: str) -> str:
+    """What the command said that trains in `cut`, stopped once an epoch of the joint phase is over."""
+    command = [sys.executable, "-m", "bidistill", "train", *arguments]
     child = subprocess.Popen(
         command, cwd=work, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
     )
-    while not (out / "metrics.csv").exists() or "joint,1," not in (out / "metrics.csv").read_text():
+    rows = work / "cut" / "metrics.csv"
+    while not rows.exists() or f"joint,{epoch}," not in rows.read_text():
         assert child.poll() is None, child.stderr.read()
         time.sleep(0.01)
     child.send_signal(sent)
     stderr = child.communicate()[1]
-    assert not (out / "metrics.json").exists(), "the run ended before it could be stopped"
-    if sent == signal.SIGINT:
-        assert child.returncode == 130
-        assert stderr.splitlines() == [f"bidistill: stopped; go on with: bidistill train --resume {out}"]
-    bidistill("train", "--resume", out, cwd=work)
-    assert metrics(out) == metrics(whole)
-    assert same_models(out, whole)
+    assert not (work / "cut" / "metrics.json").exists(), "the run ended before it could be stopped"
+    assert child.returncode == (130 if sent == signal.SIGINT else -sent)
+    return stderr
 
 
 class Interrupted(Callback):
@@ -373,8 +379,8 @@ def help_of(capsys, *command: str) -> str:
     return capsys.readouterr().out
 
 
-def test_help_explains_itself(work, capsys):
-    top = bidistill("--help", cwd=work).stdout
+def test_help_explains_itself(capsys):
+    top = help_of(capsys)
     for command in ("train", "evaluate", "recommend", "report", "data", "demo"):
         assert command in top
         assert f"usage: bidistill {command}" in help_of(capsys, command)

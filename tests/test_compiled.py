@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from chosen import BACKENDS
 from stages import STAGES, problem
 from test_loss import tables_and_batch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import bdkernels as bd
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # of torch itself, while it traces
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # of torch itself, while it traces
+    pytest.mark.parametrize("backend", BACKENDS, indirect=True),  # in no float mode: a graph calls the same stages
+]
 RULES = pytest.mark.parametrize("rule", [bd.SGD, bd.Adagrad, bd.SparseAdam])
 
 

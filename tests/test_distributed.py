@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,14 +25,13 @@ def found(tmp_path_factory) -> dict[int, dict[str, str]]:
     """Of each process: the checks that ended, and their errors, "" if none."""
     folder, world = tmp_path_factory.mktemp("shards"), 4
     command, environment = [sys.executable, str(HERE / "shards.py")], os.environ | {"OMP_NUM_THREADS": "1"}
-    started = [subprocess.Popen([*command, str(r), str(world), str(folder)], env=environment) for r in range(world)]
+    started = subprocess.Popen([*command, str(world), str(folder)], env=environment, start_new_session=True)
     try:
-        for process in started:
-            process.wait(150)
+        started.wait(150)
     finally:
-        for process in started:
-            process.kill()
-            process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
     return {r: json.loads(path.read_text()) for r in range(world) if (path := folder / f"{r}.json").exists()}
 
 

@@ -162,7 +162,7 @@ def plain_step(user, item, bias, users, positives, negatives, draws, guide, cf, 
 @pytest.mark.parametrize("cf", ["bce", "bpr"])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("sparse", [False, True])
-def test_bd_step_loss_against_autograd(cf, with_bias, sparse):
+def test_fused_loss_against_autograd(cf, with_bias, sparse):
     user, item, bias, *rest = step_inputs()
     leaves = [t.clone().requires_grad_() for t in (user, item, bias)]
     twins = [t.clone().requires_grad_() for t in (user, item, bias)]
@@ -202,7 +202,7 @@ def step_results(tables, batch, **options):
 @pytest.mark.parametrize("cf", ["bce", "bpr"])
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize(("b", "m", "k"), [(1, 1, 1), (37, 1, 10), (64, 5, 0), (64, 33, 3), (0, 1, 2), (5, 0, 2)])
-def test_bd_step_loss_error_is_that_of_plain_float32(backend, cf, with_bias, b, m, k):
+def test_fused_loss_error_is_that_of_plain_float32(backend, cf, with_bias, b, m, k):
     """Against float64, no backend is further off than plain PyTorch in float32, but for a few roundings."""
     tables, batch = tables_and_batch(b, m, k)
     if not with_bias:
@@ -217,7 +217,7 @@ def test_bd_step_loss_error_is_that_of_plain_float32(backend, cf, with_bias, b, 
         assert ((got.double() - want).abs() <= budget).all()
 
 
-def test_bd_step_loss_is_deaf_to_what_is_masked(backend):
+def test_fused_loss_is_deaf_to_what_is_masked(backend):
     tables, (users, positives, negatives, draws, guide) = tables_and_batch(20, 2, 6)
     clean = bd.Draws(draws.ids.where(draws.mask, 0), draws.mask), guide.where(draws.mask, 0.0)
     poisoned = step_results(tables, (users, positives, negatives, draws, guide), backend=backend)
@@ -230,7 +230,7 @@ def test_bd_step_loss_is_deaf_to_what_is_masked(backend):
     assert out.distill == 0 and out.loss == out.cf
 
 
-def test_bd_step_loss_gradient_rows_are_touched_rows(backend):
+def test_fused_loss_gradient_rows_are_touched_rows(backend):
     """Nothing stands in for a masked entry that the batch does not touch anyway: lazy optimizers move what is listed."""
     tables, (users, positives, negatives, draws, guide) = tables_and_batch(6, 1, 3)
     item = tables[1].requires_grad_()
@@ -239,14 +239,14 @@ def test_bd_step_loss_gradient_rows_are_touched_rows(backend):
     assert set(item.grad.coalesce().indices()[0].tolist()) == listed
 
 
-def test_bd_step_loss_of_nan_tables_is_an_error(backend):
+def test_fused_loss_of_nan_tables_is_an_error(backend):
     tables, (users, *rest) = tables_and_batch(8, 2, 3, masked=False)
     tables[0][users[0]] = float("nan")
     with pytest.raises(bd.NonFiniteLoss, match="losses: expected finite numbers, got cf nan"):
         bd.fused_loss(*tables, users, *rest, backend=backend)
 
 
-def test_bd_step_loss_takes_strided_tables(backend):
+def test_fused_loss_takes_strided_tables(backend):
     tables, batch = tables_and_batch(9, 2, 3)
     padded = [torch.full((t.shape[0], 24), float("nan")) for t in tables[:2]]
     for wide, t in zip(padded, tables[:2], strict=True):
@@ -257,13 +257,13 @@ def test_bd_step_loss_takes_strided_tables(backend):
         assert torch.equal(out.loss, want[0])
 
 
-def test_bd_step_loss_takes_an_empty_catalog_of_any_strides(backend):
+def test_fused_loss_takes_an_empty_catalog_of_any_strides(backend):
     tables, batch = tables_and_batch(0, 1, 2)
     for items in (torch.empty(0, 19), torch.empty(19, 0).T, torch.empty_strided((0, 19), (1, 19))):
         assert bd.fused_loss(tables[0], items, None, *batch, backend=backend).loss == 0
 
 
-def test_bd_step_loss_does_not_depend_on_threads(backend, two_threads):
+def test_fused_loss_does_not_depend_on_threads(backend, two_threads):
     tables, batch = tables_and_batch(301, 2, 5)
     two = step_results(tables, batch, backend=backend, sparse=True)
     torch.set_num_threads(1)
@@ -271,7 +271,7 @@ def test_bd_step_loss_does_not_depend_on_threads(backend, two_threads):
         assert torch.equal(a, b) or backend == "reference"  # its sums are PyTorch's
 
 
-def test_bd_step_loss_gradcheck():
+def test_fused_loss_gradcheck():
     user, item, bias, *rest = step_inputs()
     leaves = tuple(t.requires_grad_() for t in (user, item, bias))
     for cf in ("bce", "bpr"):
@@ -281,7 +281,7 @@ def test_bd_step_loss_gradcheck():
 
 
 @pytest.mark.parametrize("anything", [-5, 15, 2**63 - 1, -(2**63)])
-def test_bd_step_loss_touches_no_row_for_what_is_masked(anything):
+def test_fused_loss_touches_no_row_for_what_is_masked(anything):
     """Masked ids may be no ids at all, and no row is touched for them: here row 0, which holds NaN."""
     user, item, bias, _, _, _, draws, guide = step_inputs()
     users, positives, negatives = torch.arange(5), torch.tensor([2, 2, 14, 1, 7]), torch.tensor([[3]] * 5)
@@ -298,7 +298,7 @@ def test_bd_step_loss_touches_no_row_for_what_is_masked(anything):
     assert 0 not in leaves[1].grad.coalesce().indices()
 
 
-def test_bd_step_loss_touches_only_its_rows():
+def test_fused_loss_touches_only_its_rows():
     user, item, bias, users, positives, negatives, draws, guide = step_inputs(torch.float32)
     leaves = [t.requires_grad_() for t in (user, item, bias)]
     bd.fused_loss(*leaves, users, positives, negatives, draws, guide).loss.backward()

@@ -3,8 +3,10 @@
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -39,14 +41,13 @@ def folder(tmp_path_factory):
 def found(folder) -> dict[int, dict[str, str]]:
     """What went wrong on each process."""
     command, environment = [sys.executable, str(HERE / "sharded.py")], os.environ | {"OMP_NUM_THREADS": "1"}
-    started = [subprocess.Popen([*command, str(r), "4", str(folder)], env=environment) for r in range(4)]
+    started = subprocess.Popen([*command, "4", str(folder)], env=environment, start_new_session=True)
     try:
-        for process in started:
-            process.wait()
+        started.wait()
     finally:
-        for process in started:
-            process.kill()
-            process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+        started.wait()
     return {r: json.loads(path.read_text()) for r in range(4) if (path := folder / f"{r}.json").exists()}
 
 

@@ -201,23 +201,36 @@ def test_an_ignored_ctrl_c_stays_ignored(parts, undisturbed):
         signal.signal(signal.SIGINT, before)
 
 
+# The parent pays for the imports, and a child for each time trains on until it is killed.
 KILLED = """
 import os, signal, sys, threading
+from pathlib import Path
+import torch._dynamo  # which the first optimizer would import, in every child
 from bidistill import Config, Split, Trainer
 from bidistill.training.callbacks import Callback
 class Kill(Callback):  # by another thread, while this one goes on, wherever it is then
-    left, now = int(sys.argv[2]), threading.Event()
+    def __init__(self, steps):
+        self.left, self.now = steps, threading.Event()
+        threading.Thread(target=self.kill, daemon=True).start()
     def on_step(self, trainer):
         self.left -= 1
         if self.left == 0:
             self.now.set()
-def kill():
-    Kill.now.wait()
-    os.kill(os.getpid(), signal.SIGKILL)
-threading.Thread(target=kill, daemon=True).start()
-trainer = Trainer.resume(sys.argv[1], callbacks=[Kill()]) if sys.argv[3] == "resume" else Trainer(
-    Config.from_toml(sys.argv[3]), Split.load(sys.argv[4]), callbacks=[Kill()])
-trainer.fit()
+    def kill(self):
+        self.now.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+run, settings, split, *steps = sys.argv[1:]
+state = Path(run, "checkpoint", "state.json")
+for each in map(int, steps):
+    before = state.read_bytes() if state.exists() else b""
+    if (child := os.fork()) == 0:
+        calls = [Kill(each)]
+        trainer = Trainer.resume(run, callbacks=calls) if before else Trainer(
+            Config.from_toml(settings), Split.load(split), callbacks=calls)
+        trainer.fit()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert state.read_bytes() != before
 """
 
 
@@ -228,14 +241,11 @@ def test_resume_after_kill(parts, tmp_path):
     parts.save(tmp_path / "split.npz")
     root = Path(__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'python'}", "OMP_NUM_THREADS": "1"}
-    for steps in (13, 17, 21):  # of 5 an epoch: in each phase, and after a new checkpoint each time
-        state = tmp_path / "run" / "checkpoint" / "state.json"
-        arguments = ["resume"] if state.exists() else [tmp_path / "settings.toml", tmp_path / "split.npz"]
-        command = [sys.executable, "-c", KILLED, tmp_path / "run", steps, *arguments]
-        before = state.read_bytes() if state.exists() else b""
-        child = subprocess.run(list(map(str, command)), env=environment, check=False)
-        assert child.returncode == -signal.SIGKILL
-        assert state.read_bytes() != before
+    steps = 13, 17, 21  # of 5 an epoch: in each phase, and after a new checkpoint each time
+    arguments = [tmp_path / "run", tmp_path / "settings.toml", tmp_path / "split.npz", *steps]
+    command = [sys.executable, "-c", KILLED, *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     assert same(
         Trainer.resume(tmp_path / "run").fit(), Trainer(settings.with_overrides({"run.out": None}), parts).fit()
     )

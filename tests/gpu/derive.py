@@ -1,7 +1,7 @@
 """What can be said of the GPU kernels without a GPU, as a table: `python tests/gpu/derive.py LIBRARY` writes derived.md.
 
 LIBRARY is built by `python setup.py build_cuda`. Derived, not measured: from what the compilers say, NVIDIA's formula for
-occupancy, and data sheets. test_derived.py holds the kernels to it.
+occupancy, and data sheets. test_derived.py and test_triton_compiled.py hold the kernels to it.
 """
 
 import re
@@ -114,6 +114,15 @@ def read() -> dict[tuple[str, str, str], Row]:
     ]
     found = [Row(*(kind(value) for kind, value in zip(kinds, values, strict=True))) for values in lines]
     return {r.key: r for r in found}
+
+
+def hold(found: list[Row]) -> None:
+    """To derived.md: every kernel stands there, and has lost nothing."""
+    table = read()
+    assert found and not (new := [r.key for r in found if r.key not in table]), f"not in derived.md: {new}"
+    assert not (worse := {r.key: lost for r in found if (lost := r.worse_than(table[r.key]))}), (
+        f"worse than derived.md: {worse}"
+    )
 
 
 def floors() -> Iterator[str]:

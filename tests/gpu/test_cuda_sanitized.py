@@ -68,8 +68,11 @@ def build(sanitizer: str) -> Path:
     return build_simulation(ROOT / "build" / f"simulation-{sanitizer}" / "libbdkernels_cusim.so", *FLAGS[sanitizer])
 
 
-# The thread sanitizer is slow, and the dtype changes nothing of who writes where.
-@pytest.mark.parametrize(("sanitizer", "which"), [("address", ""), ("thread", "not float16")])
+# The thread sanitizer is slow, and the dtype changes nothing of who writes where. Adagrad writes a part of what Adam does.
+SLOW = "not float16 and not fp16 and not adagrad"
+
+
+@pytest.mark.parametrize(("sanitizer", "which"), [("address", ""), ("thread", SLOW)])
 def test_kernels_are_clean(sanitizer, which):
     tests = [
         str(p)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import re
 
 import pytest
 
@@ -12,38 +11,14 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: kernels are interpreted, not compiled", allow_module_level=True)
 
 import derive
-import triton
 from compiled import in_library
-from gpus import GPUS
-
-PROOF = os.environ.get("BDKERNELS_PROOF") == "1"
-
-
-def hold(found: list[derive.Row]) -> None:
-    table = derive.read()
-    assert found and not (new := [r.key for r in found if r.key not in table]), f"not in derived.md: {new}"
-    assert not (worse := {r.key: lost for r in found if (lost := r.worse_than(table[r.key]))}), (
-        f"worse than derived.md: {worse}"
-    )
-
-
-@pytest.mark.parametrize("cc", GPUS if PROOF else [90])
-def test_triton(cc):
-    of = re.search(r"triton ([\d.]+),", derive.TABLE.read_text())[1]
-    if triton.__version__ != of:
-        pytest.skip(f"derived.md is of triton {of}, this is {triton.__version__}")
-    found = list(derive.triton_rows(cc))
-    assert {r.key for r in found} == {
-        key for key in derive.read() if key[0].startswith("triton") and key[2] == f"sm_{cc}"
-    }
-    hold(found)
 
 
 def test_cuda(cuda_library):
     found = list(derive.cuda_rows(cuda_library))
     targets = {r.target for r in found}
     assert {r.key for r in found} == {key for key in derive.read() if key[0].startswith("cuda") and key[2] in targets}
-    hold(found)
+    derive.hold(found)
     assert all((r.tensor > 0) == ("Mma" in r.variant) for r in found)
     assert len(in_library(cuda_library)) > len(found)  # there is Half beside it
 

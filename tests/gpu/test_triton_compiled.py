@@ -16,6 +16,8 @@ if importlib.util.find_spec("triton") is None:
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("TRITON_INTERPRET=1: kernels are interpreted, not compiled", allow_module_level=True)
 
+import derive
+import triton
 from call_sites import call_sites
 from chains import chains, in_order
 from compiled import compiling, loops, width
@@ -91,6 +93,19 @@ def test_a_thread_counts_alone(name, cc):
         items = kernel.config["ITEMS"]
         (loop,) = (found for found in loops(kernel.sass, innermost=True) if found["RED"] + found["REDG"])
         assert loop["SHFL"] == 0 and loop["FSET"] >= items and loop.total() < 8 * items, kernel.config
+
+
+@pytest.mark.parametrize("cc", GPUS if PROOF else [90])
+def test_nothing_is_worse_than_in_the_table(cc):
+    """In derived.md. Here, since this process has compiled most of its kernels already."""
+    of = re.search(r"triton ([\d.]+),", derive.TABLE.read_text())[1]
+    if triton.__version__ != of:
+        pytest.skip(f"derived.md is of triton {of}, this is {triton.__version__}")
+    found = list(derive.triton_rows(cc))
+    assert {r.key for r in found} == {
+        key for key in derive.read() if key[0].startswith("triton") and key[2] == f"sm_{cc}"
+    }
+    derive.hold(found)
 
 
 def test_reading_chains():
