@@ -64,9 +64,11 @@ class Floor:
         """The tiles, put together, are the product."""
         for f, tile in zip(self.models, self.tiles, strict=True):
             some = f._replace(item_factors=f.item_factors[: 2 * tile.items + 1])
-            out = torch.full((some.users.shape[0], some.n_items), torch.nan)
+            out = torch.full((some.user_factors.shape[0], some.n_items), torch.nan)
             product(some, tile, out)
-            torch.testing.assert_close(out, (some.users.double() @ some.items.double().T).float(), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                out, (some.user_factors.double() @ some.item_factors.double().T).float(), rtol=1e-4, atol=1e-4
+            )
 
 
 def product(f: Factors, tile: Tile, out: Tensor | None = None) -> None:

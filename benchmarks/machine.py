@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import bdkernels as bd
+from bdkernels.backends import cpu
 
 DEVICE = torch.device(os.environ.get("BENCH_DEVICE", "cpu"))
 torch.set_default_device(DEVICE)
@@ -35,7 +36,7 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name(DEVICE) if DEVICE.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "backend": bd.backends.choose(DEVICE),
-        "isa": bd.cpu.isa() if bd.backends.missing("cpu") is None else None,
+        "isa": cpu.isa() if bd.backends.missing("cpu") is None else None,
     }
 
 

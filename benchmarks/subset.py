@@ -27,6 +27,7 @@ from torch import Tensor
 import bdkernels as bd
 from bdkernels.backends import reference
 from bdkernels.sampling import sampler
+from bdkernels.sampling.subset import draw
 from bdkernels.tools.measure import quartiles, seconds
 from benchmarks.machine import machine
 from benchmarks.sample import K, inputs
@@ -94,7 +95,7 @@ def error(batch: sampler.Batch, m: int, strata: bd.PopularityStrata | None) -> d
     one: dict[str, list[float]] = {name: [] for name in p}
     off = []
     for step in range(SUBSETS):
-        ids = bd.subset.draw(batch.teacher.n_items, m, 1, step) if strata is None else strata.draw(m, 1, step)
+        ids = draw(batch.teacher.n_items, m, 1, step) if strata is None else strata.draw(m, 1, step)
         some = batch.among(ids, ids)
         found = counts(some)
         off += [(some.ranks(c) - 1 - e).abs() / batch.candidates[:, None] for c, e in zip(found, exact, strict=True)]

@@ -146,7 +146,7 @@ class Check:
         one = self.one(variant)
         many = Trainer(settings(variant, **more), data(variant))
         result = self.results[variant] = many.fit()
-        part = many.part
+        part = many.partition
         if self.size == 1:
             assert result.metrics == one["metrics"]
         same(result.history, result.metrics, one)

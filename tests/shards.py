@@ -21,7 +21,7 @@ import bdkernels as bd
 from bdkernels.distributed import ShardedCatalog, ShardError
 from bdkernels.distributed import sampler as lockstep
 from bdkernels.distributed.collectives import Exchange
-from bdkernels.sampling import sampler
+from bdkernels.sampling import sampler, subset
 
 N, USERS = 211, (5, 0, 3, 8)  # users of each process
 WORLDS = {  # items of each process
@@ -173,7 +173,7 @@ def sample_on_the_reference(w: World) -> None:
 
 @check
 def sample_with_ranks_from_a_subset(w: World) -> None:
-    ids = bd.subset.draw(N, 60, 8, 1)
+    ids = subset.draw(N, 60, 8, 1)
     for name, catalog in (
         ("released", 1),
         ("released", 40),
@@ -223,7 +223,7 @@ def sample_repeated_users(w: World) -> None:
     repeated = torch.arange(w.n_users) % 5
     for weights in (WEIGHTS["released"], WEIGHTS["peaked"]):
         for catalog in (None, 60):
-            more = {"occurrence": bd.occurrence(repeated), "independent_directions": True, "catalog": catalog}
+            more = {"occurrence": bd.occurrence(repeated), "independent_directions": True, "subset": catalog}
             draw(w, w.factors("normal"), w.factors("no bias", d=3), 12, w.seen(), weights, ids=repeated, **more)
 
 
@@ -369,7 +369,7 @@ def processes_that_differ(w: World) -> None:
     for name, value, other in (
         ("seed", 3, 4),
         ("step", 3, 4),
-        ("catalog", 20, None),
+        ("subset", 20, None),
         ("to_student", bd.Exp(1.0), bd.Exp(1.5)),
         ("to_teacher", bd.Linear(), bd.Linear(side="under")),
     ):

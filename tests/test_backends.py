@@ -10,7 +10,7 @@ import torch
 
 import bdkernels as bd
 from bdkernels import backends
-from bdkernels.backends import cpu
+from bdkernels.backends import choice, cpu
 
 CPU = torch.device("cpu")
 
@@ -92,11 +92,11 @@ CALLS = {
 def no_library(monkeypatch):
     """As where none was built."""
     monkeypatch.delenv("BDKERNELS_BACKEND", raising=False)
-    monkeypatch.setitem(backends._missing, "cpu", "not built: no compiler")
-    monkeypatch.setattr(backends, "LARGE", 5 * 70 * 3)
-    backends._warn_of_reference.cache_clear()
+    monkeypatch.setitem(choice._missing, "cpu", "not built: no compiler")
+    monkeypatch.setattr(choice, "LARGE", 5 * 70 * 3)
+    choice._warn_of_reference.cache_clear()
     yield monkeypatch
-    backends._warn_of_reference.cache_clear()
+    choice._warn_of_reference.cache_clear()
 
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
@@ -121,7 +121,7 @@ def test_a_reference_that_was_chosen_says_nothing(no_library, recwarn):
     no_library.setenv("BDKERNELS_BACKEND", "reference")
     bd.topk(large, 3)
     no_library.delenv("BDKERNELS_BACKEND")
-    no_library.setitem(backends._missing, "cpu", None)
+    no_library.setitem(choice._missing, "cpu", None)
     backends.steps(CPU, work=10**9)
     assert not recwarn.list
 
@@ -141,7 +141,7 @@ def test_every_instruction_set_has_the_same_bits(isa):
     if backends.missing("cpu") is not None:
         pytest.skip(f"backend cpu: {backends.missing('cpu')}")
     code = (
-        "import torch, bdkernels as bd; from bdkernels import cpu; torch.manual_seed(3);"
+        "import torch, bdkernels as bd; from bdkernels.backends import cpu; torch.manual_seed(3);"
         "f = bd.Factors(torch.randn(29, 11), torch.randn(1237, 11), torch.randn(1237)); ids = torch.randint(0, 1237, (29, 70));"
         "g = bd.Factors(torch.randn(29, 3), torch.randn(1237, 3));"
         "seen = bd.Seen.from_pairs(torch.arange(29), torch.arange(29), 29);"
@@ -159,7 +159,7 @@ def test_every_instruction_set_has_the_same_bits(isa):
 
 CALL = """
 import torch, bdkernels as bd
-from bdkernels import env_report
+from bdkernels.tools import env_report
 f = bd.Factors(torch.ones(1, 2), torch.ones(3, 2))
 bd.topk(f, 1, backend="reference")
 report = env_report.report()
@@ -199,7 +199,7 @@ def test_unknown_names_in_the_environment(monkeypatch, error):
 def test_a_cuda_library_that_is_not_there_is_refused(monkeypatch):
     reason = "BDKERNELS_CUDA_LIBRARY: expected the file of the library, got /nonexistent, which is none"
     monkeypatch.setenv("BDKERNELS_CUDA_LIBRARY", "/nonexistent")
-    monkeypatch.setitem(backends._missing, "cuda", reason)
+    monkeypatch.setitem(choice._missing, "cuda", reason)
     with pytest.raises(
         bd.BackendError, match=f"BDKERNELS_CUDA_LIBRARY=/nonexistent: the backend 'cuda' is not there: {reason}"
     ):

@@ -132,8 +132,8 @@ def test_a_model_with_mapped_tables(tmp_path):
     assert mapped.config() == model.config() and all(mapping_of(p) is not None for p in mapped.parameters())
     users = torch.tensor([7, 3, 3, 39])
     want, got = model.factors(users), mapped.factors(users)
-    assert torch.equal(want.users, got.users) and mapping_of(got.users) is None
-    assert mapping_of(got.items) is not None and mapping_of(got.item_bias) is not None
+    assert torch.equal(want.user_factors, got.user_factors) and mapping_of(got.user_factors) is None
+    assert mapping_of(got.item_factors) is not None and mapping_of(got.item_bias) is not None
     assert all(map(torch.equal, topk(want, 9), topk(got, 9)))
     assert torch.equal(model.score(users, users[:, None]), mapped.score(users, users[:, None]))
     with pytest.raises(RuntimeError):

@@ -127,14 +127,14 @@ def test_weights_from_settings():
 
     assert weight() == bdkernels.Tanh(side="under")
     assert weight(alpha=3) == bdkernels.Tanh(3.0, side="under")
-    assert weight(weight="exp", eps=0.5) == bdkernels.Exp(eps=0.5, side="under")
-    assert weight(weight="linear") == bdkernels.Linear(side="under")
-    assert weight(weight="uniform") == bdkernels.Uniform()
-    assert weight(weight="rank_only", mu=4) == bdkernels.RankOnly(4.0)
+    assert weight(kind="exp", eps=0.5) == bdkernels.Exp(eps=0.5, side="under")
+    assert weight(kind="linear") == bdkernels.Linear(side="under")
+    assert weight(kind="uniform") == bdkernels.Uniform()
+    assert weight(kind="rank_only", mu=4) == bdkernels.RankOnly(4.0)
 
 
 def test_directions_with_uniform_weights_draw_the_same_items_unless_they_are_independent(parts, models):
-    uniform = {f"distill.to_{name}.weight": "uniform" for name in ("student", "teacher")}
+    uniform = {f"distill.to_{name}.kind": "uniform" for name in ("student", "teacher")}
     settings = config(distill__resample_every=0, distill__samples=4).with_overrides(uniform)
     users, same = torch.arange(parts.n_users), []
     for independent in (False, True):

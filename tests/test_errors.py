@@ -11,8 +11,8 @@ NAN = float("nan")
 
 def good() -> dict:
     return {
-        "users": torch.randn(3, 4),
-        "items": torch.randn(10, 4),
+        "user_factors": torch.randn(3, 4),
+        "item_factors": torch.randn(10, 4),
         "item_bias": torch.randn(10),
         "ids": torch.randint(0, 10, (3, 2)),
         "indptr": torch.tensor([0, 2, 2, 3]),
@@ -48,22 +48,22 @@ CASES = [
 @pytest.mark.parametrize(("change", "message"), CASES, ids=[m[:40] for _, m in CASES])
 def test_rank_arguments(backend, change, message):
     a = {**good(), **change}
-    f = bd.Factors(a["users"], a["items"], a["item_bias"])
+    f = bd.Factors(a["user_factors"], a["item_factors"], a["item_bias"])
     with pytest.raises(ValueError, match=message):
         bd.rank(f, a["ids"], bd.Seen(a["indptr"], a["indices"]), backend=backend)
 
 
-@pytest.mark.parametrize("where", ["users", "items", "item_bias"])
+@pytest.mark.parametrize("where", ["user_factors", "item_factors", "item_bias"])
 @pytest.mark.parametrize("c", [2, 6])
 def test_nan_scores_are_named(backend, where, c):
     a = good()
     a[where] = a[where].clone()
     a[where][1] = NAN
-    f = bd.Factors(a["users"], a["items"], a["item_bias"])
+    f = bd.Factors(a["user_factors"], a["item_factors"], a["item_bias"])
     ids = torch.tensor([[2, 3, 4, 5, 6, 7][:c]] * 3)
-    row = 1 if where == "users" else 0
+    row = 1 if where == "user_factors" else 0
     place = f"user row {row}, item {2 if where == 'users' else 1}"
-    with pytest.raises(ValueError, match="NaN for user row 1" if where == "users" else f"NaN for {place}"):
+    with pytest.raises(ValueError, match="NaN for user row 1" if where == "user_factors" else f"NaN for {place}"):
         bd.rank(f, ids, backend=backend)
     with pytest.raises(ValueError, match="expected finite scores, got NaN"):
         bd.topk(f, 2, backend=backend)
@@ -81,7 +81,7 @@ def test_nan_from_infinities_is_found(backend):
 
 def test_nan_thresholds(backend):
     a = good()
-    f, tie = bd.Factors(a["users"], a["items"]), torch.zeros(3, 1, dtype=torch.int64)
+    f, tie = bd.Factors(a["user_factors"], a["item_factors"]), torch.zeros(3, 1, dtype=torch.int64)
     with pytest.raises(ValueError, match="thresholds: expected no NaN"):
         bd.count_above(f, torch.full((3, 1), NAN), tie, backend=backend)
     with pytest.raises(ValueError, match=r"scores: expected no NaN, got NaN at \[0, 0\]"):

@@ -101,7 +101,7 @@ def test_against_the_oracle(n_users, n_items, held, ties, part, batch):
 
 def test_large_batches_are_cut_where_users_have_many_items(monkeypatch):
     split = make_split(700, 31, (5, 1, 2), seed=4)
-    model, sizes, evaluation = make_model(split), [], sys.modules["bidistill.evaluate"]
+    model, sizes, evaluation = make_model(split), [], sys.modules["bidistill.evaluation.ranks"]
     monkeypatch.setattr(evaluation, "PAIRS", 256 * 5)
     monkeypatch.setattr(
         evaluation, "rank", lambda f, ids, seen: sizes.append(ids.shape) or bdkernels.rank(f, ids, seen)

@@ -46,7 +46,9 @@ def everything(f: bd.Factors, backend: str = "cpu") -> dict[str, torch.Tensor]:
     b, n = len(f.user_factors), len(f.item_factors)
     ids = torch.randint(0, n, (b, 40), generator=generator)
     seen = bd.Seen.from_pairs(torch.arange(b), torch.arange(b), b)
-    student = f._replace(user_factors=f.user_factors[:, :2].contiguous(), items=f.item_factors[:, :2].contiguous())
+    student = f._replace(
+        user_factors=f.user_factors[:, :2].contiguous(), item_factors=f.item_factors[:, :2].contiguous()
+    )
     zero, block = torch.zeros(b, 3), bd.score(f, torch.arange(n).expand(b, n), backend=backend)
     out = {
         "score": bd.score(f, ids, backend=backend),

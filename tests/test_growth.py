@@ -77,7 +77,7 @@ def test_rows_go_with_their_ids(tmp_path, optimizer, texts):
     )
     added = sorted({*range(after.n_users)} - {*users})
     for name, learner in grown.engine.learners.items():
-        fresh = grown._model(name).state_dict()
+        fresh = grown.engine.new_model(name).state_dict()
         old, new = trainer.engine.learners[name].state()[0], learner.state()[0]
         assert not any(key.startswith("best.") for key in new)
         for key, value in new.items():

@@ -24,7 +24,7 @@ seen = bd.Seen.from_pairs(torch.arange(b).repeat(20), torch.randint(0, n, (20 * 
 ids = torch.randint(0, n, (b, 64))
 small = [f._replace(user_factors=f.user_factors[:2], item_factors=f.item_factors[:5000]) for f in (t, s)]
 one = [f._replace(user_factors=f.user_factors[:1]) for f in (t, s)]
-bd.sample(*small, 32, user_ids=torch.arange(len(small[0].users)), step=0), bd.topk(small[0], 10)  # libraries, thread pools
+bd.sample(*small, 32, user_ids=torch.arange(len(small[0].user_factors)), step=0), bd.topk(small[0], 10)  # libraries, thread pools
 run = {
     "rank": lambda: bd.rank(t, ids, seen),
     "rank one query": lambda: bd.rank(t, ids[:, :1], seen),

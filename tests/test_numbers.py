@@ -19,13 +19,13 @@ def sample(**changed):
 
 INTEGERS = {
     "item_offset": lambda x: bd.count_above(F, SCORES, IDS, item_offset=x),
-    "item_offset of a block": lambda x: bd.count_above_block(F.users, SCORES, IDS, item_offset=x),
+    "item_offset of a block": lambda x: bd.count_above_block(F.user_factors, SCORES, IDS, item_offset=x),
     "k of topk": lambda x: bd.topk(F, x).ids,
     "k": lambda x: sample(k=x).to_student.ids,
     "seed": lambda x: sample(seed=x).to_student.ids,
     "step": lambda x: sample(step=x).to_student.ids,
-    "catalog": lambda x: sample(subset=x).to_student.ids,
-    "catalog of rank_errors": lambda x: bd.rank_errors(F, IDS, x),
+    "subset": lambda x: sample(subset=x).to_student.ids,
+    "subset of rank_errors": lambda x: bd.rank_errors(F, IDS, x),
     "seed of rank_errors": lambda x: bd.rank_errors(F, IDS, 3, seed=x),
     "step of rank_errors": lambda x: bd.rank_errors(F, IDS, 3, step=x),
     "m": lambda x: bd.rank_error(x),
@@ -59,9 +59,9 @@ def same(one, other):
 def test_integers(name):
     call, short = INTEGERS[name], name.split(" of ")[0]
     for wrong in (True, np.True_, 2.0, np.float64(2), "2", None, torch.tensor(2)):
-        if wrong is None and short == "catalog" and name == short:
+        if wrong is None and short == "subset" and name == short:
             continue
-        if isinstance(wrong, torch.Tensor) and short == "catalog":
+        if isinstance(wrong, torch.Tensor) and short == "subset":
             continue  # ids of items; a tensor without dimensions is a wrong shape
         with pytest.raises(TypeError, match=f"{short}: expected int, got"):
             call(wrong)

@@ -134,7 +134,7 @@ def test_on_several_processes():
     assert step_bytes(settings, sizes, 4) == pytest.approx(sent)
     assert jobs[1]["joint phase: step, its traffic"].seconds == pytest.approx(sent / 1e9 + 8e-3)
     assert draw_bytes(settings, 4) == 3 * (4 * 72 + 28 * 120)
-    larger = sizes._replace(item_factors=10**9)
+    larger = sizes._replace(items=10**9)
     assert step_bytes(settings, larger, 4) == pytest.approx(sent)
     assert four.seconds < one.seconds
 

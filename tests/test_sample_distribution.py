@@ -14,6 +14,8 @@ from scipy import stats
 
 import bdkernels as bd
 from bdkernels import backends
+from bdkernels.backends import reference
+from bdkernels.sampling import sampler
 
 P_LOW, CELL = 1e-4, 12.0
 FAMILIES = [
@@ -90,15 +92,15 @@ def test_chi_square_on_large_catalogs(weight, side, n):
 
 def test_full_rows_have_the_distribution_too(monkeypatch, backend):
     """Every draw from the fallback, for weights that would never need it."""
-    monkeypatch.setattr(bd.sampler, "CAP", 0)
+    monkeypatch.setattr(sampler, "CAP", 0)
     for weight, side in FAMILIES[:4]:
         assert min(p_values(weight, side, 300, 5, backend)) > P_LOW
 
 
 def test_accepted_and_full_row_draws_mix_exactly(monkeypatch, backend):
     """A cap that stops most users half way: the first draws are accepted proposals, the rest comes from the full row."""
-    monkeypatch.setattr(bd.sampler, "PROBE", 128)
-    monkeypatch.setattr(bd.sampler, "CAP", 256)
+    monkeypatch.setattr(sampler, "PROBE", 128)
+    monkeypatch.setattr(sampler, "CAP", 256)
     assert min(p_values(bd.Exp(2.5), "over", 300, 6, backend)) > P_LOW
 
 
@@ -134,9 +136,9 @@ def _not_normalised(steps):
 
     def accept(seed, step, users, start, guide, learner, n, weight, to_teacher):
         index = torch.arange(start, start + guide.shape[1])
-        words = bd.reference.philox(seed, index, bd.reference.ACCEPT, users[:, None], step)
-        u = bd.reference.uniform(*words[2:]) if to_teacher else bd.reference.uniform(*words[:2])
-        return u.log() < bd.reference.log_weight(*weight[:2], guide - learner, n[:, None], guide)
+        words = reference.philox(seed, index, reference.ACCEPT, users[:, None], step)
+        u = reference.uniform(*words[2:]) if to_teacher else reference.uniform(*words[:2])
+        return u.log() < reference.log_weight(*weight[:2], guide - learner, n[:, None], guide)
 
     return steps._replace(accept=accept)
 

@@ -87,7 +87,7 @@ def test_repeats_draw_their_own_whatever_the_batch(backend, weights, catalog, ap
     users = torch.tensor([7, 7, 2**32 - 1, 7, 2**32 - 1, 7])
     number = bd.occurrence(users)
     number[5] = 2**24 - 1
-    on = {"weights": weights, "step": 2, "seed": -3, "catalog": catalog, "independent_directions": apart}
+    on = {"weights": weights, "step": 2, "seed": -3, "subset": catalog, "independent_directions": apart}
     whole = sample(t, s, 40, seen, user_ids=users, occurrence=number, **on, backend=backend)
     assert (whole >= 0).all()
     for direction in whole:

@@ -75,7 +75,7 @@ def test_same_draws_as_from_memory(backend, weight, catalog, slices, tmp_path, r
     n, b = 150, 6
     teacher, student = (bd.Factors(torch.randn(b, d), torch.randn(n, d), torch.randn(n)) for d in (7, 3))
     seen = oracle.random_seen(rng, b, n, 30)
-    on = {"to_student": weight, "to_teacher": weight, **numbered(teacher, seed=3, step=2), "catalog": catalog}
+    on = {"to_student": weight, "to_teacher": weight, **numbered(teacher, seed=3, step=2), "subset": catalog}
     want = bd.sample(teacher, student, 20, seen, **on)
     t, s = pair(tmp_path, teacher, "t"), pair(tmp_path, student, "s")
     for models in ((t, s), (teacher, s)):
@@ -184,7 +184,7 @@ LIMIT_MB = 100
 CHILD = """
 import json, sys, torch
 import bdkernels as bd
-from bdkernels import stored
+from bdkernels.storage import mapped
 
 def high_water():  # KB
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])

@@ -58,7 +58,7 @@ def test_measured_errors_stay_below_the_bound():
     errors = bd.rank_errors(f, torch.randint(20_000, (50, 20)), 1000, step=1)
     assert 0 < errors.mean() < bd.rank_error(1000)
     assert (errors > bd.rank_error(1000, 0.05)).double().mean() < 0.05
-    with pytest.raises(ValueError, match=r"catalog: expected an integer >= 1 and <= 20000, got 20001"):
+    with pytest.raises(ValueError, match=r"subset: expected an integer >= 1 and <= 20000, got 20001"):
         bd.rank_errors(f, torch.zeros(50, 1, dtype=torch.int64), 20_001)
 
 
@@ -129,9 +129,9 @@ def test_given_items_are_those_that_count(backend):
 def test_given_items_are_checked(ids, words):
     t, s, seen, _ = two_models(300, 5)
     given = torch.tensor(ids) if ids else torch.empty(0, dtype=torch.int64)
-    with pytest.raises(ValueError, match=f"catalog: expected .*{words}"):
+    with pytest.raises(ValueError, match=f"subset: expected .*{words}"):
         bd.sample(t, s, 2, seen, **numbered(t), subset=given)
-    with pytest.raises(ValueError, match=f"catalog: expected .*{words}"):
+    with pytest.raises(ValueError, match=f"subset: expected .*{words}"):
         bd.rank_errors(t, torch.zeros(1, 1, dtype=torch.int64), given)
 
 
@@ -248,9 +248,9 @@ def test_ranks_are_as_near_as_the_bound_says(m):
 @pytest.mark.parametrize("catalog", [0, -5, 10, 10**9])
 def test_no_catalog(catalog):
     t, s = models(2, 9)
-    with pytest.raises(ValueError, match=f"catalog: expected an integer >= 1 and <= 9, got {catalog}"):
+    with pytest.raises(ValueError, match=f"subset: expected an integer >= 1 and <= 9, got {catalog}"):
         bd.sample(t, s, 3, **numbered(t), subset=catalog)
-    with pytest.raises(TypeError, match="catalog: expected int, got float"):
+    with pytest.raises(TypeError, match="subset: expected int, got float"):
         bd.sample(t, s, 3, **numbered(t), subset=2.5)
 
 

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdkernels import backends, checks
+from bdkernels import checks
+from bdkernels.backends import choice
 from bdkernels.backends.reference import Steps
 from bdkernels.ops import define, loss, rank
 
@@ -16,14 +17,14 @@ def carry(device: torch.device) -> None:
     What a kernel finds wrong raises the error that a CPU raises: an assertion on a GPU would end all tests of the process.
     """
     checks.ASSERTS = ()
-    refuses, steps = backends._refuses, backends.steps
+    refuses, steps = choice._refuses, choice.steps
 
     def carried(at: torch.device, asked: str | None = None, dtype: torch.dtype = torch.float32, work: int = 0) -> Steps:
         found = steps(at, asked, dtype, work)
-        return found if backends.choose(at, asked, dtype) == "cpu" else found._replace(**_all(found, device))
+        return found if choice.choose(at, asked, dtype) == "cpu" else found._replace(**_all(found, device))
 
-    backends._refuses = lambda name, at, dtype: refuses(name, at if name == "cpu" else device, dtype)
-    backends.steps = carried
+    choice._refuses = lambda name, at, dtype: refuses(name, at if name == "cpu" else device, dtype)
+    choice.steps = carried
     for module in (define, loss, rank):  # all that import it
         module.steps = carried
 

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for the folders below
 from simulation import ROOT, build_simulation, locked
 
 from bdkernels import backends
-from bdkernels.backends import cuda
+from bdkernels.backends import choice, cuda
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +43,6 @@ def cuda_device(monkeypatch, request) -> torch.device:
     if backends.missing("cuda") is not None:
         monkeypatch.setenv("BDKERNELS_CUDA_LIBRARY", "simulated")
         monkeypatch.setattr(cuda, "LIBRARY", request.getfixturevalue("simulated_library"))
-        monkeypatch.setitem(backends._missing, "cuda", cuda.load())
+        monkeypatch.setitem(choice._missing, "cuda", cuda.load())
     assert backends.missing("cuda") is None, backends.missing("cuda")
     return torch.device("cpu" if cuda.simulated() else "cuda")

@@ -22,7 +22,7 @@ CALLS = {
 }
 PREPARED = """
 import os, torch, bdkernels as bd
-from bdkernels import cuda
+from bdkernels.backends import cuda
 cuda.RANGES = 1  # lists that overflow
 one = torch.zeros(3, dtype=int)
 batch = one, one, torch.ones(3, 1, dtype=int), bd.Draws(torch.full((3, 2), 2), torch.ones(3, 2, dtype=bool)), torch.ones(3, 2)

@@ -47,7 +47,7 @@ def test_dtypes(cuda_device, dtype, bias):
 
 def test_strided_items(cuda_device):
     f = random_factors(3, 200, 20, cuda_device)
-    check(f._replace(user_factors=f.user_factors[:, :7].contiguous(), items=f.item_factors[:, 6:13]), 9)
+    check(f._replace(user_factors=f.user_factors[:, :7].contiguous(), item_factors=f.item_factors[:, 6:13]), 9)
 
 
 def test_seen_items_are_left_out(cuda_device):

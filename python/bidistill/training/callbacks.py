@@ -151,7 +151,7 @@ class ProgressBar(Callback):
             self.speeds[phase] = (time.perf_counter() - self.began) / (run.done - self.done)
         sizes = {each: run.interactions * epochs for each, epochs in most_epochs(run.config).items()}
         left = tqdm.format_interval(seconds_left(phase, run.done, sizes, self.speeds))
-        self.bar.set_postfix_str(f"epoch {run.progress.epoch}, run: at most about {left} left", every=False)
+        self.bar.set_postfix_str(f"epoch {run.progress.epoch}, run: at most about {left} left", refresh=False)
         if self.bar.update(run.done - self.bar.n) and self.lines:
             print(self.bar, file=sys.stderr, flush=True)
 
