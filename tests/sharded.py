@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from bidistill import Config, Split, Trainer, UserError, cli, generate, split
 from bidistill.distill import bidirectional
-from bidistill.distributed.processes import Processes, restarted, within
+from bidistill.distributed.processes import Processes, restarted, using
 from bidistill.runs.checkpoint import load_model
 from bidistill.training import trainer
 from bidistill.training.callbacks import Callback
@@ -178,7 +178,7 @@ def first_step(c: Check) -> None:
     """Initial values, pool, negatives, places in the pool and the guides' scores: the bits of one process."""
     for loss in ("bce", "bpr"):
         config = settings("usual", train__loss=loss)
-        with within(Processes()):
+        with using(Processes()):
             one = Trainer(config, data())
         many = Trainer(config, data())
         batches = []
@@ -333,7 +333,7 @@ def run(rank: int, processes: int, folder: Path, errors: dict[str, str]) -> None
             c = worlds[size]
             began = time.monotonic()
             try:
-                with within(Processes(c.exchange)):
+                with using(Processes(c.exchange)):
                     function(c)
             except BaseException:
                 errors[name] = traceback.format_exc()

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from bidistill import Trainer, UserError
 from bidistill.distributed.partition import Partition
-from bidistill.distributed.processes import Processes, launch, within
+from bidistill.distributed.processes import Processes, launch, using
 from bidistill.distributed.rendezvous import common_name, join
 
 
@@ -66,7 +66,7 @@ def test_a_world_of_one(monkeypatch):
     )
     with pytest.raises(ZeroDivisionError), processes.together("x"):
         _ = 1 / 0
-    with within(Member(2, 3)):
+    with using(Member(2, 3)):
         assert Processes.find(sharded.settings("usual").run).rank == 2
 
 

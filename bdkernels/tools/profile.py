@@ -25,7 +25,7 @@ from bdkernels.types.seen import Seen
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
-class Job(NamedTuple):
+class Workload(NamedTuple):
     """One operator with its inputs: what to call, and what the call must do at least."""
 
     call: Callable[[], Any]
@@ -61,50 +61,50 @@ def catalog_work(args: argparse.Namespace, models: list[Factors], *more: Tensor)
     return Work(pairs * len(models), flops, nbytes(*more) + sum(nbytes(f.user_factors, f.item_factors) for f in models))
 
 
-def score(args: argparse.Namespace) -> Job:
+def score(args: argparse.Namespace) -> Workload:
     f, listed = factors(args, args.dims), ids(args, args.listed)
     rows = listed.numel() * args.dims
     traffic = nbytes(f.user_factors, listed) + rows * f.item_factors.element_size() + 4 * listed.numel()
-    return Job(lambda: functional.score(f, listed, backend=args.backend), Work(listed.numel(), 2 * rows, traffic))
+    return Workload(lambda: functional.score(f, listed, backend=args.backend), Work(listed.numel(), 2 * rows, traffic))
 
 
-def rank(args: argparse.Namespace) -> Job:
+def rank(args: argparse.Namespace) -> Workload:
     f, listed, rows = factors(args, args.dims), ids(args, args.listed), seen(args)
     work = catalog_work(args, [f], listed, listed, *rows)
-    return Job(lambda: functional.rank(f, listed, rows, backend=args.backend), work)
+    return Workload(lambda: functional.rank(f, listed, rows, backend=args.backend), work)
 
 
-def count_above(args: argparse.Namespace) -> Job:
+def count_above(args: argparse.Namespace) -> Workload:
     f, ties, rows = factors(args, args.dims), ids(args, args.thresholds), seen(args)
     limits = functional.score(f, ties)
     work = catalog_work(args, [f], limits, ties, ties, *rows)
-    return Job(lambda: functional.count_above(f, limits, ties, rows, backend=args.backend), work)
+    return Workload(lambda: functional.count_above(f, limits, ties, rows, backend=args.backend), work)
 
 
-def count_above_block(args: argparse.Namespace) -> Job:
+def count_above_block(args: argparse.Namespace) -> Workload:
     scores, ties, rows = torch.rand(args.users, args.items, device=args.device), ids(args, args.thresholds), seen(args)
     limits = scores.gather(1, ties)
     work = Work(scores.numel(), 0, nbytes(scores, limits, ties, ties, *rows))
-    return Job(lambda: functional.count_above_block(scores, limits, ties, rows, backend=args.backend), work)
+    return Workload(lambda: functional.count_above_block(scores, limits, ties, rows, backend=args.backend), work)
 
 
-def topk(args: argparse.Namespace) -> Job:
+def topk(args: argparse.Namespace) -> Workload:
     f, rows = factors(args, args.dims), seen(args)
     work = catalog_work(args, [f], *rows)
     work = work._replace(bytes=work.bytes + args.users * args.k * 12)  # a float32 and an int64 for each of the best
-    return Job(lambda: functional.topk(f, args.k, rows, backend=args.backend), work)
+    return Workload(lambda: functional.topk(f, args.k, rows, backend=args.backend), work)
 
 
-def sample(args: argparse.Namespace) -> Job:
+def sample(args: argparse.Namespace) -> Workload:
     teacher, student = (factors(args, dim) for dim in args.dims)
     rows = seen(args)
     work = catalog_work(args, [teacher, student], *rows)
     work = work._replace(bytes=work.bytes + 2 * args.users * args.k * 8)
     row = {"user_ids": torch.arange(args.users, device=teacher.user_factors.device), "step": 0, "backend": args.backend}
-    return Job(lambda: functional.sample(teacher, student, args.k, rows, **row), work)
+    return Workload(lambda: functional.sample(teacher, student, args.k, rows, **row), work)
 
 
-def distill_loss(args: argparse.Namespace) -> Job:
+def distill_loss(args: argparse.Namespace) -> Workload:
     learner, guide = (table(args, args.users, args.k) for _ in range(2))
     learner.requires_grad_()
 
@@ -112,10 +112,10 @@ def distill_loss(args: argparse.Namespace) -> Job:
         learner.grad = None
         functional.distill_loss(learner, guide, backend=args.backend).backward()
 
-    return Job(call, Work(learner.numel(), 0, nbytes(learner, guide, learner)))
+    return Workload(call, Work(learner.numel(), 0, nbytes(learner, guide, learner)))
 
 
-def fused_loss(args: argparse.Namespace) -> Job:
+def fused_loss(args: argparse.Namespace) -> Workload:
     users, items = (table(args, rows, args.dims).requires_grad_() for rows in (args.users, args.items))
     batch = step_batch(args)
 
@@ -123,14 +123,14 @@ def fused_loss(args: argparse.Namespace) -> Job:
         users.grad = items.grad = None
         functional.fused_loss(users, items, None, *batch, backend=args.backend).loss.backward()
 
-    return Job(call, step_work(args, items, batch, 2))  # rows are read for the scores, written as gradients
+    return Workload(call, step_work(args, items, batch, 2))  # rows are read for the scores, written as gradients
 
 
-def fused_step(args: argparse.Namespace) -> Job:
+def fused_step(args: argparse.Namespace) -> Workload:
     users, items = (table(args, rows, args.dims) for rows in (args.users, args.items))
     optimizer, batch = SparseAdam((users, items), lr=1e-3), step_batch(args)
     call = partial(functional.fused_step, optimizer, *batch, backend=args.backend)
-    return Job(call, step_work(args, items, batch, 7))  # and read and written by the update, with two moments
+    return Workload(call, step_work(args, items, batch, 7))  # and read and written by the update, with two moments
 
 
 def step_batch(args: argparse.Namespace) -> tuple[Any, ...]:
@@ -149,7 +149,7 @@ def step_work(args: argparse.Namespace, items: Tensor, batch: tuple[Any, ...], p
     return Work(scores, 6 * scores * args.dims, passes * rows + listed)
 
 
-OPERATORS: dict[str, tuple[Callable[[argparse.Namespace], Job], tuple[str, ...]]] = {
+OPERATORS: dict[str, tuple[Callable[[argparse.Namespace], Workload], tuple[str, ...]]] = {
     "score": (score, ("dims", "listed")),
     "rank": (rank, ("dims", "listed", "seen")),
     "count_above": (count_above, ("dims", "thresholds", "seen")),
@@ -213,7 +213,7 @@ def parse(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]:
     return parser, parser.parse_args(argv)
 
 
-def prepare(args: argparse.Namespace) -> Job:
+def prepare(args: argparse.Namespace) -> Workload:
     """Inputs and call. Raises ValueError or BackendError where they cannot be."""
     if args.threads:
         torch.set_num_threads(args.threads)

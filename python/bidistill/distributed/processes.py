@@ -137,7 +137,7 @@ _GIVEN: ContextVar[Processes | None] = ContextVar("processes", default=None)
 
 
 @contextmanager
-def within(processes: Processes) -> Iterator[None]:
+def using(processes: Processes) -> Iterator[None]:
     """What is trained inside is trained by these processes: `Processes()` is this one alone, as for a measurement."""
     token = _GIVEN.set(processes)
     try:
