@@ -22,7 +22,7 @@ demo: $(VENV)/.built  ## Train on MovieLens-100K: teacher, student, both directi
 	$(PY) -m bidistill demo --cache .cache --overwrite
 
 test: $(VENV)/.built $(VENV)/.tools-test  ## Run the tests; the end says what this machine left out, and why
-	$(PY) -m pytest -q -n $(JOBS) --dist loadfile
+	$(PY) -m pytest -q -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 sanitize: $(VENV)/.built $(VENV)/.tools-test  ## The C++ backend under address, undefined-behaviour and thread sanitizers (minutes)
 	$(PY) tests/sanitize/run.py

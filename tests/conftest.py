@@ -17,6 +17,21 @@ from modes import flushed
 from bdkernels import backends
 from bdkernels.backends import cpu
 
+# Files that take a minute or more, longest first: started last, one of them would keep one worker busy while the others have done.
+LONG = (
+    "test_cuda_sanitized.py",
+    "test_gpu_check.py",
+    "test_sharded_training.py",
+    "test_fuzz.py",
+    "test_cuda_operators.py",
+    "test_million.py",
+    "test_benchmarks_scale.py",
+    "test_distributed.py",
+    "test_trainer.py",
+    "test_triton_compiled.py",
+    "test_derived.py",
+    "test_cli.py",
+)
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 # What tests start is no worker of pytest-xdist, though this process may be one.
 for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
@@ -83,6 +98,11 @@ def lost_gpu() -> str | None:
         except RuntimeError as error:
             return str(error).splitlines()[0]
     return None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; the Makefile keeps pytest-xdist from another order."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.hookimpl(wrapper=True)
