@@ -17,7 +17,7 @@ from modes import flushed
 from bdkernels import backends
 from bdkernels.backends import cpu
 
-# Files that take a minute or more, longest first: started last, one of them would keep one worker busy while the others have done.
+# Files that take a minute or more, longest first: if they started last, one worker would wait for the other.
 LONG = (
     "test_cuda_sanitized.py",
     "test_gpu_check.py",
