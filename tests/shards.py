@@ -325,7 +325,7 @@ def a_wrong_argument_on_one_process(w: World) -> None:
 def bad_ids_and_nan_on_one_process(w: World) -> None:
     f = w.factors("normal")
     f.user_factors[0], f.item_factors[77] = 0.0, torch.nan
-    own, ids = w.own(f), torch.zeros(len(w.own(f).users), 2, dtype=torch.int64)
+    own, ids = w.own(f), torch.zeros(len(w.own(f).user_factors), 2, dtype=torch.int64)
     for call in (lambda: w.shards.rank(own, ids), lambda: w.shards.topk(own, 2), lambda: w.shards.score(own, ids + 77)):
         with raises(ValueError, "expected finite scores, got NaN for user row 0 of rank 0, item 77"):
             call()

@@ -59,7 +59,7 @@ def test_world(found, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "variant"), [("stopped for one", "bpr, spread"), ("an epoch of two", "negatives from samples")]
+    ("name", "variant"), [("stopped for one", "bpr, gradual"), ("an epoch of two", "negatives from samples")]
 )
 def test_a_checkpoint_of_several_processes_goes_on_in_one(found, folder, name, variant):
     result = Trainer.resume(folder / name, config=sharded.settings(variant)).fit()
