@@ -73,7 +73,7 @@ def test_build_model_takes_what_config_gives():
     assert isinstance(again, Recommender)
     assert again.config() == model.config()
     again.load_state_dict(model.state_dict())
-    with pytest.raises(UserError, match=r"no model kind 'nmf': choose one of mf"):
+    with pytest.raises(UserError, match=r"there is no model 'nmf': did you mean mf"):
         build_model({"kind": "nmf"})
-    with pytest.raises(UserError, match="no model kind None"):
+    with pytest.raises(UserError, match="there is no model None"):
         build_model({})
