@@ -138,7 +138,8 @@ class Exchange:
     def back(self, t: Tensor, sizes: Sequence[int]) -> Tensor:
         """[world, n, ...]: from every process what it has for the rows of this one, given all rows [sum of sizes, ...]."""
         n = sizes[self.rank]
-        return self.route(t, sizes, [n] * self.world).unflatten(0, (self.world, n))
+        rows: Tensor = self.route(t, sizes, [n] * self.world).unflatten(0, (self.world, n))
+        return rows
 
     def route(self, t: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
         """[sum of receive, ...]: the next send[p] rows of t go to process p, and receive[p] rows come from it, in that order."""

@@ -68,7 +68,8 @@ def rank_errors(
         reference.candidate_counts(n, len(ids), rows, ids.device)[:, None]
         for n, rows in ((factors.n_items, seen), (len(some_items), some))
     )
-    return (scaled(counts, all_, few) - exact).abs() / all_.clamp(min=1).double()
+    errors: Tensor = (scaled(counts, all_, few) - exact).abs() / all_.clamp(min=1).double()
+    return errors
 
 
 def scaled(counts: Tensor, all_: Tensor, some: Tensor) -> Tensor:

@@ -307,7 +307,8 @@ class Config:
             for part in path:
                 node = node.setdefault(part, {})
             node[last] = value
-        return _replace(self, tree)
+        changed: Config = _replace(self, tree)
+        return changed
 
     def __getitem__(self, name: str) -> Any:
         """The value of "section.option"."""

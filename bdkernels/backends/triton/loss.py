@@ -60,7 +60,7 @@ def step_configs(configs: list[triton.Config], _: object, D: int, **unused: obje
     """Those that keep their rows in registers; for very long rows the one that comes nearest."""
 
     def per_thread(config: triton.Config) -> float:
-        return config.kwargs["COLUMNS"] * D / (32 * config.num_warps)
+        return float(config.kwargs["COLUMNS"] * D / (32 * config.num_warps))
 
     return [c for c in configs if 2 <= per_thread(c) <= PER_THREAD] or [min(configs, key=per_thread)]
 

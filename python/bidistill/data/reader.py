@@ -136,7 +136,8 @@ def _numbers(column: pa.ChunkedArray, what: str) -> np.ndarray:
             f"{what} holds {value!r} in data row {row + 1:,}, which is no number; mend it or choose another column"
         )
     _refuse_missing(numbers, what, "number")
-    return numbers.to_numpy()
+    values: np.ndarray = numbers.to_numpy()
+    return values
 
 
 def _times(column: pa.ChunkedArray, what: str) -> np.ndarray:
@@ -157,7 +158,8 @@ def _times(column: pa.ChunkedArray, what: str) -> np.ndarray:
                 f"{what} holds {column[row].as_py()!r} in data row {row + 1:,}, which is no 64-bit whole number; choose"
                 " another column, or time='' for none"
             )
-        return (times.cast(pa.int64()) if pa.types.is_temporal(kind) else times).to_numpy()
+        values: np.ndarray = (times.cast(pa.int64()) if pa.types.is_temporal(kind) else times).to_numpy()
+        return values
     row = max(first_misfit(column, kind) for kind in kinds)
     raise UserError(
         f"{what} holds {column[row].as_py()!r} in data row {row + 1:,}, which is neither number nor ISO date; choose"

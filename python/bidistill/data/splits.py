@@ -228,7 +228,10 @@ def _share(counts: np.ndarray, share: float) -> np.ndarray:
     """How many of each user's interactions a share is: rounded down, at least one; none for share 0."""
     if share == 0:
         return np.zeros_like(counts)
-    return np.maximum(np.floor(counts * share + 1e-9).astype(counts.dtype), 1)  # 1e-9: 0.29 * 100 is 28.999...
+    parts: np.ndarray = np.maximum(
+        np.floor(counts * share + 1e-9).astype(counts.dtype), 1
+    )  # 1e-9: 0.29 * 100 is 28.999...
+    return parts
 
 
 def _ordered(data: Interactions, method: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -257,4 +260,5 @@ def _sorted(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
     key = groups[order] * np.int64(n) + np.arange(n)
     key.sort()  # faster than a stable second sort
     key %= n
-    return order[key]
+    sorted_rows: np.ndarray = order[key]
+    return sorted_rows

@@ -169,7 +169,8 @@ def _choose(
 def _among(keys: np.ndarray, asked: np.ndarray) -> np.ndarray:
     """Whether each key asked for is among the sorted keys, bool [asked]."""
     place = np.searchsorted(keys, asked)
-    return np.append(keys, -1)[place] == asked
+    among: np.ndarray = np.append(keys, -1)[place] == asked
+    return among
 
 
 def _accepted(

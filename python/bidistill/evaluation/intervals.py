@@ -65,4 +65,4 @@ def decimals(half: float) -> int:
     if not math.isfinite(half) or half < 1e-9:  # equal for all users, but for rounding
         return 3
     power = math.floor(math.log10(half))
-    return min(4, max(0, -power + (half / 10**power < 3.55)))
+    return min(4, max(0, int(half / 10.0**power < 3.55) - power))

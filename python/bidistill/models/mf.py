@@ -52,7 +52,8 @@ class MF(nn.Module):
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         """Scores [B, C] float32 of items [B, C] int64 for users [B] int64."""
         dots = torch.bmm(self.item_factors(items), self.user_factors(users).unsqueeze(2))  # [B, C, 1]
-        return (dots + self.item_bias(items)).squeeze(2)
+        scores: Tensor = (dots + self.item_bias(items)).squeeze(2)
+        return scores
 
     def factors(self, users: Tensor) -> Factors:
         """Rows of these users ([B] int64) and the item table, detached."""
