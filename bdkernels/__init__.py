@@ -27,6 +27,7 @@ from bdkernels.sampling.subset import PopularityStrata, rank_error, rank_errors
 from bdkernels.sparse import sparse_step
 from bdkernels.storage.mapped import open_memmap
 from bdkernels.types.factors import Factors
+from bdkernels.types.scorers import ItemScorer, Scorer, Scores
 from bdkernels.types.seen import Seen
 from bdkernels.version import __version__ as __version__
 from bdkernels.weights import Exp, Linear, RankOnly, Tanh, Uniform, Weight
@@ -38,12 +39,15 @@ __all__ = [
     "Draws",
     "Exp",
     "Factors",
+    "ItemScorer",
     "Linear",
     "NonFiniteLoss",
     "PopularityStrata",
     "RankOnly",
     "RowOptimizer",
     "Samples",
+    "Scorer",
+    "Scores",
     "Seen",
     "SparseAdam",
     "StepLoss",

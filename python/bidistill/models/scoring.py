@@ -1,0 +1,129 @@
+"""How a model's scores reach the operators: by its factors, by blocks of items, or by lists of items.
+
+A model has `n_items` and a differentiable `score(queries, items [B, C]) -> [B, C]`, and may have one of `factors(queries)`, which
+makes everything fused, and `score_block(queries, first, stop) -> [B, stop - first]`, which is streamed. Queries are what the
+model takes: ids of users [B] int64, or a dict, list or tuple of tensors whose first size is B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdkernels import Factors, Scorer, score
+from bidistill.errors import UserError
+
+
+def scorer_of(model: Any, queries: Any) -> Scorer:
+    """What `bdkernels.rank`, `topk`, `count_above` and `sample` take of this model, for these queries.
+
+    `model.factors(queries)` where the model has that method, else blocks of `model.score_block`, else of `model.score`.
+
+    Raises:
+        UserError: the model has no `score`, or no `n_items`.
+    """
+    if callable(factors := getattr(model, "factors", None)):
+        found: Factors = factors(queries)
+        return found
+    return ModelScorer(model, queries)
+
+
+def listed_scores(model: Any, queries: Any, ids: Tensor) -> Tensor:
+    """[B, C] differentiable scores of the listed items, ids [B, C] int64: what a model is trained by.
+
+    Raises:
+        UserError: `model.score` gives another shape.
+    """
+    found: Tensor = model.score(queries, ids)
+    if not isinstance(found, Tensor) or found.shape != ids.shape:
+        raise _wrong(model, "score(queries, items)", list(ids.shape), found)
+    return found
+
+
+def guide_scores(model: Any, queries: Any, ids: Tensor) -> Tensor:
+    """[B, C] float32: the same without gradient, in evaluation mode; of a model with factors the bits that `rank` counts."""
+    if callable(factors := getattr(model, "factors", None)):
+        return score(factors(queries), ids)
+    with evaluating(model):
+        return listed_scores(model, queries, ids).float()
+
+
+class ModelScorer:
+    """A `bdkernels.ItemScorer` of a model without factors: its blocks, in evaluation mode and without gradient.
+
+    Args:
+        model: has `score_block` or `score`, see above.
+        queries: the B rows, as the model takes them.
+    """
+
+    def __init__(self, model: Any, queries: Any) -> None:
+        for name in ("score", "n_items"):
+            if not hasattr(model, name):
+                raise UserError(
+                    f"the model {type(model).__name__} has no {name}: give it n_items and score(queries, items [B, C]) -> [B, C]"
+                )
+        first = first_tensor(queries)
+        parameter = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
+        self.model, self.queries = model, queries
+        self.n_rows, self.n_items = len(first), int(model.n_items)
+        self.device: torch.device = first.device if parameter is None else parameter.device
+
+    def block(self, first: int, stop: int) -> Tensor:
+        """[B, stop - first] float32 scores of a block of items."""
+        shape = [self.n_rows, stop - first]
+        with evaluating(self.model):
+            if callable(score_block := getattr(self.model, "score_block", None)):
+                what, found = "score_block(queries, first, stop)", score_block(self.queries, first, stop)
+            else:
+                ids = torch.arange(first, stop, device=self.device).expand(*shape)
+                what, found = "score(queries, items)", self.model.score(self.queries, ids)
+        if not isinstance(found, Tensor) or list(found.shape) != shape:
+            raise _wrong(self.model, what, shape, found)
+        return found.float()
+
+    def take(self, rows: Tensor) -> ModelScorer:
+        """The scorer of some of the rows."""
+        return ModelScorer(self.model, take(self.queries, rows))
+
+
+def first_tensor(queries: Any) -> Tensor:
+    """The first tensor of the queries, whose first size is B."""
+    if isinstance(queries, Tensor):
+        return queries
+    parts = queries.values() if isinstance(queries, Mapping) else queries
+    return first_tensor(next(iter(parts)))
+
+
+def take(queries: Any, rows: Tensor) -> Any:
+    """Some rows [R] int64 of the queries."""
+    if isinstance(queries, Tensor):
+        return queries[rows.to(queries.device)]
+    if isinstance(queries, Mapping):
+        return {name: take(part, rows) for name, part in queries.items()}
+    return type(queries)(take(part, rows) for part in queries)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Inside, the model is in evaluation mode and makes no gradient; after it each of its modules is in the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()] if hasattr(model, "modules") else []
+    training = any(mode for _, mode in modes)
+    if training:
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if training:
+            model.train()
+            for module, mode in modes:
+                module.training = mode
+
+
+def _wrong(model: Any, what: str, shape: list[int], found: Any) -> UserError:
+    got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    return UserError(f"{type(model).__name__}.{what} must give a tensor of shape {shape}, found {got}")
