@@ -4,13 +4,17 @@ BDKERNELS_TEST_BACKENDS names the backends of the operator tests (default: those
 their arguments to a GPU and their results back, so that the same tests run there: `make gpu-check` does that.
 """
 
+import importlib
 import os
 import shutil
 import signal
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from bidistill import registry as registries
 from chosen import BACKENDS
 from modes import flushed
 
@@ -83,6 +87,26 @@ def heard_signals():
     yield
     for each in ignored:
         signal.signal(each, signal.SIG_IGN)
+
+
+@pytest.fixture
+def outside(monkeypatch):
+    """Imports a file of tests/outside by its name, as a program of a user would; what is registered is gone after the test."""
+    for registry in (
+        registries.MODELS,
+        registries.METHODS,
+        registries.LOSSES,
+        registries.METRICS,
+        registries.OPTIMIZERS,
+    ):
+        list(registry)  # finds the names of the package
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+
+    def load(name: str) -> ModuleType:
+        monkeypatch.delitem(sys.modules, f"outside.{name}", raising=False)
+        return importlib.import_module(f"outside.{name}")
+
+    return load
 
 
 @pytest.fixture(autouse=True)

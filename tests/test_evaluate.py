@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from bidistill import MF, Split, UserError, compare, evaluate
-from bidistill.evaluation.metrics import means, metrics
 from bidistill.evaluation.ranks import ranks
+from bidistill.metrics import means, metrics_of
 
 import bdkernels
 
@@ -112,7 +112,7 @@ def test_large_batches_are_cut_where_users_have_many_items(monkeypatch):
 
 def test_known_values():
     # User 0 has its two items at ranks 1 and 3, user 4 its one at rank 2.
-    of_users = metrics(np.array([0, 4, 0]), np.array([3, 2, 1]), (1, 2))
+    of_users = metrics_of(np.array([0, 4, 0]), np.array([3, 2, 1]), (1, 2))
     assert of_users["users"].tolist() == [0, 4] and of_users["hr@1"].tolist() == [1, 0]
     assert of_users["mrr"].tolist() == [1, 0.5]
     found = means(of_users)

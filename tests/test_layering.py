@@ -41,7 +41,7 @@ ORDER = {  # rooms and files from the ground up: each imports from its own line 
     "bidistill": [
         ["errors", "seeds"],
         ["registry"],
-        ["options", "files", "models", "losses"],
+        ["options", "files", "models", "losses", "metrics"],
         ["config"],
         ["data"],
         ["distributed"],

@@ -121,19 +121,21 @@ def test_table_names_users_intervals_changes_and_epochs():
     assert [float(text[1:]) for text in (hr[2], hr[4], hr[6], hr[8])] == pytest.approx(
         [0.13, 0.15, 0.13, 0.13], abs=0.02
     )
-    assert [line.split()[0] for line in lines[4:11]] == [
+    assert [line.split()[0] for line in lines[4:13]] == [
         "HR@10",
         "NDCG@10",
         "Recall@10",
+        "Precis.@10",
         "HR@50",
         "NDCG@50",
         "Recall@50",
+        "Precis.@50",
         "MRR",
     ]
-    assert lines[11].split() == ["epochs", "30", "19", "19"]
-    assert lines[12].split() == ["epoch", "kept", "20", "18", "0", "(pretrained)"]
-    assert lines[14].split()[0] == "student" and lines[15].split()[-1] == "none"
-    assert lines[22].split() == ["epochs", "-", "19", "19"]
+    assert lines[13].split() == ["epochs", "30", "19", "19"]
+    assert lines[14].split() == ["epoch", "kept", "20", "18", "0", "(pretrained)"]
+    assert lines[16].split()[0] == "student" and lines[17].split()[-1] == "none"
+    assert lines[26].split() == ["epochs", "-", "19", "19"]
     for label in (SEPARATE, CONTROL, DISTILLED):
         assert label in table(tabulated(three(), "test", 1447, (10, 50)))
     assert lines[-1] == "note: mind this"

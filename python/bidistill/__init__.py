@@ -18,11 +18,15 @@ from bidistill.data import Interactions, Split, generate, given_split, read, spl
 from bidistill.errors import UserError
 from bidistill.evaluation.evaluate import compare, evaluate, per_user
 from bidistill.evaluation.intervals import interval
+from bidistill.metrics import UserRanks
 from bidistill.models import MF, Recommender, build_model
+from bidistill.registry import LOSSES, METRICS
 from bidistill.training.control import matched
 from bidistill.training.trainer import Result, Trainer
 
 __all__ = [
+    "LOSSES",
+    "METRICS",
     "MF",
     "Config",
     "Interactions",
@@ -31,6 +35,7 @@ __all__ = [
     "Split",
     "Trainer",
     "UserError",
+    "UserRanks",
     "build_model",
     "compare",
     "evaluate",

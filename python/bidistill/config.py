@@ -18,6 +18,7 @@ from bdkernels import ranges
 from bdkernels.checks import MAX_ITEMS
 from bidistill.errors import UserError
 from bidistill.files.access import replacing
+from bidistill.metrics import cut_off, heading, names_of
 from bidistill.options import Option, option, options_of
 from bidistill.registry import LOSSES, MODELS
 
@@ -100,7 +101,10 @@ class TrainConfig:
     )
     patience: int = option(10, "evaluations without a better validation score before a phase ends; 0: never", least=0)
     eval_every: int = option(1, "epochs between evaluations", least=1)
-    monitor: str = option("ndcg@50", "validation metric that picks the best epoch, such as ndcg@50 or mrr")
+    monitor: str = option(
+        "ndcg@50",
+        lambda: f"validation metric that picks the best epoch: {', '.join(names_of('K'))}, with a K of eval.ks",
+    )
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ class DistillConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    ks: tuple[int, ...] = option((10, 50), "list lengths of HR, NDCG, Recall and Precision", least=1)
+    ks: tuple[int, ...] = option((10, 50), lambda: f"list lengths of {', '.join(map(heading, cut_off()))}", least=1)
     batch_size: int = option(256, "users ranked at a time", least=1)
     users: int = option(
         0,
@@ -221,8 +225,7 @@ class Config:
 
     def _check_together(self) -> None:
         """Rules that involve several options."""
-        metrics = [f"{m}@{k}" for k in self.eval.ks for m in ("hr", "ndcg", "recall", "precision")] + ["mrr"]
-        if self.train.monitor not in metrics:
+        if self.train.monitor not in (metrics := names_of(self.eval.ks)):
             raise UserError(f"train.monitor is {self.train.monitor!r}, but eval.ks gives only: {', '.join(metrics)}")
         for name in ("to_student", "to_teacher"):
             weight: WeightConfig = getattr(self.distill, name)

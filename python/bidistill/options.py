@@ -19,7 +19,7 @@ LIMITS = ("least", "most", "above", "below")
 
 def option(
     default: T,
-    help: str,
+    help: str | Callable[[], str],
     *,
     choices: Collection[str] = (),
     words: tuple[str, ...] = (),
@@ -29,8 +29,8 @@ def option(
     below: float | None = None,
     or_zero: bool = False,
 ) -> T:
-    """One option: default, help text, and what values are allowed: >= least, <= most, > above, < below, or one of choices. One of
-    these words is allowed too, and 0 with or_zero. Whole numbers are at most INT64.
+    """One option: default, help text (a function's is made when it is read), and what values are allowed: >= least, <= most,
+    > above, < below, or one of choices. One of these words is allowed too, and 0 with or_zero. Whole numbers are at most INT64.
     """
     limits = {"least": least, "most": most, "above": above, "below": below}
     allowed = {"choices": choices, "words": words, "or_zero": or_zero}
@@ -53,12 +53,17 @@ class Option:
     type: type
     optional: bool  # None, written "none", is allowed
     default: Any
-    help: str
+    text: str | Callable[[], str]
     section_help: str
     choices: Collection[str]  # a registry's are those that are registered when a value is checked
     words: tuple[str, ...]  # allowed beside the values of the type
     or_zero: bool  # 0 is allowed beside the limits
     limits: dict[str, float | None]  # by LIMITS; None: no such limit
+
+    @property
+    def help(self) -> str:
+        """What the option does."""
+        return self.text if isinstance(self.text, str) else self.text()
 
     @property
     def section(self) -> str:
@@ -173,8 +178,8 @@ def options_of(config: type) -> tuple[Option, ...]:
             if kind in (int, tuple) and limits["most"] is None:
                 limits["most"] = INT64
             value = getattr(default(), f.name)
-            help, choices, words, or_zero = (f.metadata[name] for name in ("help", "choices", "words", "or_zero"))
-            yield Option(prefix + f.name, kind, optional, value, help, section_help, choices, words, or_zero, limits)
+            text, choices, words, or_zero = (f.metadata[name] for name in ("help", "choices", "words", "or_zero"))
+            yield Option(prefix + f.name, kind, optional, value, text, section_help, choices, words, or_zero, limits)
         for f in nested:
             assert callable(f.default_factory)
             yield from walk(hints[f.name], f.default_factory, f"{prefix}{f.name}.", f.metadata["help"])

@@ -137,5 +137,5 @@ class Registry(Generic[T]):
 MODELS: Registry[Any] = Registry("model", "models", "bidistill.models")
 METHODS: Registry[Any] = Registry("distillation method", "methods", "bidistill.distill")
 LOSSES: Registry[Any] = Registry("loss", "losses", "bidistill.losses")
-METRICS: Registry[Any] = Registry("metric", "metrics", "bidistill.evaluation.metrics")
+METRICS: Registry[Any] = Registry("metric", "metrics", "bidistill.metrics")
 OPTIMIZERS: Registry[Any] = Registry("optimizer", "optimizers", "bidistill.training.optimizers")

@@ -10,13 +10,13 @@ from bidistill.cli.parser import add_command, add_mapped
 from bidistill.errors import UserError
 from bidistill.evaluation.evaluate import compare
 from bidistill.evaluation.intervals import LEVEL
-from bidistill.evaluation.metrics import means, metrics
 from bidistill.evaluation.ranks import MAPPED_USERS
+from bidistill.metrics import listed, means, metrics_of
 from bidistill.report import open_run, table
 from bidistill.report.comparison import MODELS, tabulated
 
 ABOUT = """Rank every held-out item of a finished run among the full catalog, without the items that its user already has, and
-print HR, NDCG and Recall at each K and MRR (with --json Precision too), each with a 95 % interval over users, and how often the
+print {metrics}, each with a 95 % interval over users, and how often the
 student ranks better."""
 EXAMPLES = """  bidistill evaluate runs/ml
   bidistill evaluate runs/ml --part val --ks 5 20 100
@@ -25,7 +25,9 @@ EXAMPLES = """  bidistill evaluate runs/ml
 
 def add(subparsers: Any) -> None:
     """Register the command."""
-    parser = add_command(subparsers, "evaluate", run, "metrics of a finished run, at any K", ABOUT, EXAMPLES)
+    parser = add_command(
+        subparsers, "evaluate", run, "metrics of a finished run, at any K", ABOUT.format(metrics=listed()), EXAMPLES
+    )
     parser.add_argument("run_folder", metavar="RUN", help="folder of a finished run")
     parser.add_argument(
         "--part", choices=("val", "test"), help="what to evaluate on (default: test, if the run has one)"
@@ -52,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
     found = tabulated({"best epoch": pair}, part, n_items, ks)
     shares = {"student_better": pair.student_better, "teacher_better": pair.teacher_better}
     if arguments.json:
-        of_users = [metrics(pair.users, ranks, ks) for ranks in (pair.teacher_ranks, pair.student_ranks)]
+        of_users = [metrics_of(pair.users, ranks, ks) for ranks in (pair.teacher_ranks, pair.student_ranks)]
         plain = {model: means(each) for model, each in zip(MODELS, of_users, strict=True)}
         ends = {model: {line.metric: line.ends[0] for line in found.models[model]} for model in MODELS}
         about = {"part": part, "users": found.users, "items": n_items}

@@ -11,8 +11,8 @@ from bdkernels import Seen
 from bidistill.data import Split
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
-from bidistill.evaluation.metrics import means, metrics
 from bidistill.evaluation.ranks import held_out, ranks_of, seen_items
+from bidistill.metrics import means, metrics_of
 from bidistill.models import Recommender
 
 
@@ -29,12 +29,11 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics averaged over the users who have held-out items in the part, or over `max_users` of them, see `held_out`.
 
-    hr@k: whether any held-out item is in the top k. recall@k: the share of them that is. precision@k: hits / k.
-    ndcg@k: gain 1 for each hit, discount log2(1 + rank), over the best that the user's number of held-out items allows.
-    mrr: 1 / rank of the first hit, at any depth. "users" is how many were averaged. For `seen` and `partition` see `ranks`.
+    The metrics are those of the table METRICS: hr@k, ndcg@k, recall@k and precision@k, mrr, and what else was registered; see
+    `bidistill.metrics`. "users" is how many were averaged. For `seen` and `partition` see `ranks`.
 
     Raises:
-        UserError: the part is empty, or a k is larger than the catalog.
+        UserError: the part is empty, a k is larger than the catalog, or a metric does not give a finite number for each user.
     """
     return means(per_user(model, split, part, ks, batch_size, seen=seen, max_users=max_users, partition=partition))
 
@@ -63,7 +62,7 @@ def per_user(
         raise UserError(f"the split holds out no {part} interactions: nothing to evaluate on; choose another split")
     if max(ks) > split.n_items or min(ks) < 1:
         raise UserError(f"ks must lie between 1 and the catalog's {split.n_items} items, found {list(ks)}")
-    return metrics(users, ranks_of(model, split, part, users, items, batch_size, seen, partition), ks)
+    return metrics_of(users, ranks_of(model, split, part, users, items, batch_size, seen, partition), ks)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 from bidistill.errors import UserError
 from bidistill.evaluation.evaluate import Comparison, compare
 from bidistill.evaluation.intervals import Interval, decimals, intervals
-from bidistill.evaluation.metrics import means, metrics
+from bidistill.metrics import heading, means, metrics_of, names_of
 from bidistill.report.finished import FinishedRun
 from bidistill.training.phases import PHASES, Epochs, epochs_of, problems
 
@@ -134,12 +134,12 @@ def tabulated(
     notes: Sequence[str] = (),
 ) -> Results:
     """Results from the ranks of the same held-out items under models that were trained in different ways."""
-    labels, names, models = list(compared), metric_names(ks), {}
+    labels, names, models = list(compared), names_of(ks), {}
     users = next(iter(compared.values())).users
     if any(not np.array_equal(users, each.users) for each in compared.values()):
         raise UserError("the models were not evaluated on the same users: evaluate them again with the same eval.users")
     for model in MODELS:
-        of_users = [metrics(each.users, getattr(each, f"{model}_ranks"), ks) for each in compared.values()]
+        of_users = [metrics_of(each.users, getattr(each, f"{model}_ranks"), ks) for each in compared.values()]
         tables = [np.stack([each[name] for name in names], axis=1) for each in of_users]
         changed = DISTILLED in labels and len(labels) > 1
         if changed:
@@ -168,7 +168,9 @@ def table(found: Results) -> str:
     )
     for model in MODELS:
         lines += ["", _columns(model, shorts, found.change)]
-        lines += [_columns(f"  {heading(line.metric)}", line.cells, line.changed) for line in found.models[model]]
+        lines += [
+            _columns(f"  {_short(heading(line.metric))}", line.cells, line.changed) for line in found.models[model]
+        ]
         if any(found.epochs[model]):
             lines.append(_columns("  epochs", [str(each.trained) if each else "-" for each in found.epochs[model]]))
             lines.append(_columns("  epoch kept", kept_cells(found, model)))
@@ -201,12 +203,8 @@ def cell(value: float, ends: Interval, sign: str = "") -> str:
     return f"{value:{sign}.{places}f}" + (f" \u00b1{ends.half:.{places}f}" if np.isfinite(ends.half) else "")
 
 
-def metric_names(ks: Sequence[int]) -> list[str]:
-    """Lines of the table: HR, NDCG and Recall at each K, and MRR."""
-    return [f"{metric}@{k}" for k in ks for metric in ("hr", "ndcg", "recall")] + ["mrr"]
-
-
-def heading(metric: str) -> str:
-    """How a metric is written: "ndcg@10" -> "NDCG@10"."""
-    name, at, k = metric.partition("@")
-    return (name.capitalize() if name in ("recall", "precision") else name.upper()) + at + k
+def _short(text: str, most: int = 10) -> str:
+    """A heading in so many characters, its K kept: "Precision@10" -> "Precis.@10"."""
+    name, at, k = text.partition("@")
+    room = most - len(at + k)
+    return text if len(name) <= room else f"{name[: max(1, room - 1)]}.{at}{k}"

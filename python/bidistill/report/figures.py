@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from bidistill.report.comparison import heading
+from bidistill.metrics import heading
 from bidistill.report.svg import GREY, INK, STUDENT, TEACHER, new_figure, styled, to_svg
 
 

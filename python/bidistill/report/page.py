@@ -14,7 +14,8 @@ from bidistill.config import Config, options
 from bidistill.data import Split
 from bidistill.errors import UserError
 from bidistill.files.access import replacing
-from bidistill.report.comparison import CONTROL, MODELS, PARTS, comparisons, heading, kept_cells, results
+from bidistill.metrics import heading
+from bidistill.report.comparison import CONTROL, MODELS, PARTS, comparisons, kept_cells, results
 from bidistill.report.figures import Curve, learning_curve, rank_density, wins_by_popularity
 from bidistill.report.finished import FinishedRun, open_run
 from bidistill.report.summary import summary

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bidistill.evaluation.evaluate import Comparison
-from bidistill.report.comparison import CONTROL, MODELS, PARTS, Results, heading, metric_names
+from bidistill.metrics import heading
+from bidistill.report.comparison import CONTROL, MODELS, PARTS, Results
 from bidistill.report.finished import FinishedRun
 from bidistill.training.control import joint_epochs
 
@@ -12,9 +13,8 @@ def summary(run: FinishedRun, found: Results, comparison: Comparison) -> str:
     """A few sentences of plain text."""
     config, split = run.config, run.split
     data = config.data.path or config.data.train_path or "data given in Python"
-    monitor = config.train.monitor if config.train.monitor in metric_names(config.eval.ks) else "mrr"  # or precision
-    metric, part = heading(monitor), PARTS[run.part]
-    lines = {model: found.line(model, monitor) for model in MODELS}
+    metric, part = heading(config.train.monitor), PARTS[run.part]
+    lines = {model: found.line(model, config.train.monitor) for model in MODELS}
     sentences = [
         f"A teacher ({config.teacher.dim} numbers for each user and item) and a student ({config.student.dim}) were "
         f"trained on {data}: {split.n_users:,} users, {split.n_items:,} items."
