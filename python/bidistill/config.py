@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import importlib
 import json
 import os
 import sys
-import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
 
 from bdkernels import ranges
 from bdkernels.checks import MAX_ITEMS
@@ -271,8 +272,8 @@ class Config:
         """Read a TOML file; options that it leaves out come from the preset."""
         base = cls.preset(preset)
         try:
-            values = _toml().loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            values = tomlkit.parse(Path(path).read_text(encoding="utf-8")).unwrap()
+        except (OSError, ValueError, TOMLKitError) as error:
             raise UserError(f"cannot read the settings {os.fspath(path)}: {error}") from error
         try:
             return base.with_overrides(dict(_flatten(values)))
@@ -281,16 +282,23 @@ class Config:
 
     def to_toml(self, path: str | os.PathLike[str]) -> None:
         """Write every option with its help text; an option that is unset stands as a comment."""
-        lines, section = ["# Settings of a bidistill run. A line that starts with # is not read."], ""
+        document = tomlkit.document()
+        document.add(tomlkit.comment("Settings of a bidistill run. A line that starts with # is not read."))
+        tables: dict[str, tomlkit.items.Table] = {}
         for each in options():
-            if each.section != section:
-                section = each.section
-                lines += ["", f"[{section}]  # {each.section_help}"]
-            value = self[each.name]
-            lines.append(f"# {each.help}" + (f" ({' | '.join(each.choices)})" if each.choices else ""))
-            lines.append(f"# {each.field} =" if value is None else f"{each.field} = {_to_toml(value)}")
+            if each.section not in tables:
+                parent, _, name = each.section.rpartition(".")
+                tables[each.section] = table = tomlkit.table()
+                table.comment(each.section_help)
+                (tables[parent] if parent else document).add(tomlkit.nl()).add(name, table)
+            table, value = tables[each.section], self[each.name]
+            table.add(tomlkit.comment(each.help + (f" ({' | '.join(each.choices)})" if each.choices else "")))
+            if value is None:
+                table.add(tomlkit.comment(f"{each.field} ="))
+            else:
+                table.add(each.field, _plain(value))
         with replacing(path) as temporary:
-            temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            temporary.write_text(tomlkit.dumps(document), encoding="utf-8")
 
     def with_overrides(self, values: Mapping[str, Any]) -> Config:
         """A copy with {"section.option": value} changed."""
@@ -387,13 +395,10 @@ def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield prefix + name, value
 
 
-def _to_toml(value: Any) -> str:
-    """Numbers, texts, booleans and lists are written alike in JSON and TOML; a table is written inline."""
+def _plain(value: Any) -> Any:
+    """A value as a TOML file has it: a table stands in one line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{name} = {_to_toml(each)}" for name, each in value.items()) + "}"
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
-
-
-def _toml() -> types.ModuleType:
-    """tomllib, or before Python 3.11 the package of the same functions."""
-    return importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
+        table = tomlkit.inline_table()
+        table.update(value)
+        return table
+    return list(value) if isinstance(value, tuple) else value
