@@ -47,10 +47,34 @@ class Draws(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """What `sample` draws; a direction that was off is None."""
+    """What `sample` draws.
 
-    to_student: Draws | None
-    to_teacher: Draws | None
+    Attributes:
+        student: what the student learns from; None where that direction was off.
+        teacher: what the teacher learns from; None likewise.
+    """
+
+    student: Draws | None
+    teacher: Draws | None
+
+    @property
+    def to_student(self) -> Draws:
+        """What the student learns from. Raises ValueError where that direction was off."""
+        return _on("to_student", self.student)
+
+    @property
+    def to_teacher(self) -> Draws:
+        """What the teacher learns from. Raises ValueError where that direction was off."""
+        return _on("to_teacher", self.teacher)
+
+
+def _on(name: str, draws: Draws | None) -> Draws:
+    if draws is None:
+        raise ValueError(f"{name}: expected draws, got none: `sample` was called with {name}=None")
+    return draws
+
+
+torch.serialization.add_safe_globals([Draws, Samples, TopK])
 
 
 class StepLoss(NamedTuple):
@@ -412,9 +436,10 @@ def _name(backend: str | None) -> str:
 
 def _parts(f: Factors, name: str = "factors") -> tuple[Tensor, Tensor, Tensor | None]:
     checks.instance(name, f, Factors)
-    users, items, bias = f
-    users, items = _tensor(f"{name}.user_factors", users), _tensor(f"{name}.item_factors", items)
-    return users, items, None if bias is None else _tensor(f"{name}.item_bias", bias)
+    users, items = _tensor(f"{name}.user_factors", f.user_factors), _tensor(f"{name}.item_factors", f.item_factors)
+    if f.item_bias is not None:
+        _tensor(f"{name}.item_bias", f.item_bias)
+    return users, items, f.flat_bias
 
 
 def _detach(f: Factors, name: str = "factors") -> tuple[Tensor, Tensor, Tensor | None]:

@@ -147,7 +147,9 @@ def test_a_direction_does_not_change_the_other(backend):
     t, s = models(8, 400)
     both = bd.sample(t, s, 12, to_student=bd.Exp(60.0), to_teacher=bd.Exp(2.5), **numbered(t), backend=backend)
     alone = bd.sample(t, s, 12, to_student=None, to_teacher=bd.Exp(2.5), **numbered(t), backend=backend)
-    assert alone.to_student is None
+    assert alone.student is None
+    with pytest.raises(ValueError, match="to_student: expected draws, got none"):
+        _ = alone.to_student
     assert torch.equal(alone.to_teacher.ids, both.to_teacher.ids)
     alone = bd.sample(t, s, 12, to_student=bd.Exp(60.0), to_teacher=None, **numbered(t), backend=backend)
     assert torch.equal(alone.to_student.ids, both.to_student.ids)

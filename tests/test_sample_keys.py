@@ -151,7 +151,7 @@ def test_an_independent_direction_does_not_depend_on_the_other(backend, weights)
     one = bd.sample(t, s, 9, seen, to_student=weights[0], to_teacher=None, **on)
     other = bd.sample(t, s, 9, seen, to_student=None, to_teacher=weights[1], **on)
     none = bd.sample(t, s, 9, seen, to_student=None, to_teacher=None, **on)
-    assert one.to_teacher is None and other.to_student is None and none == (None, None)
+    assert one.teacher is None and other.student is None and none == (None, None)
     assert torch.equal(whole.to_student.ids, one.to_student.ids)
     assert torch.equal(whole.to_teacher.ids, other.to_teacher.ids)
 

@@ -52,7 +52,7 @@ def rank_errors(
     Raises:
         ValueError: an argument is wrong, as for `sample` and `rank`.
     """
-    users, items, bias = factors
+    users, items, bias = factors.user_factors, factors.item_factors, factors.flat_bias
     factors = Factors(users.detach(), items.detach(), None if bias is None else bias.detach())
     some_items = counted_items(factors.n_items, subset, seed, step).to(ids.device)
     pair = (None, None) if seen is None else seen

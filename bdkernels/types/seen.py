@@ -1,6 +1,6 @@
 """The items that a user has already: sparse rows of sorted item ids (CSR), excluded from every ranking."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +13,45 @@ class Seen(NamedTuple):
     Attributes:
         indptr: [B + 1] int64; row b is indices[indptr[b] : indptr[b + 1]].
         indices: [nnz] int64 item ids, strictly increasing in a row.
+
+    `torch.load` reads what `torch.save` wrote, also with weights_only=True.
     """
 
     indptr: Tensor
     indices: Tensor
+
+    @classmethod
+    def from_csr(cls, matrix: Any) -> "Seen":
+        """The stored entries of a sparse matrix [n_users, n_items], whatever their values; its arrays are copied.
+
+        Args:
+            matrix: a scipy.sparse.csr_matrix or csr_array, a sparse CSR tensor of torch, or any object whose `indptr`
+                [n_users + 1] and `indices` [nnz] are numpy arrays or tensors of int32 or int64. The ids of a row may stand in any
+                order and repeat.
+
+        Raises:
+            ValueError: the matrix has another format, its arrays have another dtype or shape, `indptr` does not rise from 0 to
+                nnz, or an item is not in [0, 2^31).
+        """
+        if isinstance(matrix, Tensor):
+            if matrix.layout != torch.sparse_csr:
+                raise ValueError(f"matrix: expected a sparse CSR tensor, got layout {matrix.layout}")
+            arrays = matrix.crow_indices(), matrix.col_indices()
+        else:
+            if getattr(matrix, "format", "csr") != "csr" or not hasattr(matrix, "indptr"):
+                found = getattr(matrix, "format", type(matrix).__name__)
+                raise ValueError(f"matrix: expected the format csr, got {found}; a scipy matrix has `tocsr()`")
+            arrays = matrix.indptr, matrix.indices
+        indptr, indices = (_integers(name, each) for name, each in zip(("indptr", "indices"), arrays, strict=True))
+        ends = [int(indptr[0]), int(indptr[-1])] if len(indptr) else []
+        if ends != [0, len(indices)] or bool((indptr.diff() < 0).any()):
+            raise ValueError(f"indptr: expected numbers that rise from 0 to {len(indices)}, got others")
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < 2**31:
+            raise ValueError(f"indices: expected ids in [0, 2^31), got {int(indices.min())} to {int(indices.max())}")
+        seen = cls(indptr, indices)
+        rows = seen.row_of_each()
+        rising = (indices.diff() > 0) | (rows.diff() > 0)
+        return seen if bool(rising.all()) else cls.from_pairs(rows, indices, len(indptr) - 1)
 
     @classmethod
     def from_pairs(cls, users: Tensor, items: Tensor, n_users: int) -> "Seen":
@@ -87,6 +122,17 @@ class Seen(NamedTuple):
     def to(self, device: torch.device | str) -> "Seen":
         """The same rows on another device."""
         return Seen(self.indptr.to(device), self.indices.to(device))
+
+
+def _integers(name: str, array: Any) -> Tensor:
+    """A copy of a one-dimensional array of int32 or int64 as int64."""
+    t = torch.as_tensor(array)
+    if t.dtype not in (torch.int32, torch.int64) or t.dim() != 1:
+        raise ValueError(f"{name}: expected one dimension of int32 or int64, got {list(t.shape)} of {t.dtype}")
+    return t.to(torch.int64, copy=True)
+
+
+torch.serialization.add_safe_globals([Seen])
 
 
 class Unseen:

@@ -151,7 +151,7 @@ class Bidirectional:
             subset=self._counted(step),
             independent_directions=self.config.independent_directions,
         )
-        return torch.cat([draws.ids for draws in (samples.to_student, samples.to_teacher) if draws is not None], dim=1)
+        return torch.cat([draws.ids for draws in samples if draws is not None], dim=1)
 
 
 def due(place: int, places: int, n_users: int) -> tuple[int, int]:
