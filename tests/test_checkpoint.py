@@ -7,6 +7,7 @@ import pytest
 import torch
 from bidistill import MF, UserError
 from bidistill.files.tensors import save_tensors
+from bidistill.models.kinds import config_of
 from bidistill.runs.checkpoint import (
     MODEL_FORMAT,
     load_checkpoint,
@@ -98,7 +99,7 @@ def test_models_round_trip(tmp_path):
     model = MF(4, 6, 3, seed=5)
     save_model(tmp_path / "deep" / "model.safetensors", model, split="abc")
     again = load_model(tmp_path / "deep" / "model.safetensors")
-    assert again.config() == model.config()
+    assert config_of(again) == config_of(model)
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
     assert model_notes(tmp_path / "deep" / "model.safetensors") == {"split": "abc"}
 
@@ -117,7 +118,7 @@ def test_files_that_are_no_model(tmp_path):
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match=r"cannot read the model .*model\.safetensors"):
         load_model(path)
-    metadata = {"format": MODEL_FORMAT, "model": json.dumps(MF(4, 6, 3).config()), "notes": "{}"}
+    metadata = {"format": MODEL_FORMAT, "model": json.dumps(config_of(MF(4, 6, 3))), "notes": "{}"}
     save_tensors(path, {"user_factors.weight": torch.zeros(2, 2)}, metadata)
     with pytest.raises(UserError, match="does not hold the tensors of its model"):
         load_model(path)
@@ -129,7 +130,7 @@ def test_a_model_with_mapped_tables(tmp_path):
     model = MF(40, 60, 3, seed=5)
     save_model(path, model)
     mapped = load_model(path, mapped=True)
-    assert mapped.config() == model.config() and all(mapping_of(p) is not None for p in mapped.parameters())
+    assert config_of(mapped) == config_of(model) and all(mapping_of(p) is not None for p in mapped.parameters())
     users = torch.tensor([7, 3, 3, 39])
     want, got = model.factors(users), mapped.factors(users)
     assert torch.equal(want.user_factors, got.user_factors) and mapping_of(got.user_factors) is None
@@ -145,7 +146,7 @@ def test_tables_that_cannot_be_mapped(tmp_path):
     save_model(path, MF(4, 6, 3).double())
     with pytest.raises(UserError, match=r"cannot map the tables of the model \(.* got F64\); load it without"):
         load_model(path, mapped=True)
-    metadata = {"format": MODEL_FORMAT, "model": json.dumps(MF(4, 6, 3).config()), "notes": "{}"}
+    metadata = {"format": MODEL_FORMAT, "model": json.dumps(config_of(MF(4, 6, 3))), "notes": "{}"}
     save_tensors(path, {"user_factors.weight": torch.zeros(2, 2)}, metadata)
     with pytest.raises(UserError, match="does not hold the tensors of its model"):
         load_model(path, mapped=True)

@@ -19,9 +19,10 @@ from bidistill.errors import UserError
 from bidistill.evaluation.evaluate import compare, evaluate, per_user
 from bidistill.evaluation.intervals import interval
 from bidistill.metrics import UserRanks
-from bidistill.models import MF, Recommender, build_model
+from bidistill.models import MF, Recommender, build_model, register_model
 from bidistill.registry import LOSSES, METRICS
 from bidistill.training.control import matched
+from bidistill.training.finished import FinishedRun, open_run
 from bidistill.training.trainer import Result, Trainer
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "METRICS",
     "MF",
     "Config",
+    "FinishedRun",
     "Interactions",
     "Recommender",
     "Result",
@@ -43,7 +45,9 @@ __all__ = [
     "given_split",
     "interval",
     "matched",
+    "open_run",
     "per_user",
     "read",
+    "register_model",
     "split",
 ]

@@ -90,6 +90,11 @@ class ModelConfig:
         choices=("adam", "adagrad", "sgd", "sparse_adam"),
     )
 
+    def build_config(self, n_users: int, n_items: int) -> dict[str, Any]:
+        """What `build_model` makes a model of these settings from, for data of these sizes."""
+        sizes = {"n_users": n_users, "n_items": n_items, "dim": self.dim}
+        return {"kind": self.kind, **sizes, "sparse": self.optimizer == "sparse_adam", "args": self.args}
+
 
 @dataclass(frozen=True)
 class TrainConfig:

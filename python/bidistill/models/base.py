@@ -1,4 +1,4 @@
-"""What the trainer needs of a model, and nothing more."""
+"""What is asked of a model: one method, and three more that it may have. There is no base class: what has the methods will do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ Tables = tuple[Tensor, Tensor, Tensor | None]  # [n_users, d], [n_items, d], [n_
 
 @runtime_checkable
 class Recommender(Protocol):
-    """A torch.nn.Module that scores items by a dot product plus an item bias, and has these methods."""
+    """A torch.nn.Module that scores items for users.
+
+    The Trainer fills in `n_users` and `n_items` where they are missing. The model may also have `tables` (`TableModel`), and
+    `row_kinds() -> dict[str, str]`, which says of entries of `state_dict` that they have a row a user ("users") or an item
+    ("items"), where their shapes do not tell.
+    """
 
     n_users: int
     n_items: int
@@ -24,19 +29,15 @@ class Recommender(Protocol):
         ...
 
     def factors(self, users: Tensor) -> Factors:
-        """What rank, topk and sample score with, for users [B] int64: float32, without gradient, equal to `score`."""
-        ...
-
-    def row_kinds(self) -> dict[str, str]:
-        """Which entries of `state_dict` have a row a user ("users") or an item ("items"): what grows with the data."""
-        ...
-
-    def config(self) -> dict[str, Any]:
-        """Plain values that `build_model` makes an equal model from: "kind" and sizes."""
+        """For users [B] int64: their factors [B, d], those of all items [n_items, d], and a bias [n_items] or None; float32,
+        with the scores that `score` gives.
+        """
         ...
 
     # What every torch.nn.Module has, as far as the trainer uses it.
     training: bool
+
+    def modules(self) -> Any: ...
 
     def parameters(self) -> Any: ...
 
@@ -63,3 +64,8 @@ class TableModel(Recommender, Protocol):
         A subclass that scores in another way must return None.
         """
         ...
+
+
+def tables_of(model: Recommender) -> Tables | None:
+    """The tables of a TableModel; None of any other model."""
+    return model.tables() if isinstance(model, TableModel) else None

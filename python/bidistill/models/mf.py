@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ class MF(nn.Module):
         seed: of the initial values.
         sparse: give sparse gradients, whose cost does not grow with the tables; for SparseAdam, Adagrad or SGD.
         users, items: the rows that are here, where the tables lie on several processes; all unless given. A user or an item is
-            then called by its place among them; n_users, n_items and `config` remain those of the whole.
+            then called by its place among them; n_users and n_items remain those of the whole.
     """
 
     def __init__(
@@ -42,6 +41,8 @@ class MF(nn.Module):
     ) -> None:
         super().__init__()
         self.n_users, self.n_items, self.dim, self.sparse = n_users, n_items, dim, sparse
+        if type(self) is MF:  # a subclass may score in another way
+            self.built_from = {"kind": "mf", "n_users": n_users, "n_items": n_items, "dim": dim, "sparse": sparse}
         users, items = (range(n) if rows is None else rows for n, rows in ((n_users, users), (n_items, items)))
         user_rows = initial_rows(n_users, users, dim, seed_of(seed, "users"))
         item_rows = initial_rows(n_items, items, dim, seed_of(seed, "items"))
@@ -69,16 +70,6 @@ class MF(nn.Module):
     def row_kinds(self) -> dict[str, str]:
         """The user table grows with the users, the item table and its bias with the items."""
         return {"user_factors.weight": "users", "item_factors.weight": "items", "item_bias.weight": "items"}
-
-    def config(self) -> dict[str, Any]:
-        """What `build_model` makes an equal model from."""
-        return {
-            "kind": "mf",
-            "n_users": self.n_users,
-            "n_items": self.n_items,
-            "dim": self.dim,
-            "sparse": self.sparse,
-        }
 
 
 def initial_rows(n: int, rows: range, dim: int, seed: int) -> Tensor:

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 from bidistill.config import Config
 from bidistill.data.sizes import Sizes
+from bidistill.errors import UserError
+from bidistill.models.sizes import size_of_kind
 from bidistill.plan.costs import Costs
 from bidistill.plan.estimate import Job, Plan, jobs_of, made_plan, planned
 from bidistill.training.memory import divided, memory
@@ -39,17 +41,28 @@ class Network(NamedTuple):
     latency: float = 100e-6
 
 
+def widths(config: Config) -> int:
+    """Numbers of a row of both models' tables. Raises UserError where a model cannot lie on several processes."""
+    total = 0
+    for name in ("teacher", "student"):
+        width = size_of_kind(config[name].build_config(1, 1)).width
+        if width is None:
+            raise UserError(f"{name}.kind {config[name].kind!r} cannot lie on several processes: plan without --world")
+        total += width
+    return total
+
+
 def step_bytes(config: Config, sizes: Sizes, processes: int) -> float:
     """Bytes that a process sends in a training step of the joint phase."""
     listed = 1 + config.train.negatives + 2 * config.distill.samples
-    width = config.teacher.dim + config.student.dim + 2
+    width = widths(config) + 2
     return config.train.batch_size / processes * listed * (8 + 8 * width) * (processes - 1) / processes
 
 
 def draw_bytes(config: Config, processes: int) -> float:
     """Bytes that a process sends for the draws of one of its users."""
     k = config.distill.pool if config.distill.resample_every else config.distill.samples
-    return (processes - 1) * (4 * (config.teacher.dim + config.student.dim) + 28 * PROPOSALS * k)
+    return (processes - 1) * (4 * widths(config) + 28 * PROPOSALS * k)
 
 
 def world_plan(config: Config, sizes: Sizes, costs: Costs, processes: int, network: Network) -> Plan:

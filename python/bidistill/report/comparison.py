@@ -12,7 +12,7 @@ from bidistill.errors import UserError
 from bidistill.evaluation.evaluate import Comparison, compare
 from bidistill.evaluation.intervals import Interval, decimals, intervals
 from bidistill.metrics import heading, means, metrics_of, names_of
-from bidistill.report.finished import FinishedRun
+from bidistill.training.finished import FinishedRun
 from bidistill.training.phases import PHASES, Epochs, epochs_of, problems
 
 MODELS = ("teacher", "student")

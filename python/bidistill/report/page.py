@@ -17,9 +17,9 @@ from bidistill.files.access import replacing
 from bidistill.metrics import heading
 from bidistill.report.comparison import CONTROL, MODELS, PARTS, comparisons, kept_cells, results
 from bidistill.report.figures import Curve, learning_curve, rank_density, wins_by_popularity
-from bidistill.report.finished import FinishedRun, open_run
 from bidistill.report.summary import summary
 from bidistill.runs.folder import RunFolder
+from bidistill.training.finished import FinishedRun, open_run
 from bidistill.training.phases import TITLES
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from bidistill.evaluation.evaluate import Comparison
 from bidistill.metrics import heading
 from bidistill.report.comparison import CONTROL, MODELS, PARTS, Results
-from bidistill.report.finished import FinishedRun
 from bidistill.training.control import joint_epochs
+from bidistill.training.finished import FinishedRun
 
 
 def summary(run: FinishedRun, found: Results, comparison: Comparison) -> str:

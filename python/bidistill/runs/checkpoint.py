@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,9 @@ from bidistill.files.access import digest_of, present
 from bidistill.files.records import read_record, write_record
 from bidistill.files.tensors import opened, remove, save_tensors, seal_of
 from bidistill.models import Recommender, build_model
+from bidistill.models.base import tables_of
+from bidistill.models.given import GIVEN, missing
+from bidistill.models.kinds import config_of
 from bidistill.runs.records import Checkpoint
 
 MODEL_FORMAT = "bidistill model 2"
@@ -129,7 +131,7 @@ def read_tensors(folder: str | Path, record: Checkpoint, processes: Processes | 
 def save_model(
     path: str | Path, model: Recommender, *, processes: Processes | None = None, parents: bool = True, **notes: Any
 ) -> str:
-    """Write a model's parameters, and in the file's metadata its `config()` and the notes (plain values).
+    """Write a model's parameters, and in the file's metadata its `config_of` and the notes (plain values).
 
     processes: the processes that have a shard of the model each, and all call this; the first one writes.
 
@@ -137,7 +139,7 @@ def save_model(
         the file's seal, on the first process; "" on the others.
     """
     path = Path(path)
-    metadata = {"format": MODEL_FORMAT, "model": json.dumps(model.config()), "notes": json.dumps(notes)}
+    metadata = {"format": MODEL_FORMAT, "model": json.dumps(config_of(model)), "notes": json.dumps(notes)}
     if processes is not None and processes.size > 1:
         from bidistill.distributed.models import save_whole
 
@@ -145,31 +147,55 @@ def save_model(
     return save_tensors(path, model.state_dict(), metadata, parents=parents)
 
 
-def load_model(path: str | Path, *, mapped: bool = False) -> Recommender:
+def load_model(
+    path: str | Path, *, mapped: bool = False, name: str = "model", given: Recommender | None = None
+) -> Recommender:
     """The model that `save_model` wrote, on the CPU. Raises UserError for a missing, damaged or foreign file.
 
     The whole file is read once to check it, a block at a time.
 
     Args:
         mapped: leave the tables in the file, whatever their size, for `bdkernels.open_memmap` to read; to evaluate and recommend
-            with, not to train. Each call of an operator reads the item table, so let it serve many users.
+            with, not to train. Each call of an operator reads the item table, so let it serve many users. For a `TableModel`.
+        name: what messages call the model, such as "teacher".
+        given: a module to put the tensors into, instead of the one that the file describes.
     """
     config = model_config(path)
+    if given is None and config["kind"] == GIVEN:
+        raise missing(name, config["args"]["module"])
+    if not mapped:
+        return _filled(path, build_model(config) if given is None else given, stored_tensors(path))
+    with torch.device("meta"):  # no memory for tables that stay in the file
+        model = build_model(config) if given is None else given
+    if tables_of(model) is None:
+        raise UserError(f"{path}: a {type(model).__name__} has no tables to map: load it without mapping them")
+    model.requires_grad_(False)
     with opened(path) as file:
         names = list(file.keys())
-        tensors = {} if mapped else {name: file.get_tensor(name) for name in names}
-    with torch.device("meta") if mapped else nullcontext():  # no memory for tables that stay in the file
-        model = build_model(config)
-    if mapped:
-        model.requires_grad_(False)
-        try:
-            tensors = {name: open_memmap(path, name) for name in names}
-        except ValueError as error:
-            raise UserError(f"cannot map the tables of the model ({error}); load it without mapping them") from error
     try:
-        model.load_state_dict(tensors, assign=mapped)
+        tensors = {name: open_memmap(path, name) for name in names}
+    except ValueError as error:
+        raise UserError(f"cannot map the tables of the model ({error}); load it without mapping them") from error
+    return _filled(path, model, tensors, assign=True)
+
+
+def stored_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a model's file, by their names in its `state_dict`. Raises UserError like `load_model`."""
+    model_config(path)
+    with opened(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+
+def _filled(path: str | Path, model: Recommender, tensors: dict[str, Tensor], *, assign: bool = False) -> Recommender:
+    """The model, with these tensors of a file in it."""
+    try:
+        model.load_state_dict(tensors, assign=assign)
     except RuntimeError as error:
-        raise UserError(f"{path} does not hold the tensors of its model; train or copy the model again") from error
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{path} does not hold the tensors of its model, a {type(model).__name__} ({reason}); train or copy the model again,"
+            " or give a module of the same class and sizes"
+        ) from error
     return model
 
 
@@ -179,7 +205,7 @@ def load_into(path: str | Path, model: Recommender, processes: Processes) -> Non
     Raises UserError like `load_model`.
     """
     if processes.size == 1:
-        model.load_state_dict(load_model(path).state_dict())
+        _filled(path, model, stored_tensors(path))
         return
     model_config(path)
     with opened(path) as file:
@@ -189,7 +215,7 @@ def load_into(path: str | Path, model: Recommender, processes: Processes) -> Non
 
 
 def model_config(path: str | Path) -> dict[str, Any]:
-    """The model's `config()`. Raises UserError like `load_model`."""
+    """The model's `config_of`. Raises UserError like `load_model`."""
     config: dict[str, Any] = _about(path)[1]
     return config
 

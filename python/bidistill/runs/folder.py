@@ -24,9 +24,9 @@ from bidistill.files.access import present, replacing, unwritable
 from bidistill.files.locks import lock
 from bidistill.files.records import checked, read_record, write_record
 from bidistill.models import Recommender
+from bidistill.models.kinds import config_of
 from bidistill.runs.checkpoint import (
     load_into,
-    load_model,
     model_config,
     model_notes,
     model_seal,
@@ -34,6 +34,7 @@ from bidistill.runs.checkpoint import (
     read_tensors,
     save_checkpoint,
     save_model,
+    stored_tensors,
 )
 from bidistill.runs.growth import Growth
 from bidistill.runs.records import Checkpoint, Finished, Listing, Metrics, State
@@ -294,12 +295,13 @@ class RunFolder:
         """Put a pretraining that this folder keeps into a fresh model of grown data, and keep that instead."""
         path = self.path / "pretrained" / f"{name}.safetensors"
         if model_notes(path)["split"] == split:  # it has grown already, before a crash
-            model.load_state_dict(load_model(path).state_dict())
+            load_into(path, model, self.processes)
             return
         self._check_seal(
             f"pretrained/{name}.safetensors", self.state().pretrained_files.get(f"pretrained/{name}.safetensors")
         )
-        kinds, fresh, old = model.row_kinds(), model.state_dict(), load_model(path).state_dict()
+        fresh, old = model.state_dict(), stored_tensors(path)
+        kinds = growth.kinds(old, model)
         model.load_state_dict(
             {key: growth.rows(kinds[key], value, fresh[key]) if key in kinds else value for key, value in old.items()}
         )
@@ -309,8 +311,8 @@ class RunFolder:
         """Put a pretraining that this folder keeps into a model of the same kind and sizes."""
         path = self.path / "pretrained" / f"{name}.safetensors"
         saved = model_config(path)
-        if saved != model.config():
-            raise UserError(f"{path} is another model ({saved}, wanted {model.config()}): use the same {name} settings")
+        if saved != (wanted := config_of(model)):
+            raise UserError(f"{path} is another model ({saved}, wanted {wanted}): use the same {name} settings")
         if model_notes(path)["split"] != split:
             raise UserError(f"{path} was trained on another split: give the same data and split settings")
         done = self.path / "metrics.json"

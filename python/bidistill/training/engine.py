@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,11 +15,15 @@ from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
 from bidistill.evaluation.ranks import seen_items
 from bidistill.models import Recommender, build_model
+from bidistill.models.checks import check_apart, check_gradients, check_model
+from bidistill.models.given import GIVEN, given_config, missing
 from bidistill.seeds import seed_of
 from bidistill.training.batches import Objective
 from bidistill.training.learner import Learner
 from bidistill.training.phases import LEARN_IN, STREAMS
 from bidistill.training.strategy import strategy_of
+
+NAMES = ("teacher", "student")
 
 
 class Engine:
@@ -30,6 +36,7 @@ class Engine:
         config: all settings, without a word such as "auto" among them.
         split: what to train on.
         partition: what of the run is here; everything by default.
+        given: modules in the place of the "teacher" or the "student" that the settings describe; they are trained in place.
 
     Attributes:
         users, items: [n] int64, the training interactions, on the device.
@@ -38,14 +45,26 @@ class Engine:
         objective: what they learn from.
     """
 
-    def __init__(self, config: Config, split: Split, partition: Partition | None = None) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: Config,
+        split: Split,
+        partition: Partition | None = None,
+        given: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.config, self.given = config, given or {}
         self.partition = partition or Partition.whole(split.n_users, split.n_items)
         self.device = self.partition.device(find_device(config.run.device))
         self.users = torch.from_numpy(split.train_users).to(self.device)
         self.items = torch.from_numpy(split.train_items).to(self.device)
         self.seen = seen_items(split, "val", self.device, only=self.partition.own_users)
-        models = {name: self.new_model(name) for name in ("teacher", "student")}
+        models = {name: self.given[name] if name in self.given else self.new_model(name) for name in NAMES}
+        for name, model in models.items():
+            check_model(name, model, split.n_users, split.n_items)
+            check_gradients(name, model, config[name].optimizer)
+            model.to(self.device)
+            model.train(True)
+        check_apart(models)
         popularity = torch.bincount(self.items, minlength=split.n_items)
         strategy = strategy_of(self.partition)
         strategy.check(config)
@@ -56,7 +75,10 @@ class Engine:
         }
 
     def new_model(self, name: str) -> Recommender:
-        """The untrained "teacher" or "student", on the device."""
+        """A "teacher" or "student" of its own, on the device: untrained, or a copy of the given one."""
+        if name in self.given:
+            copied: Recommender = copy.deepcopy(self.given[name])
+            return copied
         seed = seed_of(self.config.run.seed, name)
         model: Recommender = new_model(self.config[name], self.partition, seed).to(self.device)
         return model
@@ -93,9 +115,21 @@ class Engine:
 
 def new_model(config: ModelConfig, partition: Partition, seed: int) -> Recommender:
     """An untrained model as the options describe it, as far as it is here."""
-    sparse = config.optimizer == "sparse_adam"
-    sizes = {"n_users": partition.n_users, "n_items": partition.n_items, "dim": config.dim}
-    return build_model({"kind": config.kind, **sizes, "sparse": sparse}, seed=seed, **partition.own_rows)
+    return build_model(config.build_config(partition.n_users, partition.n_items), seed=seed, **partition.own_rows)
+
+
+def with_given(config: Config, given: Mapping[str, Any]) -> Config:
+    """The settings of a run with these modules in the place of the models that settings describe.
+
+    Raises:
+        UserError: the settings are those of a run with a given module, and it is not given.
+    """
+    for name, module in given.items():
+        config = config.with_overrides({f"{name}.{key}": value for key, value in given_config(module).items()})
+    for name in NAMES:
+        if config[name].kind == GIVEN and name not in given:
+            raise missing(name, config[name].args.get("module", ""))
+    return config
 
 
 def find_device(name: str) -> torch.device:

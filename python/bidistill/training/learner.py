@@ -87,8 +87,9 @@ class Learner:
 
         The best state is forgotten, since its score was that of other data.
         """
-        kinds = {f"model.{name}": kind for name, kind in self.model.row_kinds().items()}
-        kinds |= {f"optimizer.{name}": kind for name, kind in self.update.row_kinds().items()}
+        own = growth.kinds(below("model.", tensors), self.model)
+        kinds = {f"model.{name}": kind for name, kind in own.items()}
+        kinds |= {f"optimizer.{name}": kind for name, kind in self.update.row_kinds(own).items()}
         fresh, grown = self.state()[0], {}
         for name, old in tensors.items():
             kind = next((kind for start, kind in kinds.items() if f"{name}.".startswith(f"{start}.")), None)

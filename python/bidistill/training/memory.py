@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from bidistill.config import Config, ModelConfig
 from bidistill.data.sizes import Sizes
+from bidistill.models.kinds import takes
+from bidistill.models.sizes import ModelSize, size_of, size_of_kind
 
 STATES = {"adam": 2, "sparse_adam": 2, "adagrad": 1, "sgd": 0}  # of the optimizers, each as large as the tables
 DENSE = ("adam", "adagrad", "sgd")  # those whose gradient is as large as the tables, where no fused step stands in
@@ -29,15 +32,25 @@ class Allocation(NamedTuple):
     lower: str = ""
 
 
+def described(model: ModelConfig, sizes: Sizes) -> ModelSize:
+    """How large the model of these settings is."""
+    return size_of_kind(model.build_config(sizes.users, sizes.items))
+
+
 def tables(model: ModelConfig, sizes: Sizes) -> int:
-    """Bytes of a model's parameters: mf has a vector a user, a vector and a bias an item."""
-    return 4 * (sizes.users * model.dim + sizes.items * (model.dim + 1))
+    """Bytes of the parameters and buffers of the model of these settings."""
+    return described(model, sizes).state
 
 
-def learner(model: ModelConfig, sizes: Sizes, fused: bool) -> int:
-    """Parameters, their best state so far, optimizer, and the gradient where it is dense."""
+def learner(model: ModelConfig, sizes: Sizes, fused: bool, size: ModelSize | None = None) -> int:
+    """Parameters, their best state so far, optimizer, and the gradient where it is dense.
+
+    size: that of the model, where it is known.
+    """
+    size = described(model, sizes) if size is None else size
+    fused = fused and size.width is not None
     dense = model.optimizer == "adam" or (not fused and model.optimizer in DENSE)
-    return tables(model, sizes) * (2 + STATES[model.optimizer] + dense)
+    return size.state * (2 + STATES[model.optimizer] + dense)
 
 
 def pool(config: Config, sizes: Sizes) -> int:
@@ -48,12 +61,19 @@ def pool(config: Config, sizes: Sizes) -> int:
     return 4 * sizes.users * directions * distill.pool if on else 0
 
 
-def step(config: Config, sizes: Sizes, fused: bool) -> int:
-    """What a training step of the joint phase holds at a time: its items, and in an eager step their rows and gradients."""
+def step(config: Config, sizes: Sizes, fused: bool, found: Mapping[str, ModelSize]) -> int:
+    """What a training step of the joint phase holds at a time: its items, and in an eager step what autograd keeps of them.
+
+    found: the sizes of the "teacher" and the "student".
+    """
     negatives, samples = config.train.negatives, config.distill.samples * (config.distill.method != "none")
     lists = STEP_NEGATIVE * negatives + STEP_SAMPLE * samples
-    eager = [m.dim for m in (config.teacher, config.student) if m.optimizer == "adam" or m.weight_decay or not fused]
-    rows = 8 * max(eager, default=0) * (1 + negatives + samples)
+    eager = [
+        size.listed
+        for name, size in found.items()
+        if config[name].optimizer == "adam" or config[name].weight_decay or not fused or size.width is None
+    ]
+    rows = max(eager, default=0) * (1 + negatives + samples)
     return min(config.train.batch_size, sizes.train) * (lists + rows)
 
 
@@ -63,8 +83,16 @@ def checkpoint(config: Config, sizes: Sizes) -> int:
     return models + pool(config, sizes)
 
 
-def memory(config: Config, sizes: Sizes) -> list[Allocation]:
-    """What a run holds in training, and what its widest moment beyond that takes."""
+def memory(config: Config, sizes: Sizes, given: Mapping[str, Any] | None = None) -> list[Allocation]:
+    """What a run holds in training, and what its widest moment beyond that takes.
+
+    given: modules in the place of the "teacher" or the "student" that the settings describe.
+    """
+    given = given or {}
+    found = {
+        name: size_of(given[name]) if name in given else described(config[name], sizes)
+        for name in ("teacher", "student")
+    }
     fused = not config.distill.negatives_from_samples
     rows = 16 * sizes.interactions + 8 * (sizes.users + sizes.items)
     # Each distinct key of 8 bytes is sorted: the keys, the sorted ones, the distinct ones, and the two columns they come from.
@@ -73,12 +101,12 @@ def memory(config: Config, sizes: Sizes) -> list[Allocation]:
     models = {
         name: Allocation(
             f"{name}: tables, best state, optimizer",
-            learner(config[name], sizes, fused),
-            f"{name}.dim",
+            learner(config[name], sizes, fused, found[name]),
+            f"{name}.dim" if takes(config[name].kind, "dim") else f"the size of the {name}",
         )
         for name in ("teacher", "student")
     }
-    report = 2 * (tables(config.teacher, sizes) + tables(config.student, sizes)) if config.run.out else 0
+    report = 2 * sum(size.state for size in found.values()) if config.run.out else 0
     return [
         Allocation("Python and torch", PROGRAM),
         Allocation("interactions", rows),
@@ -86,7 +114,7 @@ def memory(config: Config, sizes: Sizes) -> list[Allocation]:
         *models.values(),
         Allocation("pool of draws", pool(config, sizes), "distill.pool"),
         Allocation(
-            "a training step", step(config, sizes, fused), "train.batch_size, train.negatives or distill.samples"
+            "a training step", step(config, sizes, fused, found), "train.batch_size, train.negatives or distill.samples"
         ),
         Allocation("what reading the data leaves with the allocators", KEPT * sizes.interactions),
         Allocation("the report's models, before and after", report, "teacher.dim or student.dim"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -13,6 +15,7 @@ from bidistill.data import Split
 from bidistill.data.sizes import Sizes
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
+from bidistill.models.checks import check_model
 from bidistill.runs.folder import versions
 from bidistill.training.engine import find_device
 from bidistill.training.memory import divided, gpu_memory_there, memory, shortage
@@ -22,11 +25,14 @@ from bidistill.training.timing import draw_share
 AUTO_ITEMS = 10_000  # estimates are off by at most 1.4 % of the catalog, 19 times in 20
 
 
-def resolve_config(partition: Partition, config: Config, split: Split, fingerprint: str) -> Config:
+def resolve_config(
+    partition: Partition, config: Config, split: Split, fingerprint: str, models: Mapping[str, Any]
+) -> Config:
     """The settings of a run, with a number in the place of "auto".
 
     Args:
         fingerprint: of the split.
+        models: the modules that the program gives, by "teacher" or "student".
 
     Raises:
         UserError: settings that fit neither the data nor the machine, or that contradict each other.
@@ -35,11 +41,18 @@ def resolve_config(partition: Partition, config: Config, split: Split, fingerpri
     partition.require_same("start", given | versions() | {"split": fingerprint})
     strategy_of(partition).check(config)
     config.check_catalog(split.n_items)
+    for name, model in models.items():
+        check_model(name, model, split.n_users, split.n_items)
     _check_steps(config, split)
-    _check_memory(partition, config, split)
+    _check_memory(partition, config, split, models)
     if not len(split.val_users):
         raise UserError("the split holds out no val interactions, which pick the best epoch: choose another split")
     auto = config.distill.subset == "auto" and config.distill.method != "none"
+    if auto and models:
+        raise UserError(
+            f"distill.subset auto is measured on models that settings describe, and the {' and '.join(models)} is given: set it"
+            " to 0 (exact ranks) or to a number of items"
+        )
     return _measured(partition, config, split) if auto else config
 
 
@@ -88,9 +101,9 @@ def _check_steps(config: Config, split: Split) -> None:
         )
 
 
-def _check_memory(partition: Partition, config: Config, split: Split) -> None:
+def _check_memory(partition: Partition, config: Config, split: Split, models: Mapping[str, Any]) -> None:
     """Raise UserError where this machine, or its GPU, has less memory than the run needs."""
-    parts = divided(memory(config, Sizes.of_split(split, config)), partition.ways)
+    parts = divided(memory(config, Sizes.of_split(split, config), models), partition.ways)
     device = find_device(config.run.device)
     with partition.together("memory"):
         if device.type == "cuda":

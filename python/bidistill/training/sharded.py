@@ -16,7 +16,8 @@ from bidistill.distributed.item_rows import Fetched, ModelRows
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
 from bidistill.models import Recommender
-from bidistill.models.base import TableModel, Tables
+from bidistill.models.base import Tables, tables_of
+from bidistill.models.kinds import may_lie_in_parts
 from bidistill.registry import LOSSES
 from bidistill.training.optimizers import FUSED, from_torch
 from bidistill.training.types import Batch, Terms
@@ -40,6 +41,11 @@ class Sharded:
         """Raise UserError where a setting asks for what only one process can do."""
         for name in ("teacher", "student"):
             model: ModelConfig = config[name]
+            if not may_lie_in_parts(model.kind):
+                raise UserError(
+                    f"{name}.kind {model.kind!r} cannot lie on several processes (its factory takes no ranges of users and"
+                    f" items): set {name}.kind to mf, or train without torchrun"
+                )
             if model.optimizer not in FUSED:
                 raise UserError(
                     f"{name}.optimizer {model.optimizer!r} changes every row at every step, which one process can do only:"
@@ -53,7 +59,7 @@ class Sharded:
 
     def update(self, model: Recommender, config: ModelConfig, terms: Terms, *, fuse: bool) -> Update:
         """Fused but for the exchange of rows and gradients."""
-        return ShardedUpdate(tables_of(model), config, terms, fuse=fuse)
+        return ShardedUpdate(own_tables(model), config, terms, fuse=fuse)
 
     def guided(
         self, models: Mapping[str, Recommender], batches: dict[str, Batch], rows: int, *, fuse: bool
@@ -69,7 +75,7 @@ class Sharded:
         stop, *everyones = (sum(column) for column in zip(*fetched.told, strict=True))
         processes.stopping = stop > 0
         of_distilled = {name: c / max(1, total) for name, c, total in zip(batches, masked, everyones, strict=True)}
-        tables = {name: tables_of(models[name]) for name in batches}
+        tables = {name: own_tables(models[name]) for name in batches}
         own = len(next(iter(batches.values())).users)
         item_rows = fetched.rows(tables, own / rows, of_distilled)
         out = {
@@ -174,12 +180,16 @@ class ShardedUpdate:
         """Restore what `state` gave, or what one process had, which may have used torch.optim."""
         self.optimizer.load_state_dict(state if "step" in state else from_torch(state, self.optimizer))
 
-    def row_kinds(self) -> dict[str, str]:
+    def row_kinds(self, model: Mapping[str, str]) -> dict[str, str]:
         return {"user_table": "users", "item_table": "items", "item_bias": "items"}
 
 
-def tables_of(model: Recommender) -> Tables:
-    """The tables of a model that can lie on several processes."""
-    tables = model.tables() if isinstance(model, TableModel) else None
-    assert tables is not None
+def own_tables(model: Recommender) -> Tables:
+    """This process's rows of the tables. Raises UserError where the model has none."""
+    tables = tables_of(model)
+    if tables is None:
+        raise UserError(
+            f"{type(model).__name__} has no tables whose dot product is the whole score, so it cannot lie on several processes:"
+            " train without torchrun"
+        )
     return tables

@@ -11,7 +11,7 @@ from bdkernels import score
 from bidistill.config import Config, ModelConfig
 from bidistill.distributed.partition import Partition
 from bidistill.models import Recommender
-from bidistill.models.base import TableModel
+from bidistill.models.base import tables_of
 from bidistill.training.optimizers import FUSED
 from bidistill.training.types import Batch, Terms
 from bidistill.training.updates import EagerUpdate, FusedUpdate, Update
@@ -48,7 +48,7 @@ class Whole:
 
     def update(self, model: Recommender, config: ModelConfig, terms: Terms, *, fuse: bool) -> Update:
         """Fused where no negative is ever missing, and model and optimizer allow it."""
-        tables = model.tables() if isinstance(model, TableModel) else None
+        tables = tables_of(model)
         known = config.optimizer in FUSED and not config.weight_decay
         if fuse and known and tables is not None and tables[0].dtype == torch.float32:
             return FusedUpdate(tables, config, terms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -27,7 +27,7 @@ from bidistill.runs.folder import RunFolder
 from bidistill.runs.growth import Growth
 from bidistill.runs.records import Metrics, State
 from bidistill.training.callbacks import Callback, standard_callbacks
-from bidistill.training.engine import Engine
+from bidistill.training.engine import Engine, with_given
 from bidistill.training.interrupt import Interrupt
 from bidistill.training.learner import below
 from bidistill.training.phases import LEARN_IN, PHASES, Progress, Row, problems
@@ -61,9 +61,11 @@ class Trainer:
         callbacks: watchers besides the ones that `config.run` asks for.
         warm_start: the folder of another run, whose pretraining this run takes over instead of making its own.
         overwrite: replace the run that the folder `config.run.out` may hold.
+        teacher, student: modules to train in place of the models that `config` describes, from the state that they are in; see
+            `Recommender` for what they must have.
 
     Raises:
-        UserError: settings that do not fit the data, or a pretraining of other models or data.
+        UserError: settings that do not fit the data, a pretraining of other models or data, or a module that lacks a method.
 
     Attributes:
         engine: the models in training, and one step of them.
@@ -80,14 +82,17 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         warm_start: str | Path | None = None,
         overwrite: bool = False,
+        teacher: torch.nn.Module | None = None,
+        student: torch.nn.Module | None = None,
     ) -> None:
         self.partition = Partition.find(config.run, split.n_users, split.n_items)
         self.fingerprint = split.fingerprint()
-        config = resolve_config(self.partition, config, split, self.fingerprint)
+        given = _given(teacher, student)
+        config = resolve_config(self.partition, with_given(config, given), split, self.fingerprint, given)
         self.config, self.split, self.overwrite = config, split, overwrite
         set_threads(config.run)
         self.folder = RunFolder(config.run.out, self.partition) if config.run.out else None
-        self.engine = Engine(config, split, self.partition)
+        self.engine = Engine(config, split, self.partition, given)
         self.progress = Progress()
         self.history: list[Row] = []
         self._holding = ExitStack()  # of the folder, from resume to the end of fit
@@ -109,6 +114,8 @@ class Trainer:
         split: Split | None = None,
         callbacks: Sequence[Callback] = (),
         grow: bool = False,
+        teacher: torch.nn.Module | None = None,
+        student: torch.nn.Module | None = None,
     ) -> Trainer:
         """A Trainer that goes on where the run in this folder stands: its `fit()` gives what an undisturbed run gives.
 
@@ -118,14 +125,17 @@ class Trainer:
             grow: allow a split with users or items besides the run's: they get fresh rows, everybody else keeps theirs, and the
                 run goes on from the beginning of its epoch. The best states so far are forgotten, since their scores were those
                 of other data, the metrics of the pretraining are taken again, and the folder is changed at once.
+            teacher, student: modules of the same classes and sizes (with `grow`: of the new ones), where the run was given some;
+                their states are replaced by those of the run.
 
         Raises:
             UserError: no checkpoint, a damaged file, other settings than the run's, or another split (with `grow`: one that
                 lacks users or items of the run's).
         """
         home = RunFolder(folder)
+        config = None if config is None else with_given(config, _given(teacher, student))
         config, split, state = home.open(config, split, grow)
-        trainer = cls(config, split, callbacks=callbacks)
+        trainer = cls(config, split, callbacks=callbacks, teacher=teacher, student=student)
         if grow:
             trainer.partition.require_whole("a run grows")
         assert trainer.folder is not None
@@ -420,3 +430,8 @@ class Trainer:
     def _tell(self, event: str, *arguments: Any) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self, *arguments)
+
+
+def _given(teacher: torch.nn.Module | None, student: torch.nn.Module | None) -> Mapping[str, Any]:
+    """The modules that were given, by name."""
+    return {name: module for name, module in (("teacher", teacher), ("student", student)) if module is not None}

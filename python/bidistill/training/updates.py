@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -35,8 +36,11 @@ class Update(Protocol):
         """Restore what `state` gave."""
         ...
 
-    def row_kinds(self) -> dict[str, str]:
-        """Which names of `state`, or beginnings of them before a ".", have a row a user ("users") or an item ("items")."""
+    def row_kinds(self, model: Mapping[str, str]) -> dict[str, str]:
+        """Which names of `state`, or beginnings of them before a ".", have a row a user ("users") or an item ("items").
+
+        model: the same for the names of the model's `state_dict`.
+        """
         ...
 
 
@@ -77,10 +81,9 @@ class EagerUpdate:
             states.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": states})
 
-    def row_kinds(self) -> dict[str, str]:
-        kinds = self.model.row_kinds()
+    def row_kinds(self, model: Mapping[str, str]) -> dict[str, str]:
         names = [name for name, _ in self.model.named_parameters()]
-        return {str(index): kinds[name] for index, name in enumerate(names) if name in kinds}
+        return {str(index): model[name] for index, name in enumerate(names) if name in model}
 
 
 class FusedUpdate:
@@ -114,5 +117,5 @@ class FusedUpdate:
     def load_state(self, state: dict[str, Any]) -> None:
         self.optimizer.load_state_dict(state)
 
-    def row_kinds(self) -> dict[str, str]:
+    def row_kinds(self, model: Mapping[str, str]) -> dict[str, str]:
         return {"user_table": "users", "item_table": "items", "item_bias": "items"}

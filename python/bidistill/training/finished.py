@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bidistill.config import Config
 from bidistill.data import Split
@@ -28,6 +32,7 @@ class FinishedRun:
         control: the run without distillation from the same start, or None.
         remark: why the run in RUN/control is not used, or "".
         files: the seal of each model file, by its path in the folder.
+        given: modules for the "teacher" or "student", where the run was given some.
     """
 
     path: Path
@@ -40,6 +45,7 @@ class FinishedRun:
     control: FinishedRun | None = None
     remark: str = ""
     files: dict[str, str] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict)
 
     @property
     def part(self) -> str:
@@ -47,28 +53,58 @@ class FinishedRun:
         return "test" if len(self.split.test_users) else "val"
 
     def model(self, name: str, *, pretrained: bool = False, mapped: bool = False) -> Recommender:
-        """The "teacher" or "student" in its best state, at the end or after its pretraining; `mapped` as for `load_model`."""
+        """The "teacher" or "student" in its best state, at the end or after its pretraining; `mapped` as for `load_model`.
+
+        Raises:
+            UserError: the file is damaged; or the run was given a module, and `open_run` was not.
+        """
         own = f"pretrained/{name}.safetensors" if pretrained else f"{name}.safetensors"
         path = self.path / own
         if model_seal(path) != self.files.get(own):
             raise UserError(f"{path} is whole, but not the file that {self.path / 'metrics.json'} names: restore it")
-        model = load_model(path, mapped=mapped)
-        if (model.n_users, model.n_items) != (self.split.n_users, self.split.n_items):
-            raise UserError(f"{path} has other users or items than {self.path / 'split.npz'}: train the run again")
+        given = copy.deepcopy(self.given.get(name))
+        model = load_model(path, mapped=mapped, name=name, given=given)
+        for attribute, n in (("n_users", self.split.n_users), ("n_items", self.split.n_items)):
+            if not hasattr(model, attribute):
+                setattr(model, attribute, n)
+            if getattr(model, attribute) != n:
+                raise UserError(f"{path} has other users or items than {self.path / 'split.npz'}: train the run again")
         model.train(False)
         return model
 
+    @cached_property
+    def teacher(self) -> Recommender:
+        """The teacher in its best state, at the end. Raises UserError as `model`."""
+        return self.model("teacher")
 
-def open_run(path: str | Path, control: str | Path | None = None) -> FinishedRun:
+    @cached_property
+    def student(self) -> Recommender:
+        """The student likewise."""
+        return self.model("student")
+
+
+def open_run(
+    path: str | Path,
+    control: str | Path | None = None,
+    *,
+    teacher: torch.nn.Module | None = None,
+    student: torch.nn.Module | None = None,
+) -> FinishedRun:
     """Read a run folder and its control: the folder given, which must match, else RUN/control if it does.
 
-    Raises UserError where a folder is no run, not finished or damaged, or the given control does not match.
+    Args:
+        teacher, student: modules of the same classes and sizes, where the run was given some. They stay as they are: copies of
+            them take the states of the run.
+
+    Raises:
+        UserError: a folder is no run, not finished or damaged, or the given control does not match.
     """
-    run = _open(Path(path))
+    given = {name: module for name, module in (("teacher", teacher), ("student", student)) if module is not None}
+    run = _open(Path(path), given)
     folder = run.path / "control" if control is None else Path(control)
     if control is None and (run.config.distill.method == "none" or not present(folder / "metrics.json")):
         return run
-    other = _open(folder)
+    other = _open(folder, given)
     mismatch = _mismatch(run, other)
     if not mismatch:
         return replace(run, control=other)
@@ -78,7 +114,7 @@ def open_run(path: str | Path, control: str | Path | None = None) -> FinishedRun
     return replace(run, remark=remark)
 
 
-def _open(path: Path) -> FinishedRun:
+def _open(path: Path, given: dict[str, Any]) -> FinishedRun:
     if not present(path / "config.toml") and not present(path / "metrics.json"):
         raise UserError(f"{path} is no run folder (it has no config.toml): give the folder of a run")
     if not present(path / "metrics.json"):
@@ -87,9 +123,8 @@ def _open(path: Path) -> FinishedRun:
     if found.split != split.fingerprint():
         raise UserError(f"{path / 'metrics.json'} belongs to another split than split.npz: train the run again")
     config = recorded_settings(path, found.config, path / "metrics.json")
-    return FinishedRun(
-        path, config, split, found.metrics, found.pretrained, found.versions, found.history, files=found.files
-    )
+    about = found.metrics, found.pretrained, found.versions, found.history
+    return FinishedRun(path, config, split, *about, files=found.files, given=given)
 
 
 def _mismatch(run: FinishedRun, control: FinishedRun) -> str:

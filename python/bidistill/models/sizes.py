@@ -1,0 +1,80 @@
+"""How large models are, found before they are made: a model without memory (torch's meta device) stands for the real one."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from bidistill.errors import UserError
+from bidistill.models.base import Recommender, tables_of
+from bidistill.models.kinds import build_model
+from bidistill.models.modes import evaluating
+
+LITTLE = 16  # users and items of the models that are made where a factory needs real memory
+ROWS, COLUMNS = 2, 8  # of the batches whose scores are taken
+
+
+class ModelSize(NamedTuple):
+    """What a model takes.
+
+    Attributes:
+        state: bytes of its parameters and buffers.
+        listed: bytes that an item of a row takes in a training step by autograd: numbers that are kept, and their gradients.
+        width: length of the vectors in its tables, where it is a `TableModel`; else None.
+    """
+
+    state: int
+    listed: int
+    width: int | None
+
+
+def size_of(model: Recommender) -> ModelSize:
+    """The size of a model that is there, or of one on the meta device."""
+    tables = tables_of(model)
+    return ModelSize(state_bytes(model), listed_bytes(model), None if tables is None else int(tables[0].shape[1]))
+
+
+def size_of_kind(config: dict[str, Any]) -> ModelSize:
+    """The size of what `build_model` would make.
+
+    Where the factory does not work without memory, for example because it computes its initial values, three little models tell:
+    their state is taken to be a constant, plus so much a user, plus so much an item.
+    """
+    try:
+        with torch.device("meta"):
+            return size_of(build_model(config))
+    except UserError:
+        raise
+    except Exception:  # whatever a factory does with tensors that have no values
+        sizes = [(LITTLE, LITTLE), (2 * LITTLE, LITTLE), (LITTLE, 2 * LITTLE)]
+        first, users, items = (size_of(build_model({**config, "n_users": u, "n_items": n})) for u, n in sizes)
+        each_user, each_item = ((more.state - first.state) / LITTLE for more in (users, items))
+        state = first.state + each_user * (config["n_users"] - LITTLE) + each_item * (config["n_items"] - LITTLE)
+        return first._replace(state=max(0, round(state)))
+
+
+def state_bytes(model: Recommender) -> int:
+    """Bytes of the parameters and buffers."""
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
+
+
+def listed_bytes(model: Recommender) -> int:
+    """What autograd keeps for one more item of a row, and as much for its gradient."""
+
+    def kept(columns: int) -> int:
+        sizes: list[int] = []
+
+        def keep(value: torch.Tensor) -> torch.Tensor:
+            if value.is_floating_point():
+                sizes.append(value.numel() * value.element_size())
+            return value
+
+        device = next(iter(model.parameters())).device
+        users = torch.zeros(ROWS, dtype=torch.int64, device=device)
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            model.score(users, torch.zeros(ROWS, columns, dtype=torch.int64, device=device))
+        return sum(sizes)
+
+    with evaluating(model):
+        return 2 * (kept(2 * COLUMNS) - kept(COLUMNS)) // (ROWS * COLUMNS)
