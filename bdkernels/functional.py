@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bdkernels import checks, ops  # noqa: F401 (register the operators)
-from bdkernels.backends.reference import WeightCode
+from bdkernels.backends.backend import WeightCode
 from bdkernels.ops import autograd  # noqa: F401 (register the operators)
 from bdkernels.optim import RowOptimizer
 from bdkernels.types.factors import Factors
@@ -96,7 +96,7 @@ def score(factors: Factors, ids: Tensor, *, sparse: bool = False, backend: str |
         ids: [B, C] int64 in [0, N).
         sparse: the gradients of items and item_bias as sparse rows, as from torch.nn.Embedding(sparse=True), so that their cost
             does not grow with N; False for dense gradients, which any optimizer takes.
-        backend: one of `backends.NAMES`; None for BDKERNELS_BACKEND or the best. The gradients are the reference's.
+        backend: one of `backends.names()`; None for BDKERNELS_BACKEND or the best. The gradients are the reference's.
 
     Returns:
         [B, C] float32 (float64 for float64 factors). Gradients have the dtypes of the factors.

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -19,7 +20,7 @@ from chosen import BACKENDS
 from modes import flushed
 
 from bdkernels import backends
-from bdkernels.backends import cpu
+from bdkernels.backends import choice, cpu
 
 # Files that take a minute or more, longest first: if they started last, one worker would wait for the other.
 LONG = (
@@ -58,7 +59,7 @@ def backend(request, monkeypatch) -> str:
     if (reason := backends.missing(name)) is not None:
         pytest.skip(f"backend {name}: {reason}")
     if mode:
-        monkeypatch.setattr(cpu, "STEPS", flushed(cpu.STEPS))
+        monkeypatch.setitem(choice.BACKENDS, "cpu", replace(cpu.BACKEND, stages=flushed(cpu.STEPS)))
     return name
 
 
@@ -102,6 +103,9 @@ def outside(monkeypatch):
         list(registry)  # finds the names of the package
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
+    for name in ("BACKENDS", "_missing"):
+        monkeypatch.setattr(choice, name, dict(getattr(choice, name)))
+
     def load(name: str) -> ModuleType:
         monkeypatch.delitem(sys.modules, f"outside.{name}", raising=False)
         return importlib.import_module(f"outside.{name}")
@@ -139,7 +143,7 @@ def pytest_runtest_makereport(item, call):
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
-    absent = [f"backend {name}: {backends.missing(name)}" for name in backends.NAMES if backends.missing(name)]
+    absent = [f"backend {name}: {backends.missing(name)}" for name in backends.names() if backends.missing(name)]
     if not torch.cuda.is_available():
         absent.append("no GPU: everything ran on the CPU")
     if shutil.which("nvcc") is None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from bdkernels.backends.reference import Steps
+from bdkernels.backends.backend import Steps
 
 ROUNDING = {"downward": 0x400, "upward": 0x800, "toward zero": 0xC00}  # fenv.h of x86
 

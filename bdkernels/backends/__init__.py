@@ -1,5 +1,21 @@
-"""Backends, one module each, and `choice`, which finds the one that serves a call. The public names are those of `choice`."""
+"""Backends, one module each, and `choice`, which finds the one that serves a call.
 
-from bdkernels.backends.choice import NAMES, BackendError, choose, missing, steps
+To add one, give `register` a `Backend`; CONTRIBUTING.md says how, `reference` is the definition of its stages.
+"""
 
-__all__ = ["NAMES", "BackendError", "choose", "missing", "steps"]
+from bdkernels.backends import reference
+from bdkernels.backends.backend import Backend, BackendError, Steps
+from bdkernels.backends.choice import choose, describe, missing, names, register, steps
+
+__all__ = [
+    "Backend",
+    "BackendError",
+    "Steps",
+    "choose",
+    "describe",
+    "missing",
+    "names",
+    "reference",
+    "register",
+    "steps",
+]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bdkernels import checks
-from bdkernels.backends.reference import Steps, WeightCode, distill_loss, distill_loss_backward
+from bdkernels.backends.backend import Backend, Steps, WeightCode
+from bdkernels.backends.reference import distill_loss, distill_loss_backward
 from bdkernels.optim import RULES, Rule
 from bdkernels.types.factors import Factors
 from bdkernels.types.seen import Seen
@@ -160,3 +161,4 @@ STEPS = Steps(
     score, score_block, count_above, count_above_block, propose, accept, topk,
     distill_loss, distill_loss_backward, fused_gradient, fused_step, draw,
 )  # fmt: skip
+BACKEND = Backend("cpu", STEPS, default_on=("cpu",), load=load, variables=CHOICES, detail=isa)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from bdkernels import checks
 from bdkernels.backends import precision, reference
-from bdkernels.backends.reference import Steps, WeightCode, distill_loss, distill_loss_backward
+from bdkernels.backends.backend import Backend, Steps, WeightCode, for_gpus
+from bdkernels.backends.reference import distill_loss, distill_loss_backward
 from bdkernels.optim import RULES, Rule
 from bdkernels.types.factors import Factors
 from bdkernels.types.seen import Seen
@@ -153,3 +154,12 @@ STEPS = Steps(
     score, score_block, count_above, count_above_block, propose, accept, topk,
     distill_loss, distill_loss_backward, fused_gradient, fused_step, queued=True,
 )  # fmt: skip
+BACKEND = Backend(
+    "cuda",
+    STEPS,
+    devices=lambda: ("cpu",) if simulated() else ("cuda",),
+    default_on=("cuda",),
+    load=load,
+    variables=CHOICES,
+    detail=for_gpus,
+)

@@ -5,13 +5,11 @@ holds in the default float mode: this is torch's own arithmetic, which follows t
 Arguments are checked by `ops`; nothing here checks them again. Shapes: B users, N items, C listed items a user, d factors.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bdkernels.backends.backend import Backend, Steps, WeightCode
 from bdkernels.checks import NaNScore
 from bdkernels.optim import Rule
 from bdkernels.storage import mapped
@@ -23,30 +21,6 @@ TILE_ELEMENTS = 1 << 18  # users x items of one tile: a few MB of float64 scratc
 _LOW32 = 0xFFFFFFFF
 NEGATIVE_ZERO = torch.iinfo(torch.int32).min  # the bits of -0.0
 NO_KEY = torch.iinfo(torch.int64).min  # an order key that is no item's
-
-WeightCode = tuple[str, float, bool]  # kind, parameter, flipped; see `weights`
-
-
-class Steps(NamedTuple):
-    """What a backend supplies: the functions of these names in this module, or ones that do the same faster."""
-
-    score: Callable[[Factors, Tensor], Tensor]
-    score_block: Callable[[Factors], Tensor]
-    count_above: Callable[[Factors, Tensor, Tensor, Seen | None, int], Tensor]
-    count_above_block: Callable[[Tensor, Tensor, Tensor, Seen | None, int], Tensor]
-    propose: Callable[[int, int, Tensor, int, int, int, Seen | None], Tensor]
-    accept: Callable[[int, int, Tensor, int, Tensor, Tensor, Tensor, WeightCode, bool], Tensor]
-    topk: Callable[[Factors, int, Seen | None], tuple[Tensor, Tensor]]
-    distill_loss: Callable[[Tensor, Tensor, float, float, Tensor | None], Tensor]
-    distill_loss_backward: Callable[[Tensor, Tensor, Tensor, float, float, Tensor | None], Tensor]
-    fused_gradient: Callable[[StepInputs], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
-    fused_step: Callable[[StepInputs, list[Tensor], Rule], tuple[Tensor, Tensor]]
-    # The whole sampler in one call, where a backend has that; else `sampler` makes it of the steps above.
-    draw: Callable[..., tuple[Tensor, Tensor]] | None = None
-    # No step waits for the device, and count_above takes `live`, int64 []: only so many rows, the first, have to be counted.
-    queued: bool = False
-    # A pass over the items is dear, whatever it counts: the sampler's rounds are few and large.
-    few_rounds: bool = False
 
 
 # ---- score ----
@@ -434,3 +408,4 @@ STEPS = Steps(
     score, score_block, count_above, count_above_block, propose, accept, topk,
     distill_loss, distill_loss_backward, fused_gradient, fused_step,
 )  # fmt: skip
+BACKEND = Backend("reference", STEPS, devices=None, float64=True)

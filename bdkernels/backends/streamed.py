@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bdkernels.backends import reference
-from bdkernels.backends.reference import Steps
+from bdkernels.backends.backend import Steps
 from bdkernels.storage import mapped
 from bdkernels.types.factors import Factors
 from bdkernels.types.seen import Seen

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bdkernels import checks
 from bdkernels.backends import precision, reference
-from bdkernels.backends.reference import Steps
+from bdkernels.backends.backend import Steps
 from bdkernels.distributed.collectives import Exchange, ShardError
 from bdkernels.distributed.sampler import ShardedItems
 from bdkernels.distributed.shard import Catalog, Models, Visit, receive

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bdkernels.backends.reference import Steps
+from bdkernels.backends.backend import Steps
 from bdkernels.distributed.collectives import Exchange
 from bdkernels.distributed.shard import Catalog, Visit, receive
 from bdkernels.sampling.sampler import ROWS, Batch, Items

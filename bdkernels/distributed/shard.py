@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from bdkernels import checks
-from bdkernels.backends.reference import NO_KEY, Steps, check_scores, order_key
+from bdkernels.backends.backend import Steps
+from bdkernels.backends.reference import NO_KEY, check_scores, order_key
 from bdkernels.distributed.collectives import Exchange
 from bdkernels.types.factors import Factors
 from bdkernels.types.seen import Seen

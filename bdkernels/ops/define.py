@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from bdkernels import checks
-from bdkernels.backends import steps
-from bdkernels.backends.reference import Steps
+from bdkernels.backends import precision, steps
+from bdkernels.backends.backend import Steps
 from bdkernels.backends.streamed import streamed
 from bdkernels.storage import mapped
 from bdkernels.types.factors import Factors
@@ -35,6 +35,8 @@ def define(name: str, schema: str, run: Callable[..., Any], fake: Callable[..., 
 def stages(backend: str, *models: Factors, listed: int | None = None) -> Steps:
     """The stages of the chosen backend for these models, whose tables may be mapped; of a call on all items, or so many."""
     users, items = models[0].user_factors, models[0].item_factors
+    if listed is None:
+        precision.asked()  # a wrong name is an error, also where the backend takes no notice of it
     found = steps(users.device, backend, users.dtype, work=users.numel() * (len(items) if listed is None else listed))
     return streamed(found) if mapped.any_mapped(*models) else found
 

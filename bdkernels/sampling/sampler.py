@@ -1,6 +1,6 @@
 """The exact sampler: propose, score, count, accept, in rounds; then the full row for the few users that need it.
 
-The rounds are the same for every backend: a backend supplies the steps (`reference.Steps`). Draw i of a row is its i-th accepted
+The rounds are the same for every backend: a backend supplies the steps (`backends.Steps`). Draw i of a row is its i-th accepted
 proposal in the order of the proposals' counters, so the size of a round, the batch and the number k asked for change nothing.
 
 Where the steps are queued on a GPU, nothing here waits for it but one question at the end: does any user need the full row? A
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bdkernels import checks
 from bdkernels.backends import reference
-from bdkernels.backends.reference import Steps, WeightCode
+from bdkernels.backends.backend import Steps, WeightCode
 from bdkernels.checks import NaNScore
 from bdkernels.sampling import keys, subset
 from bdkernels.types.factors import Factors

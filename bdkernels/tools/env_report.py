@@ -9,7 +9,7 @@ import sys
 import torch
 
 from bdkernels import backends
-from bdkernels.backends import cpu, cuda, precision
+from bdkernels.backends import choice, precision
 from bdkernels.version import __version__
 
 
@@ -22,14 +22,12 @@ def report() -> str:
         f"gpu            {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none that torch can use'}",
         f"nvcc           {shutil.which('nvcc') or 'not found'}",
     ]
-    for name in ("BDKERNELS_BACKEND", *cpu.CHOICES, *cuda.CHOICES, precision.VARIABLE):
+    variables = [variable for backend in choice.BACKENDS.values() for variable in backend.variables]
+    for name in (choice.VARIABLE, *variables, precision.VARIABLE):
         lines.append(f"{name:<22} {os.environ.get(name) or 'not set'}")
-    for name in backends.NAMES:
-        reason = backends.missing(name)
-        detail = f" ({cpu.isa()})" if name == "cpu" and reason is None else ""
-        if name in ("triton", "cuda") and not torch.cuda.is_available():
-            detail = " (for GPUs, and torch sees none)"
-        lines.append(f"backend {name:<10} {'ready' + detail if reason is None else reason}")
+    for name in backends.names():
+        ready = f"ready{backends.describe(name).removeprefix(name)}"
+        lines.append(f"backend {name:<10} {backends.missing(name) or ready}")
     try:
         lines.append(f"on CPU tensors   {backends.choose(torch.device('cpu'))}")
     except (backends.BackendError, ValueError) as error:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from bdkernels import backends, functional
-from bdkernels.backends import cpu
 from bdkernels.optim import SparseAdam
 from bdkernels.tools.measure import Peaks, Work, extra_mb, peaks, quartiles, rates, seconds
 from bdkernels.types.factors import Factors
@@ -205,7 +204,7 @@ def parse(argv: list[str] | None) -> tuple[Parser, argparse.Namespace]:
                 metavar=("TEACHER", "STUDENT") if pair else "N",
                 help=f"{about} (default: %(default)s)",
             )
-        command.add_argument("--backend", help=f"one of {', '.join(backends.NAMES)} (default: the best)")
+        command.add_argument("--backend", help=f"one of {', '.join(backends.names())} (default: the best)")
         command.add_argument("--dtype", choices=DTYPES, default="float32", help="of both tables (default: float32)")
         command.add_argument("--device", default="cpu", help="torch device of the inputs (default: cpu)")
         command.add_argument("--threads", type=positive, help="CPU threads (default: torch's)")
@@ -242,8 +241,7 @@ def describe(args: argparse.Namespace) -> str:
     sizes = ", ".join(f"{size} {getattr(args, size)}" for size in ("users", "items", *OPERATORS[args.operator][1]))
     device = torch.device(args.device)
     backend = backends.choose(device, args.backend, DTYPES[args.dtype])
-    isa = f" ({cpu.isa()})" if backend == "cpu" else ""
-    where = f"{args.dtype}, backend {backend}{isa}, {device}, {torch.get_num_threads()} threads"
+    where = f"{args.dtype}, backend {backends.describe(backend)}, {device}, {torch.get_num_threads()} threads"
     return f"{args.operator}: {sizes}; {where}, torch {torch.__version__}"
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bdkernels import checks
 from bdkernels.backends import choice
-from bdkernels.backends.reference import Steps
+from bdkernels.backends.backend import Steps
 from bdkernels.ops import define, loss, rank
 
 
@@ -23,7 +23,7 @@ def carry(device: torch.device) -> None:
         found = steps(at, asked, dtype, work)
         return found if choice.choose(at, asked, dtype) == "cpu" else found._replace(**_all(found, device))
 
-    choice._refuses = lambda name, at, dtype: refuses(name, at if name == "cpu" else device, dtype)
+    choice._refuses = lambda backend, at, dtype: refuses(backend, at if backend.name == "cpu" else device, dtype)
     choice.steps = carried
     for module in (define, loss, rank):  # all that import it
         module.steps = carried

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 import bdkernels as bd
 from bdkernels import checks
-from bdkernels.backends import reference
+from bdkernels.backends import Steps, reference
 from bdkernels.sampling import sampler
 
 
@@ -33,7 +33,7 @@ def count_live(f, thresholds, tie_ids, seen, item_offset, live):
     return counts
 
 
-def queued(**changed) -> reference.Steps:
+def queued(**changed) -> Steps:
     steps = reference.STEPS._replace(queued=True, count_above=count_live, **changed)
     return steps._replace(**{name: unwatched(step) for name, step in steps._asdict().items() if callable(step)})
 

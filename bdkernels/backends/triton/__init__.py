@@ -5,9 +5,8 @@ Under TRITON_INTERPRET=1 the kernels run in Triton's interpreter, on CPU tensors
 
 import importlib.util
 import os
-from functools import cache
 
-from bdkernels.backends.reference import Steps
+from bdkernels.backends.backend import Backend, Steps, for_gpus
 
 
 def load() -> str | None:
@@ -20,7 +19,6 @@ def simulated() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-@cache
 def steps() -> Steps:
     """The stages; imports Triton."""
     from bdkernels.backends.triton import loss, rank, sample, score, topk
@@ -39,3 +37,13 @@ def steps() -> Steps:
         loss.fused_step,
         queued=True,
     )
+
+
+BACKEND = Backend(
+    "triton",
+    steps,
+    devices=lambda: ("cpu",) if simulated() else ("cuda",),
+    default_on=("cuda",),
+    load=load,
+    detail=for_gpus,
+)

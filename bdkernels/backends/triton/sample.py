@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bdkernels.backends import reference
-from bdkernels.backends.reference import WeightCode
+from bdkernels.backends.backend import WeightCode
 from bdkernels.types.seen import Seen
 from bdkernels.weights import KINDS
 
