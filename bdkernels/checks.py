@@ -316,7 +316,7 @@ def step(s: StepInputs) -> None:
     tensor("guide_scores", s.guide_scores, shape, dtype, device)
     if s.distill_mask is not None:
         tensor("distill_mask", s.distill_mask, shape, (torch.bool,), device)
-    choice("cf", s.cf, ("bce", "bpr"))
+    choice("cf", s.cf, ranges.FUSED_LOSSES)
     temperatures(s.tau_learner, s.tau_guide)
     within("distill_weight", s.distill_weight, ranges.LAMBDA)
     within("distill_weight / tau_learner", s.distill_weight / s.tau_learner, ranges.SLOPE)

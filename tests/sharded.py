@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from bidistill import Config, Split, Trainer, UserError, cli, generate, split
+from bidistill import LOSSES, Config, Split, Trainer, UserError, cli, generate, split
 from bidistill.distill import bidirectional
 from bidistill.distributed.processes import Processes, restarted, using
 from bidistill.runs.checkpoint import load_model
@@ -26,10 +26,14 @@ from bidistill.training import trainer
 from bidistill.training.callbacks import Callback
 from bidistill.training.phases import Progress
 from shards import forked
+from torch.nn.functional import softplus
 
 from bdkernels.distributed import ShardError
 from bdkernels.distributed.collectives import Exchange
 
+LOSSES.register(
+    "margin", lambda positive, negatives, mask: (softplus(1 + negatives - positive[:, None]) * mask).sum(1).mean()
+)
 bidirectional.CHUNK = 7  # users drawn for in a call: several turns, and not as many on each process
 
 BASE = {
@@ -61,7 +65,11 @@ VARIANTS = {
     },
     "estimated ranks": {"distill.subset": 20, "distill.lambda_teacher": 0.0, "eval.users": 11},
     "negatives from samples": {"distill.negatives_from_samples": True},
-    "no distillation": {"distill.method": "none", "student.optimizer": "sparse_adam"},
+    "no distillation, a loss from outside": {
+        "distill.method": "none",
+        "student.optimizer": "sparse_adam",
+        "train.loss": "margin",
+    },
     "tiny": {"train.batch_size": 4, "train.negatives": 1, "eval.ks": (2, 5), "eval.batch_size": 2},
 }
 RUNS = [  # which of them are trained on how many processes
@@ -70,7 +78,7 @@ RUNS = [  # which of them are trained on how many processes
     (3, "bpr, gradual"),
     (4, "estimated ranks"),
     (4, "negatives from samples"),
-    (4, "no distillation"),
+    (4, "no distillation, a loss from outside"),
     (4, "tiny"),
 ]
 

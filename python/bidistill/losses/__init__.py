@@ -5,10 +5,42 @@ the terms of a row and averages over rows, so that a training interaction weighs
 the distillation losses, which are means over samples, are relative to that. To add one, register it:
 
     LOSSES.register("mine", mine)
+
+Those that the fused step of bdkernels knows are computed there, all others by autograd.
 """
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
+from bidistill.errors import UserError
+from bidistill.registry import LOSSES
+
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def check_loss(name: str, negatives: int) -> None:
+    """Try a loss on a row without its last negative and one without any.
+
+    Raises:
+        UserError: it gives no finite scalar, or one that has no finite gradient.
+    """
+    mask = torch.ones(2, negatives, dtype=torch.bool)
+    mask[0, -1] = mask[1] = False
+    positive, others = (
+        torch.linspace(-1, 1, shape.numel()).view(shape).requires_grad_() for shape in (mask[:, 0].shape, mask.shape)
+    )
+    loss = LOSSES[name](positive, others, mask)
+    if not isinstance(loss, Tensor) or loss.shape != () or not loss.requires_grad or not loss.isfinite():
+        found = f"{loss.dtype} of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else repr(loss)
+        raise UserError(
+            f"the loss {name!r} must give a finite scalar with a gradient, for rows without a negative too, found {found}:"
+            " mend that function"
+        )
+    gradients = torch.autograd.grad(loss, (positive, others), allow_unused=True)
+    if any(each is not None and not each.isfinite().all() for each in gradients):
+        raise UserError(
+            f"the gradient of the loss {name!r} is not finite where a negative is missing: mend that function, for example by"
+            " torch.where before what is not finite"
+        )

@@ -67,7 +67,7 @@ def draw_bytes(config: Config, processes: int) -> float:
 
 def world_plan(config: Config, sizes: Sizes, costs: Costs, processes: int, network: Network) -> Plan:
     """The plan of one of W processes."""
-    config, why = planned(config, sizes, costs)
+    config, remarks = planned(config, sizes, costs)
     jobs = []
     for job in jobs_of(config, sizes, costs):
         if job.name.endswith(
@@ -83,4 +83,4 @@ def world_plan(config: Config, sizes: Sizes, costs: Costs, processes: int, netwo
             calls = math.ceil(users / 1024) * ROUND_CALLS
             sent = users * draw_bytes(config, processes) / 1e9 / network.gbs + calls * network.latency
             jobs.append(Job(f"{job.name}, their traffic", sent, job.times))
-    return made_plan(config, sizes, divided(memory(config, sizes), processes), jobs, why)
+    return made_plan(config, sizes, divided(memory(config, sizes), processes), jobs, remarks)

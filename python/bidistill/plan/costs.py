@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class Costs:
         tables: of a byte of the tables then.
         save: of a byte of a checkpoint.
         took: of the whole measurement.
+        unfused: which models train without the fused step, and why; see `Engine.unfused`.
     """
 
     program: float
@@ -52,6 +54,7 @@ class Costs:
     tables: float
     save: float
     took: float
+    unfused: Sequence[str] = ()
 
 
 def measure(config: Config, sizes: Sizes) -> Costs:
@@ -79,7 +82,9 @@ def measure(config: Config, sizes: Sizes) -> Costs:
     ranks = {name: rank_line(engine, name) for name in engine.learners}
     start = max(0.0, start - of_tables) / little.train
     read, save = read_seconds(), save_seconds(folder)
-    return Costs(program_seconds(), step, draw, ranks, read, start, of_tables / size, save, time.perf_counter() - began)
+    program, unfused = program_seconds(), engine.unfused()
+    took = time.perf_counter() - began
+    return Costs(program, step, draw, ranks, read, start, of_tables / size, save, took, unfused)
 
 
 def program_seconds() -> float:

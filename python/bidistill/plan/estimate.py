@@ -37,7 +37,7 @@ class Plan:
         times: jobs whose sum is the run.
         disk: bytes that the run folder needs at most.
         problems: what does not fit, a sentence each.
-        remarks: what was decided for settings that are "auto", a sentence each.
+        remarks: which models train without the fused step, and what was decided for settings that are "auto", a sentence each.
     """
 
     sizes: Sizes
@@ -73,11 +73,11 @@ class Plan:
 
 def make_plan(config: Config, sizes: Sizes, costs: Costs) -> Plan:
     """The plan of a run: `bidistill train` with these settings, on data of these sizes, on the machine of these costs."""
-    config, why = planned(config, sizes, costs)
-    return made_plan(config, sizes, memory(config, sizes), jobs_of(config, sizes, costs), why)
+    config, remarks = planned(config, sizes, costs)
+    return made_plan(config, sizes, memory(config, sizes), jobs_of(config, sizes, costs), remarks)
 
 
-def made_plan(config: Config, sizes: Sizes, parts: list[Allocation], jobs: list[Job], why: str = "") -> Plan:
+def made_plan(config: Config, sizes: Sizes, parts: list[Allocation], jobs: list[Job], remarks: list[str]) -> Plan:
     """A plan of this memory and these jobs, with what does not fit on this machine."""
     # The old checkpoint goes when the new one is there; the split, the models.
     disk = 2 * checkpoint(config, sizes) + 24 * sizes.interactions
@@ -87,7 +87,7 @@ def made_plan(config: Config, sizes: Sizes, parts: list[Allocation], jobs: list[
     free = disk_there(Path(config.run.out or "."))
     if disk > free:
         problems.append(f"disk: {gb(disk)} are needed and {gb(free)} are free where the run folder will be")
-    return Plan(sizes, parts, jobs, disk, problems, [why] if why else [])
+    return Plan(sizes, parts, jobs, disk, problems, remarks)
 
 
 def jobs_of(config: Config, sizes: Sizes, costs: Costs) -> list[Job]:
@@ -124,8 +124,9 @@ def jobs_of(config: Config, sizes: Sizes, costs: Costs) -> list[Job]:
     return jobs
 
 
-def planned(config: Config, sizes: Sizes, costs: Costs) -> tuple[Config, str]:
-    """The same from what `measure` found; the settings as they are, and "", where there is nothing to decide."""
+def planned(config: Config, sizes: Sizes, costs: Costs) -> tuple[Config, list[str]]:
+    """The settings with numbers in the place of "auto", from what `measure` found, and what there is to remark."""
     if config.distill.subset != "auto" or config.distill.method == "none":
-        return config, ""
-    return decided(config, sizes, share_of(config, sizes, costs.draw, costs.step["joint"]))
+        return config, [*costs.unfused]
+    config, why = decided(config, sizes, share_of(config, sizes, costs.draw, costs.step["joint"]))
+    return config, [*costs.unfused, why]

@@ -13,6 +13,7 @@ from bidistill.config import Config
 from bidistill.distill import Bidirectional
 from bidistill.distributed.partition import Partition
 from bidistill.models import Recommender
+from bidistill.training.fusion import unfused
 from bidistill.training.negatives import NegativeSampler
 from bidistill.training.strategy import Strategy
 from bidistill.training.types import Batch, Terms
@@ -31,7 +32,7 @@ class Objective:
 
     Attributes:
         distiller: draws the items on which the models follow each other; None where they do not.
-        fuse: whether no negative is ever missing, which a fused step relies on.
+        unfused: why no step of this run may be fused; "" where it may.
     """
 
     def __init__(
@@ -49,9 +50,14 @@ class Objective:
         if config.distill.method == "bidirectional":
             pair = models["teacher"], models["student"]
             self.distiller = Bidirectional(config.distill, *pair, seen, config.run.seed, partition, popularity)
-        # One is missing of a user who has seen everything, or, where draws are negatives, of one without a distilled item.
-        always = partition.all("negatives", self.negatives.always)
-        self.fuse = always and not config.distill.negatives_from_samples
+        self.unfused = unfused(config)
+        if not partition.all("negatives", self.negatives.always):
+            self.unfused = "a user has seen every item, and has no negative"
+
+    @property
+    def fuse(self) -> bool:
+        """Whether steps may be fused where model and optimizer allow it."""
+        return not self.unfused
 
     def terms(self, name: str) -> Terms:
         """What this model minimises."""

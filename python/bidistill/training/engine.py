@@ -19,6 +19,7 @@ from bidistill.models.checks import check_apart, check_gradients, check_model
 from bidistill.models.given import GIVEN, given_config, missing
 from bidistill.seeds import seed_of
 from bidistill.training.batches import Objective
+from bidistill.training.fusion import obstacle, told
 from bidistill.training.learner import Learner
 from bidistill.training.phases import LEARN_IN, STREAMS
 from bidistill.training.strategy import strategy_of
@@ -82,6 +83,11 @@ class Engine:
         seed = seed_of(self.config.run.seed, name)
         model: Recommender = new_model(self.config[name], self.partition, seed).to(self.device)
         return model
+
+    def unfused(self) -> list[str]:
+        """Which models train without the fused step, and why: a sentence for each reason."""
+        models = self.learners.items()
+        return told({name: self.objective.unfused or obstacle(each.model, each.config) for name, each in models})
 
     def order(self, phase: str, epoch: int) -> Tensor:
         """[n] int64: the order of the training interactions in an epoch of a phase."""

@@ -14,6 +14,7 @@ from bidistill.config import Config, ModelConfig
 from bidistill.data.sizes import Sizes
 from bidistill.models.kinds import takes
 from bidistill.models.sizes import ModelSize, size_of, size_of_kind
+from bidistill.training.fusion import unfused
 
 STATES = {"adam": 2, "sparse_adam": 2, "adagrad": 1, "sgd": 0}  # of the optimizers, each as large as the tables
 DENSE = ("adam", "adagrad", "sgd")  # those whose gradient is as large as the tables, where no fused step stands in
@@ -93,7 +94,7 @@ def memory(config: Config, sizes: Sizes, given: Mapping[str, Any] | None = None)
         name: size_of(given[name]) if name in given else described(config[name], sizes)
         for name in ("teacher", "student")
     }
-    fused = not config.distill.negatives_from_samples
+    fused = not unfused(config)
     rows = 16 * sizes.interactions + 8 * (sizes.users + sizes.items)
     # Each distinct key of 8 bytes is sorted: the keys, the sorted ones, the distinct ones, and the two columns they come from.
     seen = 8 * 5 * (sizes.interactions - (sizes.interactions - sizes.train) // 2)

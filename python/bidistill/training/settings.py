@@ -15,6 +15,7 @@ from bidistill.data import Split
 from bidistill.data.sizes import Sizes
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
+from bidistill.losses import check_loss
 from bidistill.models.checks import check_model
 from bidistill.runs.folder import versions
 from bidistill.training.engine import find_device
@@ -41,6 +42,7 @@ def resolve_config(
     partition.require_same("start", given | versions() | {"split": fingerprint})
     strategy_of(partition).check(config)
     config.check_catalog(split.n_items)
+    check_loss(config.train.loss, config.train.negatives)
     for name, model in models.items():
         check_model(name, model, split.n_users, split.n_items)
     _check_steps(config, split)

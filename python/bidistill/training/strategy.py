@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import torch
-
 from bdkernels import score
 from bidistill.config import Config, ModelConfig
 from bidistill.distributed.partition import Partition
 from bidistill.models import Recommender
 from bidistill.models.base import tables_of
-from bidistill.training.optimizers import FUSED
+from bidistill.training.fusion import obstacle
 from bidistill.training.types import Batch, Terms
 from bidistill.training.updates import EagerUpdate, FusedUpdate, Update
 
@@ -47,10 +45,9 @@ class Whole:
         """Every setting will do."""
 
     def update(self, model: Recommender, config: ModelConfig, terms: Terms, *, fuse: bool) -> Update:
-        """Fused where no negative is ever missing, and model and optimizer allow it."""
+        """Fused where settings, model and optimizer allow it."""
         tables = tables_of(model)
-        known = config.optimizer in FUSED and not config.weight_decay
-        if fuse and known and tables is not None and tables[0].dtype == torch.float32:
+        if fuse and tables is not None and not obstacle(model, config):
             return FusedUpdate(tables, config, terms)
         return EagerUpdate(model, config, terms)
 

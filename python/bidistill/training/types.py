@@ -14,7 +14,7 @@ class Terms(NamedTuple):
     """What a model minimises: cf + distill_weight * distill.
 
     Attributes:
-        cf: "bce" or "bpr".
+        cf: name of the collaborative-filtering loss, of LOSSES.
         distill_weight: weight of the distillation loss.
         tau_learner, tau_guide: its temperatures.
     """
