@@ -19,7 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from bidistill import LOSSES, Config, Split, Trainer, UserError, cli, generate, split
-from bidistill.distill import bidirectional
+from bidistill.distill import distiller
 from bidistill.distributed.processes import Processes, restarted, using
 from bidistill.runs.checkpoint import load_model
 from bidistill.training import trainer
@@ -34,7 +34,7 @@ from bdkernels.distributed.collectives import Exchange
 LOSSES.register(
     "margin", lambda positive, negatives, mask: (softplus(1 + negatives - positive[:, None]) * mask).sum(1).mean()
 )
-bidirectional.CHUNK = 7  # users drawn for in a call: several turns, and not as many on each process
+distiller.CHUNK = 7  # users drawn for in a call: several turns, and not as many on each process
 
 BASE = {
     "teacher.dim": 6,
@@ -192,7 +192,7 @@ def first_step(c: Check) -> None:
         batches = []
         for each in (one, many):
             objective = each.engine.objective
-            objective.distiller.resample(0, 9)
+            objective.resample(0, 9)
             generator = torch.Generator().manual_seed(5)
             pairs = each.engine.users[:64], each.engine.items[:64]
             batches.append(objective.batches(("teacher", "student"), *pairs, 0, generator))
@@ -225,7 +225,7 @@ def traffic(c: Check) -> None:
         parts = Split.of({"train": pairs, "val": held, "test": held}, np.arange(40), np.arange(n))
         trainer = Trainer(settings("usual", train__batch_size=256), parts)
         trainer.progress = Progress("joint")
-        trainer.engine.objective.distiller.resample(0, 5)
+        trainer.engine.objective.resample(0, 5)
         order = torch.randperm(1200, generator=torch.Generator().manual_seed(1))[:256]
         before = c.exchange.traffic
         trainer.step(trainer.engine.users[order], trainer.engine.items[order], 0)

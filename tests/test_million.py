@@ -78,7 +78,7 @@ def test_a_million_items(tmp_path):
     assert rows[-1]["teacher/loss_cf"] < rows[1]["teacher/loss_cf"]
     metrics = json.loads((run / "metrics.json").read_text())["metrics"]
     assert metrics["student"]["test"]["users"] == 256
-    drawn_items_are_unseen(run, tensors["pool"])
+    drawn_items_are_unseen(run, tensors["method.pool"])
 
 
 def halfway(run: Path) -> bool:

@@ -104,7 +104,12 @@ def flags(values):
 
 
 def test_every_option_has_a_case_that_is_not_its_default():
-    covered = {"run.out", "teacher.args", "student.args"}  # in every group; test_registry.py
+    covered = {
+        "run.out",
+        "teacher.args",
+        "student.args",
+        "distill.args",
+    }  # in every group; test_registry.py, test_methods.py
     for values in (SMALL, *GROUPS.values()):
         covered |= {n for n, v in values.items() if v != OPTIONS[n].default or tuple(OPTIONS[n].choices) == (v,)}
     assert {*OPTIONS} - covered == set()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from bidistill import MF, Config, Split, Trainer, UserError, evaluate, generate, split
-from bidistill.distill import bidirectional
+from bidistill.distill import distiller
 from bidistill.registry import MODELS
 from bidistill.runs.checkpoint import load_model, save_model
 from bidistill.training.callbacks import Callback
@@ -57,7 +57,7 @@ def parts():
 def _few_users_a_turn():
     """So that "gradual" is in the middle of a resampling wherever a run is stopped."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bidirectional, "CHUNK", 13)
+        patch.setattr(distiller, "CHUNK", 13)
         yield
 
 

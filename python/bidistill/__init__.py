@@ -15,6 +15,7 @@ for _name in ("pyarrow", "pydantic", "safetensors", "tqdm"):
 
 from bidistill.config import Config
 from bidistill.data import Interactions, Split, generate, given_split, read, split
+from bidistill.distill import Bidirectional, Distiller, Method, Request, register_method
 from bidistill.errors import UserError
 from bidistill.evaluation.evaluate import compare, evaluate, per_user
 from bidistill.evaluation.intervals import interval
@@ -29,10 +30,14 @@ __all__ = [
     "LOSSES",
     "METRICS",
     "MF",
+    "Bidirectional",
     "Config",
+    "Distiller",
     "FinishedRun",
     "Interactions",
+    "Method",
     "Recommender",
+    "Request",
     "Result",
     "Split",
     "Trainer",
@@ -48,6 +53,7 @@ __all__ = [
     "open_run",
     "per_user",
     "read",
+    "register_method",
     "register_model",
     "split",
 ]

@@ -21,7 +21,7 @@ from bidistill.errors import UserError
 from bidistill.files.access import replacing
 from bidistill.metrics import cut_off, heading, names_of
 from bidistill.options import Option, option, options_of
-from bidistill.registry import LOSSES, MODELS
+from bidistill.registry import LOSSES, METHODS, MODELS
 
 # What the operators take, so that no value is refused after hours of training.
 TAU: dict[str, Any] = {"least": ranges.TAU.low, "most": ranges.TAU.high}
@@ -131,9 +131,11 @@ class WeightConfig:
 class DistillConfig:
     method: str = option(
         "bidirectional",
-        "none: both models are trained without learning from each other, as in a control",
-        choices=("bidirectional", "none"),
+        "distillation method; none: both models are trained without learning from each other, as in a control",
+        choices=METHODS,
+        words=("none",),
     )
+    args: dict[str, Any] = option({}, "settings of a method's own")  # noqa: RUF009
     lambda_teacher: float = option(0.1, "weight of the teacher's distillation loss; 0: that direction is off", **LAMBDA)
     lambda_student: float = option(2.0, "weight of the student's distillation loss; 0: that direction is off", **LAMBDA)
     tau_learner: float = option(1.0, "temperature of the model that learns", **TAU)
@@ -245,6 +247,8 @@ class Config:
             raise UserError("distill.lambda_teacher and lambda_student are both 0: set one, or distill.method to none")
         if self.distill.negatives_from_samples and not (self.distill.lambda_teacher and self.distill.lambda_student):
             raise UserError("distill.negatives_from_samples needs distill.lambda_teacher and lambda_student above 0")
+        if self.distill.method != "none":
+            METHODS.settings(self.distill.method, self.distill.args, "distill.args")
         for name in ("teacher", "student"):
             MODELS.settings(self[name].kind, self[name].args, f"{name}.args")
             slope = getattr(self.distill, f"lambda_{name}") / self.distill.tau_learner

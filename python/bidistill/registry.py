@@ -51,12 +51,15 @@ class Registry(Generic[T]):
 
         Args:
             settings: a dataclass of the value's own settings, which a table such as [teacher.args] may set; all have defaults.
+                By default the value itself, if it is a dataclass.
 
         Raises:
             UserError: the name stands for something else already, or `settings` is no such dataclass.
         """
         if not isinstance(name, str) or not name.isidentifier():
             raise UserError(f"the name of a {self.what} must be a Python identifier, found {name!r}")
+        if settings is None and isinstance(value, type) and is_dataclass(value):
+            settings = value
         if settings is not None and not is_dataclass(settings):
             raise UserError(f"the settings of the {self.what} {name!r} must be a dataclass, found {settings!r}")
         known = self._entries.get(name)

@@ -1,164 +1,124 @@
-"""Bidirectional distillation: which items the two models learn from each other."""
+"""Bidirectional distillation: which items the two models learn from each other (arXiv 2106.02870)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bdkernels import Draws, Exp, Linear, PopularityStrata, RankOnly, Seen, Tanh, Uniform, Weight, occurrence
+from bdkernels import Draws, Exp, Linear, PopularityStrata, RankOnly, Seen, Tanh, Uniform, Weight, rank_error
 from bidistill.config import DistillConfig, WeightConfig
-from bidistill.distributed.partition import Partition, Share
+from bidistill.distill.method import Column, Method, Request, register_method
+from bidistill.distributed.partition import Partition
 from bidistill.models import Recommender
 
 PROBES = 32  # users, and items of each, by which the error of estimated ranks is measured
-CHUNK = 1024  # users sampled in one call: enough that the kernels are at their best, few enough that no step waits long
 
 
-class Bidirectional:
+class Bidirectional(Method):
     """Draws items by the discrepancy of the two models' ranks: for each model those on which it follows the other.
 
     Args:
-        config: weights, samples for each positive, when to resample.
-        seen: CSR rows of all users; seen items are never drawn. n_users rows.
-        seed: of the draws.
-        partition: which users and items are here; the models, `seen` and the pool contain only those; all by default.
-        popularity: [n_items] training interactions of each item, of all users; those of `seen` unless given.
+        to_student, to_teacher: how the gap of an item's ranks becomes its weight, in each direction.
+        subset: how many items ranks are counted over; 0: all, exactly.
+        independent_directions: draw the two directions from proposals of their own.
     """
+
+    options = ("side", "subset", "auto_share", "independent_directions", "to_student", "to_teacher")
+    divisible = True
 
     def __init__(
         self,
-        config: DistillConfig,
-        teacher: Recommender,
-        student: Recommender,
-        seen: Seen,
-        seed: int,
-        partition: Partition | None = None,
-        popularity: Tensor | None = None,
+        to_student: Weight = Tanh(),  # noqa: B008 (immutable)
+        to_teacher: Weight = Exp(),  # noqa: B008
+        *,
+        subset: int = 0,
+        independent_directions: bool = False,
     ) -> None:
-        self.config, self.teacher, self.student, self.seen, self.seed = config, teacher, student, seen, seed
-        self.partition = partition or Partition.whole(teacher.n_users, teacher.n_items)
-        self.weights = {
-            "student": make_weight(config.to_student, config.side) if config.lambda_student else None,
-            "teacher": make_weight(config.to_teacher, config.side) if config.lambda_teacher else None,
-        }
-        self.subset = int(config.subset)  # how many items ranks are counted over; 0: all
-        if self.subset >= self.partition.n_items:
-            self.subset = 0
-        if self.subset:
-            counts = (
-                torch.bincount(seen.indices, minlength=self.partition.n_items) if popularity is None else popularity
-            )
-            self.strata = PopularityStrata(counts)
-        self.pool: Tensor | None = None  # [n_users, directions * config.pool] int32, -1 where there is no draw (yet)
+        self.weights = {"student": to_student, "teacher": to_teacher}
+        self.subset, self.independent_directions = subset, independent_directions
 
-    def resample(self, step: int, steps: int) -> None:
-        """Draw anew for the users whose turn comes before this step; without a pool, do nothing.
+    @classmethod
+    def from_config(cls, config: DistillConfig) -> Bidirectional:
+        """As the options of [distill] say; ranks are exact while `subset` is "auto"."""
+        return cls(
+            make_weight(config.to_student, config.side),
+            make_weight(config.to_teacher, config.side),
+            subset=0 if config.subset == "auto" else int(config.subset),
+            independent_directions=config.independent_directions,
+            **config.args,
+        )
 
-        Every user's turn comes once in `resample_every` epochs: all at their start, or with resample "gradual" CHUNK users at a
-        time at even distances, so that no step waits for a whole resampling. Whose turn it is depends on the step's number alone,
-        and the pool is all the state there is, so a resumed run goes on as it would have. In the first `resample_every` epochs of
-        "gradual", users whose turn has not come yet are not distilled.
+    def prepare(self, seen: Seen, popularity: Tensor, partition: Partition, seed: int) -> None:
+        self.seen, self.partition, self.seed = seen, partition, seed
+        self.strata: PopularityStrata | None = None
+        if 0 < self.subset < partition.n_items:
+            self.strata = PopularityStrata(popularity)
 
-        Args:
-            step: number of the step in the joint phase, from 0.
-            steps: how many steps an epoch has.
-        """
-        if self.config.resample_every == 0:
-            return
-        device = self.seen.indptr.device
-        if self.pool is None:
-            shape = len(self.partition.users), sum(w is not None for w in self.weights.values()) * self.config.pool
-            self.pool = torch.full(shape, -1, dtype=torch.int32, device=device)
-        cycle = self.config.resample_every * steps
-        first, last = due(step % cycle, cycle if self.config.resample == "gradual" else 1, self.partition.n_users)
-        for turn in self.partition.turns(first, last, CHUNK):
-            users = torch.arange(turn.start, turn.stop, device=device) - self.partition.users.start
-            drawn = self._sample(users, self.config.pool, step // cycle * self.config.resample_every)
-            self.pool[users] = drawn.int()
+    def draw(self, teacher: Recommender, student: Recommender, asked: Request) -> dict[str, Draws]:
+        samples = self.partition.sample(
+            teacher.factors(asked.users),
+            student.factors(asked.users),
+            asked.k,
+            asked.seen,
+            to_student=self.weights["student"] if "student" in asked.learners else None,
+            to_teacher=self.weights["teacher"] if "teacher" in asked.learners else None,
+            seed=asked.seed,
+            step=asked.step,
+            users=asked.users,
+            occurrence=asked.occurrence,
+            subset=self._counted(asked.seed, asked.step),
+            independent_directions=self.independent_directions,
+        )
+        return {name: draws for name, draws in samples._asdict().items() if draws is not None}
 
-    def draw(
-        self, users: Tensor, step: int, generator: torch.Generator, share: Share | None = None
-    ) -> dict[str, Draws]:
-        """Items for users [B] int64 (repeats allowed), `samples` for each row and direction.
+    def numbers(self, teacher: Recommender, student: Recommender, step: int) -> Mapping[str, float]:
+        """Where ranks are estimated: how far they are off, and the bound that an error passes once in 20; both as shares of the
+        catalog."""
+        error = self.rank_error(teacher, student, step)
+        return {} if error is None else {"rank_error": error, "rank_error_bound": rank_error(self.subset)}
 
-        Args:
-            step: number of the training step; other steps draw other items.
-            generator: picks places in the pool, where there is one.
-            share: whose users these are, if they are not a whole batch: they draw what they draw in the whole batch.
+    def columns(self) -> tuple[Column, ...]:
+        return () if self.strata is None else (Column("rank_error", 10, "{:.2%}".format, "ranks off"),)
 
-        Returns:
-            {learner: [B, samples] draws} of the directions that are on; id -1 and mask False where there is nothing to learn.
-        """
-        k, device = self.config.samples, users.device
-        share = share or Share(users, None, users)
-        learners = [name for name, weight in self.weights.items() if weight is not None]
-        if self.pool is None:  # the rows of a user are numbered in the whole batch, so that each draws items of its own
-            found = self._sample(users, k, step, share.keep(occurrence(share.everyone))).split(k, 1)
-        else:
-            most = self.config.pool
-            places = share.keep(torch.randint(most, (len(share.everyone), k), generator=generator)).to(device)
-            places += users[:, None] * self.pool.shape[1]
-            found = tuple(self.pool.take(places + at * most).long() for at in range(len(learners)))
-        return {name: Draws(ids, ids >= 0) for name, ids in zip(learners, found, strict=True)}
+    def note(self) -> str:
+        return "" if self.strata is None else f"ranks off by {rank_error(self.subset):.2%} at most"
 
-    def rank_error(self, step: int) -> float | None:
+    def rank_error(self, teacher: Recommender, student: Recommender, step: int) -> float | None:
         """How far the ranks that draws go by are off, as a share of the catalog: the mean over PROBES items of as many users
         under both models; None where they are exact.
 
         Args:
-            step: number of a step or resampling, which picks the items that are counted, as in `draw`.
+            step: picks the items that are counted, as in `draw`.
         """
-        if not self.subset:
+        if self.strata is None:
             return None
         generator = torch.Generator().manual_seed(step)
-        share = self.partition.share(torch.randint(self.teacher.n_users, (PROBES,), generator=generator))
+        n_items = self.partition.n_items
+        share = self.partition.share(torch.randint(self.partition.n_users, (PROBES,), generator=generator))
         users = share.users.to(self.seen.indptr.device)
         seen = self.seen.rows(users)
-        nth = share.keep(torch.randint(self.teacher.n_items, (PROBES, PROBES), generator=generator)).to(users.device)
-        ids = seen.nth_unseen(nth % (self.teacher.n_items - seen.counts()).clamp(min=1)[:, None], self.teacher.n_items)
-        counted = self._counted(step)
+        nth = share.keep(torch.randint(n_items, (PROBES, PROBES), generator=generator)).to(users.device)
+        ids = seen.nth_unseen(nth % (n_items - seen.counts()).clamp(min=1)[:, None], n_items)
+        counted = self._counted(self.seed, step)
         assert counted is not None
         errors = (
             self.partition.rank_errors(model.factors(users), ids.clamp(min=0), counted, seen)
-            for model in (self.teacher, self.student)
+            for model in (teacher, student)
         )
         found = torch.stack(list(errors))[:, (ids >= 0).all(1)]
         total, n = self.partition.processes.sums("rank error", [float(found.sum()), float(found.numel())])
         return total / n if n else math.nan
 
-    def _counted(self, step: int) -> Tensor | None:
+    def _counted(self, seed: int, step: int) -> Tensor | None:
         """The items that ranks are counted over: some of every popularity, others for each step or resampling; None: all."""
-        if not self.subset:
+        if self.strata is None:
             return None
-        return self.strata.draw(self.subset, self.seed, step).to(self.seen.indptr.device)
-
-    def _sample(self, users: Tensor, k: int, step: int, occurrence: Tensor | None = None) -> Tensor:
-        """[B, directions * k] ids, -1 where none: to the student first."""
-        samples = self.partition.sample(
-            self.teacher.factors(users),
-            self.student.factors(users),
-            k,
-            self.seen.rows(users),
-            to_student=self.weights["student"],
-            to_teacher=self.weights["teacher"],
-            seed=self.seed,
-            step=step,
-            users=users,
-            occurrence=occurrence,
-            subset=self._counted(step),
-            independent_directions=self.config.independent_directions,
-        )
-        return torch.cat([draws.ids for draws in samples if draws is not None], dim=1)
-
-
-def due(place: int, places: int, n_users: int) -> tuple[int, int]:
-    """The range of users whose turn it is at this place: whole CHUNKs, spread evenly over `places`, none after the last."""
-    chunks = -(-n_users // CHUNK)
-    first, last = (min(n_users, CHUNK * -(-chunks * min(at, places) // places)) for at in (place, place + 1))
-    return first, last
+        return self.strata.draw(self.subset, seed, step).to(self.seen.indptr.device)
 
 
 def make_weight(config: WeightConfig, side_name: str) -> Weight:
@@ -172,3 +132,11 @@ def make_weight(config: WeightConfig, side_name: str) -> Weight:
         return Linear(side=side)
     family = Tanh if config.kind == "tanh" else Exp
     return family(config.alpha, eps=config.eps, side=side)
+
+
+@dataclass(frozen=True)
+class BidirectionalSettings:
+    """None in [distill.args]: its options are in [distill] itself."""
+
+
+register_method("bidirectional", Bidirectional, BidirectionalSettings)

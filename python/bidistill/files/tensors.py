@@ -111,3 +111,8 @@ def remove(path: Path) -> None:
             file.unlink(missing_ok=True)
     with suppress(OSError):  # something of others is in it
         path.rmdir()
+
+
+def below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values whose names start with the prefix, named without it."""
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}

@@ -54,7 +54,7 @@ class State(Section):
 class Checkpoint(Record):
     """state.json. files: the sha256 of each file of tensors, by its path in the folder. folder: of shards, or none."""
 
-    FORMAT = "bidistill checkpoint 3"
+    FORMAT = "bidistill checkpoint 4"
     REMEDY = "restore the file from a copy, or start the run again"
     files: dict[str, str]
     folder: str | None = None

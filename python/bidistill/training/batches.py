@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from bdkernels import Draws, Seen
 from bidistill.config import Config
-from bidistill.distill import Bidirectional
+from bidistill.distill import Distiller
+from bidistill.distill.method import GUIDES
 from bidistill.distributed.partition import Partition
 from bidistill.models import Recommender
 from bidistill.training.fusion import unfused
@@ -28,7 +30,7 @@ class Objective:
         seen: CSR rows of the users' training items: no negative and no distilled item is among them.
         strategy: completes the batches.
         partition: what of the users and items is here.
-        popularity: see `Bidirectional`.
+        popularity: see `Distiller`.
 
     Attributes:
         distiller: draws the items on which the models follow each other; None where they do not.
@@ -46,24 +48,33 @@ class Objective:
     ) -> None:
         self.config, self.models, self.strategy, self.partition = config, models, strategy, partition
         self.negatives = NegativeSampler(seen, partition.n_items)
-        self.distiller: Bidirectional | None = None
-        if config.distill.method == "bidirectional":
-            pair = models["teacher"], models["student"]
-            self.distiller = Bidirectional(config.distill, *pair, seen, config.run.seed, partition, popularity)
+        self.distiller = Distiller.from_config(config.distill, seen, config.run.seed, partition, popularity)
         self.unfused = unfused(config)
         if not partition.all("negatives", self.negatives.always):
             self.unfused = "a user has seen every item, and has no negative"
+
+    @property
+    def pair(self) -> tuple[Recommender, Recommender]:
+        """The teacher and the student."""
+        return self.models["teacher"], self.models["student"]
 
     @property
     def fuse(self) -> bool:
         """Whether steps may be fused where model and optimizer allow it."""
         return not self.unfused
 
+    def resample(self, step: int, steps: int) -> None:
+        """Before a step of the joint phase: see `Distiller.resample`."""
+        if self.distiller is not None:
+            self.distiller.resample(*self.pair, step, steps)
+
     def terms(self, name: str) -> Terms:
         """What this model minimises."""
         distill = self.config.distill
         weight = distill.lambda_teacher if name == "teacher" else distill.lambda_student
-        return Terms(self.config.train.loss, weight, distill.tau_learner, distill.tau_guide)
+        method = None if self.distiller is None else self.distiller.method
+        own = partial(method.loss, name) if method is not None and method.own_loss else None
+        return Terms(self.config.train.loss, weight, distill.tau_learner, distill.tau_guide, own)
 
     def batches(
         self, names: Sequence[str], users: Tensor, positives: Tensor, step: int, generator: torch.Generator
@@ -83,8 +94,10 @@ class Objective:
         users, positives = share.users, share.keep(positives)
         negatives = self.negatives.draw(users, self.config.train.negatives, generator, share)
         drawn: dict[str, Draws] = {}
+        guides = {name: self.models[GUIDES[name]] for name in names}
         if self.distiller is not None and len(names) == 2:
-            drawn = self.distiller.draw(users, step, generator, share)
+            drawn = self.distiller.draw(*self.pair, users, step, generator, share)
+            guides |= self.distiller.guides(*self.pair)
         nothing = Draws(negatives.ids[:, :0], negatives.mask[:, :0])
         own = drawn and self.config.distill.negatives_from_samples
         batches = {}
@@ -92,4 +105,4 @@ class Objective:
             distill = drawn.get(name, nothing)
             unscored = torch.empty(distill.ids.shape, device=users.device)
             batches[name] = Batch(users, positives, distill if own else negatives, distill, unscored)
-        return self.strategy.guided(self.models, batches, len(share.everyone), fuse=self.fuse)
+        return self.strategy.guided(self.models, guides, batches, len(share.everyone), fuse=self.fuse)

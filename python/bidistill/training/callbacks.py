@@ -14,9 +14,8 @@ from typing import Any, Protocol
 
 from tqdm import tqdm
 
-from bdkernels import rank_error
 from bidistill.config import Config, RunConfig
-from bidistill.distill import Bidirectional
+from bidistill.distill import Distiller
 from bidistill.runs.folder import RunFolder
 from bidistill.training.phases import LEARN_IN, PHASES, TITLES, Progress, Row, rows_of
 
@@ -43,7 +42,7 @@ class Run(Protocol):
     def done(self) -> int: ...
 
     @property
-    def distiller(self) -> Bidirectional | None: ...
+    def distiller(self) -> Distiller | None: ...
 
 
 class Callback:
@@ -52,9 +51,9 @@ class Callback:
     A row of the history has: phase ("pretrain_teacher", "pretrain_student" or "joint"), epoch (how many are finished;
     0 is the state it starts from), interactions (that an epoch trains on), seconds, and "teacher/..." and "student/..."
     columns as far as that model took part: best_epoch (whose state is the best so far), loss_cf, loss_distill, and where the
-    epoch was evaluated the validation metrics ("teacher/ndcg@50"). Where ranks are estimated, the joint phase's rows have
-    rank_error, the mean error measured on some users, and rank_error_bound, which an error passes once in 20; both as shares of
-    the catalog.
+    epoch was evaluated the validation metrics ("teacher/ndcg@50"). The joint phase's rows have the numbers of the method
+    (`Method.numbers`). Those of bidirectional where ranks are estimated: rank_error, the mean error measured on some users, and
+    rank_error_bound, which an error passes once in 20; both as shares of the catalog.
     """
 
     def on_phase(self, run: Run, phase: str, epochs: int, steps: int) -> None:
@@ -79,6 +78,7 @@ class Log(Callback):
     def on_phase(self, run: Run, phase: str, epochs: int, steps: int) -> None:
         """Print what the columns are."""
         config, distill = run.config, run.distiller if phase == "joint" else None
+        note = distill.method.note() if distill is not None else ""
         self.columns = [("epoch", 5, "{:.0f}".format, "epoch")]
         for name in LEARN_IN[phase]:
             self.columns += [(f"{name}/{config.train.monitor}", 8, "{:.4f}".format, name)]
@@ -87,11 +87,9 @@ class Log(Callback):
         self.columns.append(("steps_seconds", 6, _seconds, "steps"))
         self.columns += [("resample_seconds", 9, _seconds, "resample")] if distill is not None else []
         self.columns.append(("evaluate_seconds", 6, _seconds, "eval"))
-        self.columns += [("rank_error", 10, "{:.2%}".format, "ranks off")] if distill and distill.subset else []
+        self.columns += distill.method.columns() if distill is not None else []
         title = f"{TITLES[phase]}, at most {epochs} epochs: {config.train.monitor} on validation, losses, seconds"
-        self._print(
-            title + (f"; ranks off by {rank_error(distill.subset):.2%} at most" if distill and distill.subset else "")
-        )
+        self._print(title + (f"; {note}" if note else ""))
         self._print("".join(f"{title:>{width}}" for _, width, _, title in self.columns))
 
     def on_epoch(self, run: Run, row: Row) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from bdkernels.ranges import FUSED_LOSSES
 from bidistill.config import Config, ModelConfig
+from bidistill.distill import make_method
 from bidistill.models import Recommender
 from bidistill.models.base import tables_of
 from bidistill.training.optimizers import FUSED
@@ -19,6 +20,9 @@ def unfused(config: Config) -> str:
         return f"the loss {config.train.loss!r} has no fused form"
     if config.distill.negatives_from_samples:
         return "with distill.negatives_from_samples, a user without a distilled item has no negative"
+    method = make_method(config.distill)
+    if method is not None and method.own_loss:
+        return f"distill.method {config.distill.method!r} has a loss of its own"
     return ""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from bidistill.config import ModelConfig
+from bidistill.files.tensors import below
 from bidistill.models import Recommender
 from bidistill.runs.growth import Growth
 from bidistill.training.strategy import Strategy
@@ -96,8 +97,3 @@ class Learner:
             if not name.startswith("best."):
                 grown[name] = growth.rows(kind, old, fresh.get(name)) if kind is not None and old.dim() else old
         self.load_state(grown, numbers | {"best_score": None, "best_epoch": 0, "stale": 0})
-
-
-def below(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
-    """The values whose names start with the prefix, named without it."""
-    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}

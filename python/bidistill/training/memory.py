@@ -12,6 +12,8 @@ import torch
 
 from bidistill.config import Config, ModelConfig
 from bidistill.data.sizes import Sizes
+from bidistill.distill import make_method
+from bidistill.distill.method import GUIDES
 from bidistill.models.kinds import takes
 from bidistill.models.sizes import ModelSize, size_of, size_of_kind
 from bidistill.training.fusion import unfused
@@ -62,6 +64,14 @@ def pool(config: Config, sizes: Sizes) -> int:
     return 4 * sizes.users * directions * distill.pool if on else 0
 
 
+def frozen(config: Config, found: Mapping[str, ModelSize]) -> int:
+    """Of the copies of guides, where the method follows such."""
+    method = make_method(config.distill)
+    if method is None or not method.frozen_guides:
+        return 0
+    return sum(found[guide].state for learner, guide in GUIDES.items() if config[f"distill.lambda_{learner}"])
+
+
 def step(config: Config, sizes: Sizes, fused: bool, found: Mapping[str, ModelSize]) -> int:
     """What a training step of the joint phase holds at a time: its items, and in an eager step what autograd keeps of them.
 
@@ -80,8 +90,9 @@ def step(config: Config, sizes: Sizes, fused: bool, found: Mapping[str, ModelSiz
 
 def checkpoint(config: Config, sizes: Sizes) -> int:
     """Bytes on disk: all that training changes."""
-    models = sum(tables(m, sizes) * (2 + STATES[m.optimizer]) for m in (config.teacher, config.student))
-    return models + pool(config, sizes)
+    found = {name: described(config[name], sizes) for name in ("teacher", "student")}
+    models = sum(size.state * (2 + STATES[config[name].optimizer]) for name, size in found.items())
+    return models + pool(config, sizes) + frozen(config, found)
 
 
 def memory(config: Config, sizes: Sizes, given: Mapping[str, Any] | None = None) -> list[Allocation]:
@@ -114,6 +125,7 @@ def memory(config: Config, sizes: Sizes, given: Mapping[str, Any] | None = None)
         Allocation("seen items, to leave out and to draw negatives", 16 * sizes.train + 24 * sizes.users),
         *models.values(),
         Allocation("pool of draws", pool(config, sizes), "distill.pool"),
+        Allocation("frozen guides", frozen(config, found), "teacher.dim or student.dim"),
         Allocation(
             "a training step", step(config, sizes, fused, found), "train.batch_size, train.negatives or distill.samples"
         ),

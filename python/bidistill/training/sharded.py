@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bdkernels import Draws, NonFiniteLoss, distill_loss, score, sparse_step
 from bidistill.config import Config, ModelConfig
+from bidistill.distill import make_method
 from bidistill.distributed.item_rows import Fetched, ModelRows
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
@@ -39,6 +40,11 @@ class Sharded:
 
     def check(self, config: Config) -> None:
         """Raise UserError where a setting asks for what only one process can do."""
+        method = make_method(config.distill)
+        if method is not None and (method.own_loss or method.frozen_guides or not method.divisible):
+            raise UserError(
+                f"distill.method {config.distill.method!r} works on one process only: choose another, or train without torchrun"
+            )
         for name in ("teacher", "student"):
             model: ModelConfig = config[name]
             if not may_lie_in_parts(model.kind):
@@ -62,7 +68,13 @@ class Sharded:
         return ShardedUpdate(own_tables(model), config, terms, fuse=fuse)
 
     def guided(
-        self, models: Mapping[str, Recommender], batches: dict[str, Batch], rows: int, *, fuse: bool
+        self,
+        models: Mapping[str, Recommender],
+        guides: Mapping[str, Recommender],
+        batches: dict[str, Batch],
+        rows: int,
+        *,
+        fuse: bool,
     ) -> Mapping[str, ShardedBatch]:
         """Fetch the rows of the items that the batches list, and let their guides score the distilled ones."""
         part, processes = self.partition, self.partition.processes
@@ -146,7 +158,7 @@ class ShardedUpdate:
 
     def _fused(self, batch: Batch, rows: ModelRows) -> tuple[Tensor, ...]:
         """cf, distill, gradients of user rows [R, d] and of item rows with biases [R, C, d + 1], listed items [R, C]."""
-        cf, _, tau_learner, tau_guide = self.terms
+        cf, _, tau_learner, tau_guide, _ = self.terms
         listed = batch.listed(self.fuse)
         try:
             cf_loss, loss, users, items, bias = torch.ops.bdkernels.fused_gradient(
@@ -161,7 +173,7 @@ class ShardedUpdate:
 
     def _eager(self, batch: Batch, rows: ModelRows) -> tuple[Tensor, ...]:
         """The same by autograd, for batches in which a negative may be missing."""
-        cf, _, tau_learner, tau_guide = self.terms
+        cf, _, tau_learner, tau_guide, _ = self.terms
         listed = batch.listed(self.fuse)
         users = self.optimizer.user_table[batch.users].requires_grad_()
         items = torch.cat([rows.items, rows.item_bias[:, None]], 1)[listed].requires_grad_()

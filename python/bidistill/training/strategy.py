@@ -14,8 +14,6 @@ from bidistill.training.fusion import obstacle
 from bidistill.training.types import Batch, Terms
 from bidistill.training.updates import EagerUpdate, FusedUpdate, Update
 
-GUIDES = {"teacher": "student", "student": "teacher"}
-
 
 class Strategy(Protocol):
     """What the models of a run need in a step."""
@@ -29,11 +27,19 @@ class Strategy(Protocol):
         ...
 
     def guided(
-        self, models: Mapping[str, Recommender], batches: dict[str, Batch], rows: int, *, fuse: bool
+        self,
+        models: Mapping[str, Recommender],
+        guides: Mapping[str, Recommender],
+        batches: dict[str, Batch],
+        rows: int,
+        *,
+        fuse: bool,
     ) -> Mapping[str, Any]:
         """What the updates of this strategy take: the batches, with the guides' scores of the distilled items.
 
-        rows: how many rows the batch of the whole run has in this step.
+        Args:
+            guides: whom each model that learns follows.
+            rows: how many rows the batch of the whole run has in this step.
         """
         ...
 
@@ -52,12 +58,18 @@ class Whole:
         return EagerUpdate(model, config, terms)
 
     def guided(
-        self, models: Mapping[str, Recommender], batches: dict[str, Batch], rows: int, *, fuse: bool
+        self,
+        models: Mapping[str, Recommender],
+        guides: Mapping[str, Recommender],
+        batches: dict[str, Batch],
+        rows: int,
+        *,
+        fuse: bool,
     ) -> Mapping[str, Batch]:
-        """The guide is the other model, as it is before the step."""
+        """The guides score as they are before the step."""
         guided = {}
         for name, batch in batches.items():
-            scores = score(models[GUIDES[name]].factors(batch.users), batch.distill.ids.clamp(min=0))
+            scores = score(guides[name].factors(batch.users), batch.distill.ids.clamp(min=0))
             guided[name] = batch._replace(guide_scores=scores)
         return guided
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from statistics import median
 from typing import Any
 
 import torch
 
-from bdkernels import Factors, rank, sample
+from bdkernels import Factors, Seen, rank
 from bdkernels.tools.measure import seconds
 from bidistill.config import Config
 from bidistill.data.sizes import Sizes, made_up
-from bidistill.distill.bidirectional import CHUNK
+from bidistill.distill import Distiller
+from bidistill.distill.distiller import CHUNK
+from bidistill.distributed.partition import Partition
+from bidistill.models import MF, Recommender
 from bidistill.training.engine import Engine
 
 # Tables of real size as far as that takes seconds: their rows cost more the less of them the caches and page tables hold.
@@ -71,31 +75,28 @@ def draw_line(engine: Engine) -> Line:
     How many proposals must be counted depends on how alike the two models rank. Those here are untrained; biases that they share
     in part make their ranks as alike as those of trained ones.
     """
-    distiller, distill = engine.objective.distiller, engine.config.distill
-    assert distiller is not None
+    config = engine.config
+    k = config.distill.pool if config.distill.resample_every else config.distill.samples
     shared, *own = torch.randn(3, engine.partition.n_items, generator=torch.Generator().manual_seed(0))
     teacher, student = (
         factors_of(engine, name, CHUNK)._replace(item_bias=(shared + OWN * noise).to(engine.device))
         for name, noise in zip(("teacher", "student"), own, strict=True)
     )
-    student_weight, teacher_weight = distiller.weights["student"], distiller.weights["teacher"]
-    k = distill.pool if distill.resample_every else distill.samples
-    m = int(distill.subset) or None
-
     users = torch.arange(len(teacher.user_factors), device=engine.device)
+    nothing = torch.zeros(0, dtype=torch.int64, device=engine.device)
+    seen = Seen.from_pairs(nothing, nothing, len(users))
+
+    always = config.with_overrides({"distill.resample_every": 0, "distill.samples": k}).distill
+
+    @cache
+    def drawing(n: int) -> tuple[Distiller, tuple[Recommender, Recommender]]:
+        distiller = Distiller.from_config(always, seen, 0, Partition.whole(len(users), n))
+        assert distiller is not None
+        return distiller, (model_of(first(teacher, n)), model_of(first(student, n)))
 
     def call(n: int) -> None:
-        models = first(teacher, n), first(student, n)
-        sample(
-            *models,
-            k,
-            to_student=student_weight,
-            to_teacher=teacher_weight,
-            user_ids=users,
-            step=0,
-            subset=m,
-            independent_directions=distill.independent_directions,
-        )
+        distiller, pair = drawing(n)
+        distiller.draw(*pair, users, 0, torch.Generator())
 
     return line(teacher, call)
 
@@ -110,6 +111,17 @@ def rank_line(engine: Engine, name: str) -> Line:
 def factors_of(engine: Engine, name: str, users: int) -> Factors:
     """Some users of one of the models."""
     return engine.learners[name].model.factors(torch.arange(min(users, engine.partition.n_users), device=engine.device))
+
+
+def model_of(factors: Factors) -> Recommender:
+    """A model of these users and items."""
+    users, items, bias = factors
+    assert bias is not None
+    with torch.device("meta"):  # no tables of its own
+        model = MF(len(users), len(items), users.shape[1])
+    tables = {"user_factors.weight": users, "item_factors.weight": items, "item_bias.weight": bias[:, None]}
+    model.load_state_dict(tables, assign=True)
+    return model
 
 
 def first(factors: Factors, n: int) -> Factors:

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdkernels import rank_error
 from bidistill.config import Config
 from bidistill.data import Split
-from bidistill.distill import Bidirectional
+from bidistill.distill import Distiller
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError, enough_memory
 from bidistill.evaluation.evaluate import evaluate
+from bidistill.files.tensors import below
 from bidistill.models import Recommender
 from bidistill.runs.folder import RunFolder
 from bidistill.runs.growth import Growth
@@ -29,7 +29,6 @@ from bidistill.runs.records import Metrics, State
 from bidistill.training.callbacks import Callback, standard_callbacks
 from bidistill.training.engine import Engine, with_given
 from bidistill.training.interrupt import Interrupt
-from bidistill.training.learner import below
 from bidistill.training.phases import LEARN_IN, PHASES, Progress, Row, problems
 from bidistill.training.settings import resolve_config, set_threads
 
@@ -238,15 +237,15 @@ class Trainer:
 
     def _run_epoch(self, steps: int) -> None:
         """The steps of an epoch that are not done yet."""
-        progress, every, resampling = self.progress, self.config.run.checkpoint_steps, self._resampling()
+        progress, every, distilling = self.progress, self.config.run.checkpoint_steps, self._distilling() is not None
         size = self.config.train.batch_size
         with self._timed("steps"):
             order = self.engine.order(progress.phase, progress.epoch)
             batches = zip(self.engine.users[order].split(size), self.engine.items[order].split(size), strict=True)
         for step, (users, positives) in islice(enumerate(batches), progress.step, None):
-            if resampling is not None:
+            if distilling:
                 with self._timed("resample"):
-                    resampling.resample(progress.epoch * steps + step, steps)
+                    self.engine.objective.resample(progress.epoch * steps + step, steps)
             with self._timed("steps"):
                 self.step(users, positives, progress.epoch * steps + step)
             progress.step = step + 1
@@ -283,10 +282,8 @@ class Trainer:
         for name in LEARN_IN[progress.phase]:
             learner = self.engine.learners[name]
             row[f"{name}/best_epoch"] = learner.best_epoch if learner.best else progress.epoch
-        if (resampling := self._resampling()) is not None and progress.step == 0:
-            cycle = max(1, config.distill.resample_every)
-            if (error := resampling.rank_error(progress.epoch // cycle * cycle)) is not None:
-                row |= {"rank_error": error, "rank_error_bound": rank_error(resampling.subset)}
+        if (distiller := self._distilling()) is not None and progress.step == 0:
+            row |= distiller.numbers(*self.engine.objective.pair, progress.epoch)
         times = {f"{part}_seconds": round(seconds, 3) for part, seconds in self.seconds.items()}
         about = {"phase": progress.phase, "epoch": progress.epoch, "interactions": self.interactions}
         about["seconds"] = round(sum(self.seconds.values()), 3)
@@ -296,8 +293,8 @@ class Trainer:
         if progress.epoch % config.run.checkpoint_every == 0:
             self.save()
 
-    def _resampling(self) -> Bidirectional | None:
-        """Whose pool this phase draws from, if it does."""
+    def _distilling(self) -> Distiller | None:
+        """What this phase distils by, if it does."""
         return self.distiller if self.progress.phase == "joint" else None
 
     @property
@@ -306,7 +303,7 @@ class Trainer:
         return self.engine.device
 
     @property
-    def distiller(self) -> Bidirectional | None:
+    def distiller(self) -> Distiller | None:
         """Draws the items on which the models follow each other; None where they do not."""
         return self.engine.objective.distiller
 
@@ -382,9 +379,8 @@ class Trainer:
         for name, learner in self.engine.learners.items():
             own, state[name] = learner.state()
             tensors |= {f"{name}.{key}": value for key, value in own.items()}
-        distiller = self.distiller
-        if distiller is not None and distiller.pool is not None:
-            tensors["pool"] = distiller.pool
+        if self.distiller is not None:
+            tensors |= {f"method.{key}": value for key, value in self.distiller.tensors().items()}
         with self.folder.held():
             self.folder.save(self.config, self.fingerprint, tensors, state)
 
@@ -394,8 +390,9 @@ class Trainer:
         with self._fitting():
             for name, learner in self.engine.learners.items():
                 learner.load_grown(below(f"{name}.", tensors), getattr(state, name).model_dump(), growth)
-            if self.distiller is not None and "pool" in tensors:
-                self.distiller.pool = growth.pool(tensors["pool"]).to(self.device)
+            if self.distiller is not None:
+                models = {name: learner.model for name, learner in self.engine.learners.items()}
+                self.distiller.load_grown(below("method.", tensors), growth, models)
         self.progress, self.history = Progress(**state.place.model_dump() | {"step": 0}), state.history
         for name in state.pretrained:
             model = self.engine.new_model(name)
@@ -407,8 +404,8 @@ class Trainer:
         with self._fitting():
             for name, learner in self.engine.learners.items():
                 learner.load_state(below(f"{name}.", tensors), getattr(state, name).model_dump())
-            if self.distiller is not None and "pool" in tensors:
-                self.distiller.pool = tensors["pool"].to(self.device)
+            if self.distiller is not None:
+                self.distiller.load_tensors(below("method.", tensors))
         self.progress = Progress(**state.place.model_dump())
         self.history, self.pretrained = state.history, state.pretrained
         for name, sums in state.sums.items():

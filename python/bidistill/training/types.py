@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,12 +18,14 @@ class Terms(NamedTuple):
         cf: name of the collaborative-filtering loss, of LOSSES.
         distill_weight: weight of the distillation loss.
         tau_learner, tau_guide: its temperatures.
+        distill: the distillation loss of (scores [B, k], guide_scores [B, k], draws), a scalar; None: `bdkernels.distill_loss`.
     """
 
     cf: str
     distill_weight: float
     tau_learner: float
     tau_guide: float
+    distill: Callable[[Tensor, Tensor, Draws], Tensor] | None = None
 
 
 class Batch(NamedTuple):

@@ -53,7 +53,7 @@ class EagerUpdate:
         self.optimizer = OPTIMIZERS[config.optimizer](model.parameters(), lr=config.lr, **decay)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        cf, distill_weight, tau_learner, tau_guide = self.terms
+        cf, distill_weight, tau_learner, tau_guide, own = self.terms
         widths = 1, batch.negatives.ids.shape[1], batch.distill.ids.shape[1]
         scores = self.model.score(batch.users, batch.listed(fused=False)).split(
             widths, dim=1
@@ -61,7 +61,10 @@ class EagerUpdate:
         loss = LOSSES[cf](scores[0][:, 0], scores[1], batch.negatives.mask)
         losses = {"cf": loss.detach()}
         if scores[2].shape[1]:
-            distill = distill_loss(scores[2], batch.guide_scores, tau_learner, tau_guide, batch.distill.mask)
+            if own is None:
+                distill = distill_loss(scores[2], batch.guide_scores, tau_learner, tau_guide, batch.distill.mask)
+            else:
+                distill = own(scores[2], batch.guide_scores, batch.distill)
             loss, losses["distill"] = loss + distill_weight * distill, distill.detach()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -90,10 +93,11 @@ class FusedUpdate:
     """Tables whose dot product is the whole score, an optimizer of FUSED, and batches without missing negatives."""
 
     def __init__(self, tables: Tables, config: ModelConfig, terms: Terms) -> None:
-        self.terms = terms
+        self.terms = terms[:4]
         self.optimizer = FUSED[config.optimizer](tables, lr=config.lr)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        cf, distill_weight, tau_learner, tau_guide = self.terms
         try:
             found = fused_step(
                 self.optimizer,
@@ -102,7 +106,10 @@ class FusedUpdate:
                 batch.negatives.ids,
                 batch.distill,
                 batch.guide_scores,
-                **self.terms._asdict(),
+                cf=cf,
+                distill_weight=distill_weight,
+                tau_learner=tau_learner,
+                tau_guide=tau_guide,
             )
         except NonFiniteLoss:  # as a GPU leaves it: the trainer looks for diverged rows at the end of an epoch
             with torch.no_grad():

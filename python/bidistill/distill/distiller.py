@@ -1,0 +1,310 @@
+"""A distillation method at work on two models, in any training loop."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdkernels import Draws, Seen, distill_loss, occurrence
+from bidistill.config import DistillConfig
+from bidistill.distill.method import GUIDES, LEARNERS, Method, Request, make_method
+from bidistill.distributed.partition import Partition, Share
+from bidistill.errors import UserError
+from bidistill.files.tensors import below
+from bidistill.models import Recommender
+from bidistill.models.scoring import guide_scores, listed_scores
+from bidistill.runs.growth import Growth
+from bidistill.seeds import seed_of
+
+CHUNK = (
+    1024  # users drawn for in one call: enough that the kernels are at their best, few enough that no step waits long
+)
+KINDS = (torch.int64, torch.bool)  # of ids and mask
+
+
+class Distiller:
+    """Draws items by a method, keeps them in a pool, lets the guides score them, and computes the losses.
+
+        distiller = Distiller(method, seen, n_items, samples=4, resample_every=100)
+        losses = distiller(users, teacher, student)  # {"student": ..., "teacher": ...}
+        (own_loss + 2.0 * losses["student"]).backward()
+
+    Each row of a user who is repeated in a batch gets draws of its own.
+
+    Args:
+        method: which items, and what loss.
+        seen: CSR rows of all users; seen items are never drawn.
+        n_items: size of the catalog.
+        learners: those that follow their guide.
+        samples: items for each row and learner.
+        resample_every: n: draw each user's pool anew every n calls (in `Trainer`: every n epochs); 0: draw at every step.
+        resample: "at_once": all pools before the first of n calls; "gradual": a few at every step.
+        pool: draws in a user's pool.
+        tau_learner, tau_guide: temperatures of the loss, unless the method has its own.
+        seed: of all draws.
+        popularity: [n_items] int64, training interactions of each item; by default those of `seen`.
+        partition: what of the users and items is here; everything by default.
+
+    Attributes:
+        pool: [n_users, learners * pool] int32, -1 where there is no draw (yet); None before the first, and without pool.
+        step: how many calls there were.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        seen: Seen,
+        n_items: int,
+        *,
+        learners: Sequence[str] = LEARNERS,
+        samples: int = 1,
+        resample_every: int = 0,
+        resample: str = "at_once",
+        pool: int = 32,
+        tau_learner: float = 1.0,
+        tau_guide: float = 1.0,
+        seed: int = 0,
+        popularity: Tensor | None = None,
+        partition: Partition | None = None,
+    ) -> None:
+        if not isinstance(method, Method):
+            raise TypeError(f"method: expected a bidistill.Method, got {type(method).__name__}")
+        if resample not in ("at_once", "gradual"):
+            raise ValueError(f"resample: expected 'at_once' or 'gradual', got {resample!r}")
+        if not learners or not {*learners} <= {*LEARNERS}:
+            raise ValueError(f"learners: expected some of {list(LEARNERS)}, got {list(learners)}")
+        self.method, self.seen, self.seed = method, seen, seed
+        self.partition = partition or Partition.whole(len(seen.indptr) - 1, n_items)
+        self.learners = tuple(name for name in LEARNERS if name in learners)
+        self.samples, self.resample_every, self.most = samples, resample_every, pool
+        self.gradual = resample == "gradual"
+        self.tau_learner, self.tau_guide = tau_learner, tau_guide
+        self.pool: Tensor | None = None
+        self.step = 0
+        self._frozen: dict[str, Recommender] = {}
+        self._frozen_tensors: dict[str, dict[str, Tensor]] = {}  # of a checkpoint, until the models are there
+        if popularity is None:
+            popularity = torch.bincount(seen.indices, minlength=n_items)
+        method.prepare(seen, popularity, self.partition, seed)
+
+    @classmethod
+    def from_config(
+        cls,
+        config: DistillConfig,
+        seen: Seen,
+        seed: int,
+        partition: Partition,
+        popularity: Tensor | None = None,
+    ) -> Distiller | None:
+        """The distiller of a run; None where the settings choose none.
+
+        Raises:
+            UserError: see `make_method`.
+        """
+        method = make_method(config)
+        if method is None:
+            return None
+        weights = {"teacher": config.lambda_teacher, "student": config.lambda_student}
+        return cls(
+            method,
+            seen,
+            partition.n_items,
+            learners=[name for name, weight in weights.items() if weight],
+            samples=config.samples,
+            resample_every=config.resample_every,
+            resample=config.resample,
+            pool=config.pool,
+            tau_learner=config.tau_learner,
+            tau_guide=config.tau_guide,
+            seed=seed,
+            popularity=popularity,
+            partition=partition,
+        )
+
+    def __call__(self, users: Tensor, teacher: Recommender, student: Recommender) -> dict[str, Tensor]:
+        """The losses of one step, scalars with the gradient of their learner; call it once a step.
+
+        users: [B] int64, repeats allowed.
+        """
+        self.resample(teacher, student, self.step)
+        generator = torch.Generator().manual_seed(seed_of(self.seed, "distill", self.step))
+        drawn = self.draw(teacher, student, users, self.step, generator)
+        models, guides = {"teacher": teacher, "student": student}, self.guides(teacher, student)
+        losses = {}
+        for name, draws in drawn.items():
+            ids = draws.ids.clamp(min=0)
+            scores = listed_scores(models[name], users, ids)
+            losses[name] = self.loss(name, scores, guide_scores(guides[name], users, ids), draws)
+        self.step += 1
+        return losses
+
+    def loss(self, learner: str, scores: Tensor, guide_scores: Tensor, draws: Draws) -> Tensor:
+        """The method's loss, or `bdkernels.distill_loss`: see `Method.loss`."""
+        if self.method.own_loss:
+            return self.method.loss(learner, scores, guide_scores, draws)
+        return distill_loss(scores, guide_scores, self.tau_learner, self.tau_guide, draws.mask)
+
+    def guides(self, teacher: Recommender, student: Recommender) -> dict[str, Recommender]:
+        """Whom each learner follows: the other model, or its copy from when distillation began."""
+        models = {"teacher": teacher, "student": student}
+        if not self.method.frozen_guides:
+            return {name: models[GUIDES[name]] for name in self.learners}
+        if not self._frozen:
+            for name in (GUIDES[learner] for learner in self.learners):
+                self._frozen[name] = copy.deepcopy(models[name])
+                self._frozen[name].requires_grad_(False)
+                self._frozen[name].train(False)
+                if name in self._frozen_tensors:
+                    self._frozen[name].load_state_dict(self._frozen_tensors[name])
+            self._frozen_tensors = {}
+        return {name: self._frozen[GUIDES[name]] for name in self.learners}
+
+    def resample(self, teacher: Recommender, student: Recommender, step: int, steps: int = 1) -> None:
+        """Draw anew for the users whose turn comes before this step.
+
+        Every user's turn comes once in `resample_every` epochs: all at their start, or with resample "gradual" CHUNK users at a
+        time at even distances, so that no step waits for a whole resampling. Whose turn it is depends on the step's number alone,
+        and the pool is all the state there is, so a resumed run goes on as it would have. In the first `resample_every` epochs of
+        "gradual", users whose turn has not come yet are not distilled.
+
+        Args:
+            step: number of the step, from 0.
+            steps: how many steps an epoch has.
+        """
+        self.method.refresh(teacher, student, step)
+        if self.resample_every == 0:
+            return
+        device = self.seen.indptr.device
+        if self.pool is None:
+            shape = len(self.partition.users), len(self.learners) * self.most
+            self.pool = torch.full(shape, -1, dtype=torch.int32, device=device)
+        cycle = self.resample_every * steps
+        first, last = due(step % cycle, cycle if self.gradual else 1, self.partition.n_users)
+        for turn in self.partition.turns(first, last, CHUNK):
+            users = torch.arange(turn.start, turn.stop, device=device) - self.partition.users.start
+            drawn = self._ask(teacher, student, users, self.most, step // cycle * self.resample_every, None)
+            self.pool[users] = torch.cat([ids.where(mask, -1) for ids, mask in drawn.values()], dim=1).int()
+
+    def draw(
+        self,
+        teacher: Recommender,
+        student: Recommender,
+        users: Tensor,
+        step: int,
+        generator: torch.Generator,
+        share: Share | None = None,
+    ) -> dict[str, Draws]:
+        """Items for users [B] int64 (repeats allowed), `samples` for each row and learner.
+
+        Args:
+            step: number of the training step; other steps draw other items.
+            generator: picks places in the pool, where there is one.
+            share: whose users these are, if they are not a whole batch: they draw what they draw in the whole batch.
+
+        Returns:
+            {learner: [B, samples] draws}; where the mask is False there is nothing to learn.
+        """
+        share = share or Share(users, None, users)
+        if self.pool is None:  # the rows of a user are numbered in the whole batch, so that each draws items of its own
+            return self._ask(teacher, student, users, self.samples, step, share.keep(occurrence(share.everyone)))
+        places = torch.randint(self.most, (len(share.everyone), self.samples), generator=generator)
+        places = share.keep(places).to(users.device) + users[:, None] * self.pool.shape[1]
+        found = [self.pool.take(places + at * self.most).long() for at in range(len(self.learners))]
+        return {name: Draws(ids, ids >= 0) for name, ids in zip(self.learners, found, strict=True)}
+
+    def numbers(self, teacher: Recommender, student: Recommender, epoch: int) -> dict[str, float]:
+        """What the history has of the draws after so many epochs: see `Method.numbers`."""
+        cycle = max(1, self.resample_every)
+        return dict(self.method.numbers(teacher, student, epoch // cycle * cycle))
+
+    def _ask(
+        self, teacher: Recommender, student: Recommender, users: Tensor, k: int, step: int, nth: Tensor | None
+    ) -> dict[str, Draws]:
+        """The method's draws, in the order of `learners`."""
+        asked = Request(users, self.seen.rows(users), k, self.learners, self.seed, step, nth)
+        if self.method.frozen_guides:
+            found: dict[str, Draws] = {}
+            for name, guide in self.guides(teacher, student).items():
+                pair = {"teacher": teacher, "student": student} | {GUIDES[name]: guide}
+                found |= self.method.draw(pair["teacher"], pair["student"], asked._replace(learners=(name,)))
+        else:
+            found = self.method.draw(teacher, student, asked)
+        if {*found} != {*self.learners}:
+            raise UserError(
+                f"{type(self.method).__name__}.draw gave draws of {sorted(found)}, asked for {sorted(self.learners)}: return"
+                " a dict with one entry for each of asked.learners"
+            )
+        for name, (ids, mask) in found.items():
+            if ids.shape != (len(users), k) or mask.shape != ids.shape or (ids.dtype, mask.dtype) != KINDS:
+                raise UserError(
+                    f"{type(self.method).__name__}.draw gave the {name} ids {list(ids.shape)} {ids.dtype} and mask"
+                    f" {list(mask.shape)} {mask.dtype}: give int64 and bool, {[len(users), k]} each; where fewer items are"
+                    " found, leave the mask False"
+                )
+        return {name: found[name] for name in self.learners}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a loop needs to go on bit for bit: tensors, and the number of the step."""
+        return {"step": self.step, **self.tensors()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave."""
+        self.load_tensors({name: value for name, value in state.items() if name != "step"})
+        self.step = int(state["step"])
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of `state_dict`: the pool, frozen guides, and what the method keeps."""
+        found = {f"state.{name}": value for name, value in self.method.state_dict().items()}
+        for name, guide in self._frozen.items():
+            found |= {f"guides.{name}.{key}": value for key, value in guide.state_dict().items()}
+        for name, tensors in self._frozen_tensors.items():
+            found |= {f"guides.{name}.{key}": value for key, value in tensors.items()}
+        return found if self.pool is None else found | {"pool": self.pool}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `tensors` gave."""
+        device = self.seen.indptr.device
+        moved = {name: value.to(device) for name, value in tensors.items()}
+        self.pool = moved.get("pool")
+        self._frozen = {}
+        self._frozen_tensors = {name: values for name in GUIDES if (values := below(f"guides.{name}.", moved))}
+        self.method.load_state_dict(below("state.", moved))
+
+    def load_grown(self, tensors: Mapping[str, Tensor], growth: Growth, models: Mapping[str, Recommender]) -> None:
+        """Restore what `tensors` gave before users or items were added.
+
+        models: the "teacher" and the "student", grown: frozen guides take their rows of the new users and items.
+
+        Raises:
+            UserError: the method does not say how a tensor of its own grows.
+        """
+        grown, kinds = {}, self.method.row_kinds()
+        guides = {name: below(f"guides.{name}.", tensors) for name in GUIDES}
+        of_guides = {name: growth.kinds(guides[name], model) for name, model in models.items()}
+        for name, old in tensors.items():
+            head, _, key = name.partition(".")
+            if head == "pool":
+                grown[name] = growth.pool(old)
+            elif head == "guides":
+                guide, _, key = key.partition(".")
+                kind = of_guides[guide].get(key)
+                grown[name] = old if kind is None else growth.rows(kind, old, models[guide].state_dict()[key])
+            elif key in kinds:
+                grown[name] = growth.rows(kinds[key], old) if kinds[key] else old
+            else:
+                raise UserError(
+                    f"the run cannot grow: {type(self.method).__name__}.row_kinds does not say whether {key!r} of the method's"
+                    " state has a row a user, a row an item or neither: let it say so, or start a new run"
+                )
+        self.load_tensors(grown)
+
+
+def due(place: int, places: int, n_users: int) -> tuple[int, int]:
+    """The range of users whose turn it is at this place: whole CHUNKs, spread evenly over `places`, none after the last."""
+    chunks = -(-n_users // CHUNK)
+    first, last = (min(n_users, CHUNK * -(-chunks * min(at, places) // places)) for at in (place, place + 1))
+    return first, last
