@@ -21,10 +21,9 @@ from bdkernels.functional import (
     score,
     topk,
 )
-from bdkernels.optim import SGD, Adagrad, RowOptimizer, SparseAdam
+from bdkernels.optim import SGD, Adagrad, RowOptimizer, SparseAdam, sparse_step
 from bdkernels.sampling.keys import occurrence
 from bdkernels.sampling.subset import PopularityStrata, rank_error, rank_errors
-from bdkernels.sparse import sparse_step
 from bdkernels.storage.mapped import open_memmap
 from bdkernels.types.factors import Factors
 from bdkernels.types.scorers import ItemScorer, Scorer, Scores

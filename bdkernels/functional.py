@@ -372,15 +372,15 @@ def fused_step(
     checks.instance("optimizer", optimizer, RowOptimizer)
     checks.instance("distill", distill, Draws)
     ids, mask = distill
-    bias = None if optimizer.item_bias is None else optimizer.item_bias.detach()
-    tables, batch = (optimizer.user_table.detach(), optimizer.item_table.detach()), (users, positives, negatives)
-    step = StepInputs(*tables, bias, *batch, ids, guide_scores, mask, cf, distill_weight, tau_learner, tau_guide)
+    user_table, item_table, *bias = (table.detach() for table in optimizer.tables().values())
+    tables, batch = (user_table, item_table, bias[0] if bias else None), (users, positives, negatives)
+    step = StepInputs(*tables, *batch, ids, guide_scores, mask, cf, distill_weight, tau_learner, tau_guide)
     _check_step(step)
     step = step._replace(guide_scores=guide_scores.detach())
     cf_loss, distill_loss = torch.ops.bdkernels.fused_step(
-        *step[:3], optimizer.state, *step[3:], *optimizer.rule(), backend=_name(backend)
+        *step[:3], optimizer.row_state(), *step[3:], *optimizer.rule(), backend=_name(backend)
     )
-    optimizer.step += 1
+    optimizer.count_step()
     return StepLoss(cf_loss + distill_weight * distill_loss, cf_loss, distill_loss)
 
 

@@ -115,8 +115,8 @@ def test_fused_step(lower, backend, rule):
         batch = tables_and_batch(3 + i % 5, 2, 3)[1]
         torch.testing.assert_close(step(optimizers[0], batch), run(optimizers[1], batch))
     assert counter.frame_count <= 3
-    assert optimizers[0].step == optimizers[1].step == 12
-    for one, other in zip(optimizers[0].state_dict().values(), optimizers[1].state_dict().values(), strict=True):
+    assert optimizers[0].step_count == optimizers[1].step_count == 12
+    for one, other in zip(optimizers[0].row_state(), optimizers[1].row_state(), strict=True):
         torch.testing.assert_close(one, other)
     torch.testing.assert_close(optimizers[0].item_table, optimizers[1].item_table)
 

@@ -366,14 +366,14 @@ def test_apply_rows(case):
             rows[name] = ids, data.floats(case, 60 + salt, len(ids), *table.shape[1:], dtype=str(table.dtype)[6:])
     before = [t.clone() for t in (*tables, *optimizer.state)]
     error = outcome(lambda: bd.sparse_step(optimizer, **rows), *data.given(*rows.values()))
-    after = [*tables, *optimizer.state]
+    after = [*tables, *optimizer.row_state()]
     if why := next(
         (why for n, (ids, _) in rows.items() if (why := data.bad_ids(ids, 0, len(optimizer.tables()[n])))), ""
     ):
-        assert isinstance(error, str) and optimizer.step == 0, f"accepted, though {why}"
+        assert isinstance(error, str) and optimizer.step_count == 0, f"accepted, though {why}"
         assert all(map(same_bits, after, before))
         return
-    assert error is None and optimizer.step == 1, error
+    assert error is None and optimizer.step_count == 1, error
     touched = [rows[n][0].unique() if n in rows else torch.empty(0, dtype=torch.int64) for n in optimizer.tables()]
     each = len(optimizer.names)
     for at, name in enumerate(optimizer.tables()):
@@ -393,14 +393,15 @@ def same_bits(a, b):
 
 def updated(optimizer, table, ids, grads):
     """After the first step, in float64: state was 0, and Adam's corrections make of its moments g and g^2."""
+    group = optimizer.param_groups[0]
     for row in ids.unique().tolist():
-        g = grads[ids == row].double().sum(0) + optimizer.weight_decay * table[row]
+        g = grads[ids == row].double().sum(0) + group["weight_decay"] * table[row]
         if optimizer.kind == "adagrad":
-            g = g / (g.abs() + optimizer.eps)
+            g = g / (g.abs() + group["eps"])
         if optimizer.kind == "adam":
-            scale = (1 - optimizer.betas[1]) ** 0.5  # eps is added to the root before it is corrected
-            g = g * scale / (g.abs() * scale + optimizer.eps)
-        table[row] -= optimizer.lr * g
+            scale = (1 - group["betas"][1]) ** 0.5  # eps is added to the root before it is corrected
+            g = g * scale / (g.abs() * scale + group["eps"])
+        table[row] -= group["lr"] * g
     return table
 
 

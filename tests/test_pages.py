@@ -57,6 +57,6 @@ def test_tables_and_state_of_an_optimizer_lie_on_them():
     before = [table.clone() for table in tables]
     optimizer = bd.SparseAdam(tables)
     assert all(torch.equal(*pair) for pair in zip(tables, before, strict=True))
-    assert all(torch.equal(each, torch.zeros_like(each)) for each in optimizer.state)
-    for moment in optimizer.state[2:]:
+    assert all(torch.equal(each, torch.zeros_like(each)) for each in optimizer.row_state())
+    for moment in optimizer.row_state()[2:]:
         assert on_large_pages(moment) >= moment.nbytes - 2 * HUGE

@@ -34,7 +34,7 @@ def make(rule, tables, **options):
 
 def results(optimizer):
     tables = optimizer.user_table, optimizer.item_table, optimizer.item_bias
-    return [t.detach() for t in (*tables, *optimizer.state) if t is not None]
+    return [t.detach() for t in (*tables, *optimizer.row_state()) if t is not None]
 
 
 def same(a, b):
@@ -103,7 +103,7 @@ def like_torch_optim(backend, rule, kind, options, with_bias, weight_decay, dtyp
         torch.testing.assert_close(out.loss, want, rtol=rtol, atol=atol)
         for got, twin in zip(results(optimizer), (t for t in twins if t is not None), strict=False):
             torch.testing.assert_close(got, twin.detach(), rtol=rtol, atol=atol)
-    assert optimizer.step == 4
+    assert optimizer.step_count == 4
 
 
 @pytest.mark.parametrize("rule", list(OPTIMIZERS))
@@ -120,7 +120,7 @@ def test_other_rows_keep_their_bits(backend, rule):
     optimizer = make(rule, tables, weight_decay=0.1)
     before = [t.clone() for t in results(optimizer)]
     bd.fused_step(optimizer, *batch, backend=backend)
-    each = len(optimizer.state) // 3
+    each = len(optimizer.names)
     owners = [0, 1, 2] + [i for i in range(3) for _ in range(each)]
     users, items = touched(batch)
     for was, now, owner in zip(before, results(optimizer), owners, strict=True):
@@ -214,7 +214,7 @@ def test_losses_that_are_not_finite_are_an_error(backend, spoil, cf):
     message = "losses: expected finite numbers, got cf"
     with pytest.raises(bd.NonFiniteLoss, match=message):
         bd.fused_step(optimizer, users, *batch[1:], cf=cf, backend=backend)
-    assert optimizer.step == 0
+    assert optimizer.step_count == 0
     if backend in ("reference", "cpu") and "BDKERNELS_TEST_DEVICE" not in os.environ:
         assert same([t.view(torch.int32) for t in before], [t.view(torch.int32) for t in results(optimizer)])
         with pytest.raises(bd.NonFiniteLoss, match=message):
@@ -236,7 +236,7 @@ def test_parameters_and_strided_rows(backend):
     wide = [torch.full((len(t), 30), 5.0) for t in tables[:2]]
     for w, t in zip(wide, tables[:2], strict=True):
         w[:, 4:23] = t
-    plain = make("adagrad", [torch.nn.Parameter(t) for t in tables])
+    plain = OPTIMIZERS["adagrad"][0]([torch.nn.Parameter(t.clone()) for t in tables])
     inside = bd.Adagrad([*(w[:, 4:23] for w in wide), tables[2].clone()], 0.1, eps=1e-8, initial_accumulator_value=0.01)
     for optimizer in (plain, inside):
         assert not bd.fused_step(optimizer, *batch, backend=backend).loss.requires_grad
@@ -265,17 +265,17 @@ def test_a_run_goes_on_from_its_state(backend, rule, tmp_path):
     resumed.load_state_dict(torch.load(tmp_path / "state.pt"))
     for optimizer in (straight, resumed):
         bd.fused_step(optimizer, *batch, backend=backend)
-    assert resumed.step == 3
+    assert resumed.step_count == 3
     assert same(results(straight), results(resumed))
 
 
 def test_a_foreign_state_is_refused():
     tables, _ = tables_and_batch(1, 1, 1)
     adam = bd.SparseAdam(tables)
-    with pytest.raises(ValueError, match="state_dict: expected keys .*exp_avg.*, got .*sum"):
+    with pytest.raises(ValueError, match="state_dict: expected of user_table .*exp_avg.*, got .*sum"):
         adam.load_state_dict(bd.Adagrad(tables).state_dict())
     other = bd.SparseAdam([tables[0][:5].clone(), *tables[1:]]).state_dict()
-    with pytest.raises(ValueError, match=r"state_dict: user_table.exp_avg: expected shape \[40, 19\], got \[5, 19\]"):
+    with pytest.raises(ValueError, match=r"state_dict: user_table\.exp_avg: expected shape \[40, 19\], got \[5, 19\]"):
         adam.load_state_dict(other)
 
 
@@ -307,7 +307,7 @@ def test_errors_change_nothing(backend, name, value, message):
     before = [t.clone() for t in results(optimizer)]
     with pytest.raises(ValueError, match=message):
         bd.fused_step(optimizer, **wrong(name, value), backend=backend)
-    assert optimizer.step == 0
+    assert optimizer.step_count == 0
     assert same(before, results(optimizer))
 
 
@@ -329,7 +329,7 @@ def test_errors_change_nothing(backend, name, value, message):
         (lambda u, v, b: bd.SGD([u, v, v[:, 0]]), "item_bias: expected a contiguous tensor, got stride"),
         (lambda u, v, b: bd.SGD([u, v, v.flatten()[:60]]), "item_table and item_bias: expected memory of their own"),
         (lambda u, v, b: bd.SGD([u, v, v.flatten()[-60:]]), "item_table and item_bias: expected memory of their own"),
-        (lambda u, v, b: bd.SGD([u, None]), "tables: expected user_table, item_table and item_bias or None"),
+        (lambda u, v, b: bd.SGD([u, None]), "params: expected user_table, item_table and item_bias or None"),
         (lambda u, v, b: bd.SGD([u, v, b], weight_decay=-1.0), "weight_decay: expected 0 or a number in .*, got -1.0"),
         (
             lambda u, v, b: bd.SparseAdam([u, v, b], betas=(0.9, 1.0)),
@@ -381,7 +381,7 @@ def test_a_state_that_does_not_fit_is_refused():
 def test_the_learning_rate_may_change(backend):
     tables, batch = tables_and_batch(4, 1, 2)
     optimizer = bd.SGD([t.clone() for t in tables], lr=0.1)
-    optimizer.lr = 0.0
+    optimizer.param_groups[0]["lr"] = 0.0
     bd.fused_step(optimizer, *batch, backend=backend)
     assert same(results(optimizer), tables)
 
@@ -406,7 +406,7 @@ def test_apply_rows_is_the_rule_on_the_sum_of_a_rows_gradients(rule, weight_deca
         optimizer.step()
     for table, parameter in zip(ours.tables().values(), theirs, strict=True):
         torch.testing.assert_close(table, parameter.detach(), rtol=1e-5, atol=1e-6)
-    assert ours.step == 4
+    assert ours.step_count == 4
 
 
 def test_apply_rows_changes_the_named_tables_alone_and_nothing_on_an_error():
@@ -422,9 +422,9 @@ def test_apply_rows_changes_the_named_tables_alone_and_nothing_on_an_error():
     ):
         with pytest.raises(ValueError, match=error):
             bd.sparse_step(ours, user_table=good, **{name: rows})
-    assert same(before, results(ours)) and ours.step == 0
+    assert same(before, results(ours)) and ours.step_count == 0
     bd.sparse_step(ours, user_table=good)
-    assert torch.equal(ours.item_table, before[1]) and ours.step == 1
+    assert torch.equal(ours.item_table, before[1]) and ours.step_count == 1
     changed = (ours.user_table != before[0]).any(1)
     assert changed.tolist() == [False, True, False, False]
 
@@ -449,12 +449,11 @@ def test_tables_that_share_numbers_are_refused(make_one, how):
 def test_a_state_or_a_table_that_comes_to_share_is_refused(backend):
     tables, batch = tables_and_batch(4, 1, 2)
     spoiled = make("adagrad", tables), make("sgd", tables)
-    spoiled[0].state[1] = spoiled[0].item_table
-    spoiled[1].item_table = torch.cat([spoiled[1].user_table, spoiled[1].item_table])
-    spoiled[1].user_table = spoiled[1].item_table[:40]
-    named = "item_table and state.1.", "item_table and user_table|user_table and item_table"
+    spoiled[0].state[spoiled[0].item_table]["sum"] = spoiled[0].item_table
+    both = torch.cat([spoiled[1].user_table, spoiled[1].item_table])
+    spoiled[1].param_groups[0]["params"] = [both[:40], both, torch.zeros(len(both))]
+    named = "item_table and state.1.|state.1. and item_table", "item_table and user_table|user_table and item_table"
     for optimizer, names in zip(spoiled, named, strict=True):
-        optimizer.item_bias = torch.zeros(len(optimizer.item_table))
         with pytest.raises(ValueError, match=f"({names}): expected memory of their own"):
             bd.fused_step(optimizer, *batch, backend=backend)
         with pytest.raises(ValueError, match=f"({names}): expected memory of their own"):
@@ -463,4 +462,4 @@ def test_a_state_or_a_table_that_comes_to_share_is_refused(backend):
 
 def test_columns_beside_each_other_share_nothing():
     wide = torch.zeros(60, 20)
-    assert bd.SGD([wide[:, :9], wide[:, 9:18]]).step == 0
+    assert bd.SGD([wide[:, :9], wide[:, 9:18]]).step_count == 0

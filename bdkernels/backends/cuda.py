@@ -14,8 +14,8 @@ from bdkernels import checks
 from bdkernels.backends import precision, reference
 from bdkernels.backends.backend import Backend, Steps, WeightCode, for_gpus
 from bdkernels.backends.reference import distill_loss, distill_loss_backward
-from bdkernels.optim import RULES, Rule
 from bdkernels.types.factors import Factors
+from bdkernels.types.rule import RULES, Rule
 from bdkernels.types.seen import Seen
 from bdkernels.types.step import StepInputs
 from bdkernels.weights import KINDS

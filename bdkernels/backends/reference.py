@@ -11,9 +11,9 @@ from torch import Tensor
 
 from bdkernels.backends.backend import Backend, Steps, WeightCode
 from bdkernels.checks import NaNScore
-from bdkernels.optim import Rule
 from bdkernels.storage import mapped
 from bdkernels.types.factors import Factors
+from bdkernels.types.rule import Rule
 from bdkernels.types.seen import Seen
 from bdkernels.types.step import StepInputs
 

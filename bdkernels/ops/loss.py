@@ -9,8 +9,8 @@ from torch.autograd.graph import increment_version
 from bdkernels import checks
 from bdkernels.backends import steps
 from bdkernels.ops.define import OPTIONS, define
-from bdkernels.optim import RULES, Rule
 from bdkernels.storage import mapped
+from bdkernels.types.rule import RULES, Rule
 from bdkernels.types.step import StepInputs
 
 SCORES = "Tensor learner_scores, Tensor guide_scores, float tau_learner, float tau_guide, Tensor? mask"

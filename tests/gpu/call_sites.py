@@ -11,7 +11,7 @@ from compiled import call
 import bdkernels as bd
 from bdkernels.backends import precision
 from bdkernels.backends.triton import loss, rank, sample, score, topk
-from bdkernels.optim import RULES, Rule
+from bdkernels.types.rule import RULES, Rule
 from bdkernels.types.step import StepInputs
 from bdkernels.weights import KINDS
 

@@ -7,7 +7,7 @@ from torch.utils._pytree import tree_map_only
 import bdkernels as bd
 from bdkernels import backends
 from bdkernels.backends import reference
-from bdkernels.optim import Rule
+from bdkernels.types.rule import Rule
 from bdkernels.types.step import StepInputs
 
 RULES = [

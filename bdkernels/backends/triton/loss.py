@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bdkernels.backends.triton.score import FUSED
-from bdkernels.optim import RULES, Rule
+from bdkernels.types.rule import RULES, Rule
 from bdkernels.types.step import StepInputs
 
 PER_THREAD = 32  # numbers of gathered rows that a thread holds at most, where a configuration can keep to that

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bdkernels import SGD, Adagrad, RowOptimizer, SparseAdam
+from bdkernels import SGD, Adagrad, SparseAdam
 
 OPTIMIZERS: dict[str, Any] = {
     "adam": torch.optim.Adam,
@@ -21,27 +22,21 @@ OPTIMIZERS: dict[str, Any] = {
 FUSED: dict[str, Any] = {"adagrad": Adagrad, "sgd": SGD, "sparse_adam": SparseAdam}
 
 
-TABLES = ("user_table", "item_table", "item_bias")  # in the order of a TableModel's parameters
+def state_of(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Its state by "index of the parameter.name": tensors and plain numbers."""
+    states = optimizer.state_dict()["state"]
+    return {f"{index}.{name}": value for index, values in states.items() for name, value in values.items()}
 
 
-def to_torch(state: dict[str, Any], parameters: list[Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The state of an optimizer of FUSED as the one of torch.optim with the same rule has it."""
-    tensor = isinstance(optimizer, torch.optim.Adagrad)  # keeps its step in one
-    found: dict[str, Any] = {}
-    for index, (table, parameter) in enumerate(zip(TABLES, parameters, strict=True)):
-        names = [name for name in state if name.startswith(f"{table}.")]
-        found |= {f"{index}.{name.partition('.')[2]}": state[name].view(parameter.shape) for name in names}
-        if names:
-            found[f"{index}.step"] = torch.tensor(float(state["step"])) if tensor else int(state["step"])
-    return found
-
-
-def from_torch(state: dict[str, Any], optimizer: RowOptimizer) -> dict[str, Any]:
-    """The other way: what the torch.optim of the rule has, for an optimizer of FUSED."""
-    found: dict[str, Any] = {"step": 0}
-    for index, (table, like) in enumerate(zip(TABLES, optimizer.tables().values(), strict=True)):
-        for name in optimizer.names:
-            value = state.get(f"{index}.{name}")  # none before the first step
-            found[f"{table}.{name}"] = torch.zeros_like(like) if value is None else value.view(like.shape)
-        found["step"] = max(found["step"], int(state.get(f"{index}.step", 0)))
-    return found
+def load_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Restore what `state_of` gave, of this optimizer or of another one of the same rule, of torch.optim or of bdkernels, whose
+    parameters may have a dimension of size 1 more or less.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    states: dict[int, dict[str, Any]] = {}
+    for name, value in state.items():
+        index, _, key = name.partition(".")
+        shape = parameters[int(index)].shape
+        fits = isinstance(value, Tensor) and value.dim() and value.numel() == shape.numel()
+        states.setdefault(int(index), {})[key] = value.view(shape) if fits else value
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": states})

@@ -20,9 +20,9 @@ from bidistill.models import Recommender
 from bidistill.models.base import Tables, tables_of
 from bidistill.models.kinds import may_lie_in_parts
 from bidistill.registry import LOSSES
-from bidistill.training.optimizers import FUSED, from_torch
+from bidistill.training.optimizers import FUSED, load_state, state_of
 from bidistill.training.types import Batch, Terms
-from bidistill.training.updates import Update
+from bidistill.training.updates import TABLE_KINDS, Update
 
 
 class ShardedBatch(NamedTuple):
@@ -186,14 +186,13 @@ class ShardedUpdate:
         return cf_loss.detach(), loss.detach(), *grads, listed
 
     def state(self) -> dict[str, Any]:
-        return dict(self.optimizer.state_dict())
+        return state_of(self.optimizer)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Restore what `state` gave, or what one process had, which may have used torch.optim."""
-        self.optimizer.load_state_dict(state if "step" in state else from_torch(state, self.optimizer))
+        load_state(self.optimizer, state)
 
     def row_kinds(self, model: Mapping[str, str]) -> dict[str, str]:
-        return {"user_table": "users", "item_table": "items", "item_bias": "items"}
+        return TABLE_KINDS
 
 
 def own_tables(model: Recommender) -> Tables:

@@ -13,8 +13,10 @@ from bidistill.config import ModelConfig
 from bidistill.models import Recommender
 from bidistill.models.base import Tables
 from bidistill.registry import LOSSES
-from bidistill.training.optimizers import FUSED, OPTIMIZERS, to_torch
+from bidistill.training.optimizers import FUSED, OPTIMIZERS, load_state, state_of
 from bidistill.training.types import Batch, Terms
+
+TABLE_KINDS = {"0": "users", "1": "items", "2": "items"}  # of a user table, an item table and its bias
 
 
 class Update(Protocol):
@@ -72,17 +74,10 @@ class EagerUpdate:
         return losses
 
     def state(self) -> dict[str, Any]:
-        states = self.optimizer.state_dict()["state"]
-        return {f"{index}.{name}": value for index, values in states.items() for name, value in values.items()}
+        return state_of(self.optimizer)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        if "step" in state:
-            state = to_torch(state, list(self.model.parameters()), self.optimizer)
-        states: dict[int, dict[str, Any]] = {}
-        for name, value in state.items():
-            index, _, key = name.partition(".")
-            states.setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": states})
+        load_state(self.optimizer, state)
 
     def row_kinds(self, model: Mapping[str, str]) -> dict[str, str]:
         names = [name for name, _ in self.model.named_parameters()]
@@ -119,10 +114,10 @@ class FusedUpdate:
         return {"cf": found.cf, "distill": found.distill} if batch.distill.ids.shape[1] else {"cf": found.cf}
 
     def state(self) -> dict[str, Any]:
-        return dict(self.optimizer.state_dict())
+        return state_of(self.optimizer)
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
+        load_state(self.optimizer, state)
 
     def row_kinds(self, model: Mapping[str, str]) -> dict[str, str]:
-        return {"user_table": "users", "item_table": "items", "item_bias": "items"}
+        return TABLE_KINDS

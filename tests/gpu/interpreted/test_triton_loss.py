@@ -8,7 +8,7 @@ import bdkernels as bd
 from bdkernels import backends
 from bdkernels.backends import reference
 from bdkernels.backends.triton import loss
-from bdkernels.optim import RULES, Rule
+from bdkernels.types.rule import RULES, Rule
 from bdkernels.types.step import StepInputs
 
 SIZES = [(5, 2, 3, 5), (1, 1, 0, 8), (3, 0, 4, 1), (3, 9, 13, 33), (0, 1, 2, 4), (2, 0, 0, 3)]  # rows, M, k, d
