@@ -37,11 +37,13 @@ gpu-check: $(VENV)/.tools-test  ## On a machine with a CUDA GPU: build, check an
 fuzz: $(VENV)/.built $(VENV)/.tools-test  ## Random arguments against dense oracles, FUZZ_EXAMPLES (3000) for each operator (minutes)
 	$(PY) tests/fuzz_long.py
 
-lint: $(VENV)/.built $(VENV)/.tools-test $(VENV)/.tools-lint  ## ruff, clang-format, mypy
+lint: $(VENV)/.built $(VENV)/.tools-test $(VENV)/.tools-lint  ## ruff, clang-format, mypy; pyright on programs as users write them
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(SOURCES)
 	$(PY) -m mypy
+	@mkdir -p build && sed -n '/^```python/,/^```/{/^```/!p}' README.md > build/readme.py
+	$(VENV)/bin/basedpyright --pythonpath $(PY)
 
 format: $(VENV)/.tools-lint  ## Rewrite the sources in the house style
 	$(PY) -m ruff check --fix .

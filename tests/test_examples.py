@@ -17,6 +17,13 @@ SAYS = {  # what the last line of each example tells
 }
 
 
+def test_the_program_of_the_readme_runs(tmp_path):
+    text = (EXAMPLES.parent.parent / "README.md").read_text(encoding="utf-8")
+    program = text.split("```python\n")[1].split("```")[0]
+    done = subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_example_is_tested():
     assert {path.name for path in EXAMPLES.glob("*.py")} == SAYS.keys()
 

@@ -36,13 +36,13 @@ def fit(models, steps, lambdas=None):
         items = torch.cat([train[users], torch.randint(N_ITEMS, (128, 40))], 1)  # 20 positives, 40 that mostly are not
         losses = [bce(model(users, items), labels) for model in models]
         if lambdas is not None:
-            factors = [Factors(model.user.weight[users], model.item.weight) for model in models]
-            draws = sample(*factors, 10, seen.rows(users), step=step, user_ids=users)
+            teacher, student = (Factors(model.user.weight[users], model.item.weight) for model in models)
+            draws = sample(teacher, student, 10, seen.rows(users), step=step, user_ids=users)
             for i, (ids, mask) in enumerate((draws.to_teacher, draws.to_student)):
                 learner, guide = (model(users, ids.clamp(min=0)) for model in (models[i], models[1 - i]))
                 losses[i] = losses[i] + lambdas[i] * distill_loss(learner, guide, mask=mask)
         optimizer.zero_grad()
-        sum(losses).backward()  # each loss has a gradient for its own model alone
+        torch.stack(losses).sum().backward()  # each loss has a gradient for its own model alone
         optimizer.step()
 
 

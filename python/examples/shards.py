@@ -15,7 +15,7 @@ timeout = timedelta(minutes=2)  # of every collective: who is gone or stuck for 
 if dist.is_torchelastic_launched():
     dist.init_process_group("gloo", timeout=timeout)  # on GPUs "cpu:gloo,cuda:nccl", and tensors of the process's GPU
 else:
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+    dist.init_process_group("gloo", init_method="tcp://localhost:0", rank=0, world_size=1, timeout=timeout)
 process, world = dist.get_rank(), dist.get_world_size()
 n_users, n_items, dims = 64, 100_000, (32, 8)
 

@@ -29,7 +29,8 @@ def modules(split):
 
 
 def train(config, split):
-    return Trainer(config, split, **modules(split)).fit()
+    models = modules(split)
+    return Trainer(config, split, teacher=models["teacher"], student=models["student"]).fit()
 
 
 @dataclass(frozen=True)
