@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from bidistill import LOSSES, Config, Split, Trainer, UserError, cli, generate, split
+from bidistill import LOSSES, MF, Config, Split, Trainer, UserError, cli, generate, register_model, split
 from bidistill.distill import distiller
 from bidistill.distributed.processes import Processes, restarted, using
 from bidistill.runs.checkpoint import load_model
@@ -253,6 +253,11 @@ def what_differs_is_named(c: Check) -> None:
         Trainer(settings("usual", run__out=out, student__optimizer="adam"), data())
     with raises(UserError, "teacher.weight_decay"):
         Trainer(settings("usual", run__out=out, teacher__optimizer="sgd", teacher__weight_decay=0.1), data())
+    with raises(UserError, "the teacher is a module that a program gives", "train without torchrun"):
+        Trainer(settings("usual", run__out=out), data(), teacher=MF(53, 71, 6, sparse=True))
+    register_model("whole", lambda n_users, n_items, seed: MF(n_users, n_items, 4, sparse=True))
+    with raises(UserError, "the student has the kind 'whole'", "cannot be divided among several processes"):
+        Trainer(settings("usual", run__out=out, student__kind="whole"), data())
     with raises(UserError, "cannot" if c.rank == 0 else "rank 0 failed with UserError: "):
         Trainer(settings("usual", run__out="/dev/null/run"), data()).fit()
     with raises(UserError, "diverged"):

@@ -2,13 +2,23 @@
 
 import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from bidistill import Config, Trainer, UserError, evaluate, generate, open_run, split
+from bidistill import MF, Config, Trainer, UserError, evaluate, generate, matched, open_run, register_model, split
 from bidistill.cli import main
+from bidistill.data.write import write_interactions
 from bidistill.models.kinds import config_of
+from bidistill.models.sizes import size_of_kind
+from bidistill.report import CONTROL, DISTILLED, SEPARATE, results
 from bidistill.training.callbacks import Callback
+from torch import nn
+
+from bdkernels import Factors
 
 pytestmark = pytest.mark.usefixtures("heard_signals")
 
@@ -119,3 +129,196 @@ def test_a_registered_kind(outside, parts, tmp_path, capsys, name):
     capsys.readouterr()
     assert main(["recommend", str(tmp_path), "--users", user, "-k", "3"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+class Odd(nn.Module):
+    """A model with one fault."""
+
+    def __init__(self, parts, fault=""):
+        super().__init__()
+        self.fault = fault
+        few = fault == "too few rows"
+        self.users = nn.Embedding(parts.n_users - few, 4, sparse="sparse" in fault)
+        self.items = nn.Embedding(parts.n_items, 4, sparse="sparse" in fault)
+        if fault == "other items":
+            self.n_items = parts.n_items + 1
+        if fault == "frozen":
+            self.requires_grad_(False)
+
+    def score(self, users, items):
+        found = (self.users(users)[:, None] * self.items(items)).sum(2)
+        if self.fault == "a shape":
+            return found.sum(1)
+        if self.fault == "whole numbers":
+            return found.long()
+        return found.detach() if self.fault == "detached" else found
+
+    def factors(self, users):
+        if self.fault == "no factors":
+            return self.users(users), self.items.weight
+        items = self.items.weight[: 5 if self.fault == "some items" else None]
+        return Factors(self.users(users) * (2.0 if self.fault == "contradiction" else 1.0), items)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (
+            "too few rows",
+            r"the teacher Odd: score fails for the first and the last user .*index out of range.* split.n_users",
+        ),
+        ("other items", r"the teacher Odd has n_items = 51, but the split has 50: make it for split.n_items"),
+        ("frozen", r"the teacher Odd has no parameter that requires a gradient"),
+        (
+            "a shape",
+            r"the teacher Odd: score gives the shape \[2\], not \[2, 3\]: it must be score\(users: int64 \[B\], items",
+        ),
+        ("whole numbers", r"the teacher Odd: score gives torch.int64, not a tensor of floats"),
+        ("detached", r"the teacher Odd: score gives numbers without a gradient"),
+        ("no factors", r"the teacher Odd: factors gives tuple: it must be factors\(users: int64 \[B\]\) -> Factors"),
+        ("some items", r"the teacher Odd: factors, item_factors gives the shape \[5, 4\], not \[50, 4\]"),
+        ("contradiction", r"the teacher Odd: factors and score contradict each other"),
+        ("sparse", r"teacher.optimizer is adam, but the teacher Odd has parameters with sparse gradients"),
+    ],
+)
+def test_what_a_module_lacks_is_said_before_training(parts, tmp_path, fault, words):
+    with pytest.raises(UserError, match=words):
+        Trainer(config(tmp_path / "run"), parts, teacher=Odd(parts, fault), student=Odd(parts))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_no_model_at_all(parts):
+    sound = Odd(parts)
+    for teacher, words in (
+        (lambda users, items: 0, "the teacher must be a torch.nn.Module, found function"),
+        (
+            nn.Linear(2, 2),
+            r"the teacher Linear has no method score: give it score\(users: int64 \[B\], items: int64 \[B, C\]",
+        ),
+        (sound, "the teacher and the student share parameters.*copy.deepcopy"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Trainer(config(), parts, teacher=teacher, student=sound)
+    with pytest.raises(
+        UserError, match=r"teacher.optimizer is sparse_adam, but .* Odd has parameters with dense gradients"
+    ):
+        Trainer(config(teacher__optimizer="sparse_adam"), parts, teacher=Odd(parts), student=sound)
+    with pytest.raises(UserError, match="the student is a module that a program gave, .* or register its class"):
+        Trainer(config(student__kind="given"), parts)
+    with pytest.raises(UserError, match="distill.subset auto .* the teacher is given: set it to 0"):
+        Trainer(config(distill__subset="auto"), parts, teacher=sound)
+
+
+def test_sparse_gradients_and_one_given_model(parts):
+    """The other model is made from the settings."""
+    result = Trainer(
+        config(teacher__optimizer="sparse_adam", student__dim=3), parts, teacher=Odd(parts, "sparse")
+    ).fit()
+    assert type(result.teacher) is Odd and type(result.student) is MF and result.student.dim == 3
+
+
+def test_another_module_does_not_resume_the_run(outside, parts, tmp_path):
+    own = outside("two_tower")
+    Trainer(config(tmp_path, train__epochs=1), parts, **own.modules(parts)).fit()
+    with pytest.raises(UserError, match="was trained with teacher.args = .*TwoTower.*, not .*Odd"):
+        Trainer.resume(tmp_path, config=config(train__epochs=1), teacher=Odd(parts), student=Odd(parts))
+    wider = {"teacher": own.TwoTower(parts.n_users, parts.n_items, 9), "student": own.modules(parts)["student"]}
+    with pytest.raises(UserError, match="does not hold the tensors of this run .*size mismatch"):
+        Trainer.resume(tmp_path, **wider)
+    with pytest.raises(UserError, match="does not hold the tensors of its model, a TwoTower .*size mismatch"):
+        _ = open_run(tmp_path, **wider).teacher
+
+
+def test_a_warm_start_of_given_modules(outside, parts, tmp_path):
+    """A control in Python: the same modules from the same pretraining."""
+    own = outside("two_tower")
+    run = Trainer(config(tmp_path / "run"), parts, **own.modules(parts))
+    run.fit()
+    control = matched(run).with_overrides({"run.out": str(tmp_path / "run" / "control")})
+    Trainer(control, parts, **own.modules(parts), warm_start=tmp_path / "run").fit()
+    opened = open_run(tmp_path / "run", **own.modules(parts))
+    assert opened.control is not None and opened.control.pretrained == opened.pretrained
+    assert results(opened).labels == [SEPARATE, CONTROL, DISTILLED]
+
+
+def test_given_modules_grow(outside, parts, tmp_path):
+    """New users and items get the rows of the new modules, the others keep theirs; shapes tell which rows are whose."""
+    own = outside("two_tower")
+    more = split(generate(48, 60, 1100, dim=4, seed=1)[0], "leave_one", seed=1)
+    Trainer(config(tmp_path), parts, **own.modules(parts)).fit()
+    before = open_run(tmp_path, **own.modules(parts)).model("teacher", pretrained=True)
+    fresh = own.modules(more)["teacher"]
+    grown = Trainer.resume(tmp_path, split=more, grow=True, **own.modules(more))
+    after = grown.engine.new_model("teacher")
+    grown.folder.load_pretrained("teacher", after, more.fingerprint())
+    rows = {"users.0.weight": parts.n_users, "items.0.weight": parts.n_items}
+    for name, value in before.state_dict().items():
+        if name in rows:
+            assert torch.equal(after.state_dict()[name][: rows[name]], value)
+            assert torch.equal(after.state_dict()[name][rows[name] :], fresh.state_dict()[name][rows[name] :])
+        elif name != "catalog":
+            assert torch.equal(after.state_dict()[name], value)
+
+
+class Computed(nn.Module):
+    """A factory that needs real memory: it computes its initial values by numpy."""
+
+    def __init__(self, n_users, n_items, seed):
+        super().__init__()
+        table = np.random.default_rng(seed).normal(size=(n_users + 2 * n_items, 3)) * torch.ones(1).numpy()
+        self.n_users, self.table = n_users, nn.Parameter(torch.from_numpy(table).float())
+
+    def score(self, users, items):
+        return (self.table[users][:, None] * self.table[self.n_users + items]).sum(2)
+
+
+@pytest.mark.usefixtures("outside")
+def test_the_size_of_any_kind_is_known_before_it_is_made():
+    register_model("computed", Computed)
+    sizes = {"n_users": 1000, "n_items": 300}
+    assert size_of_kind({"kind": "computed", **sizes}).state == 4 * 3 * 1600
+    assert size_of_kind({"kind": "mf", **sizes, "dim": 7}) == (4 * (1000 * 7 + 300 * 8), 8 * 7, 7)
+
+
+def test_a_given_module_counts_in_the_memory_that_a_run_needs(outside, parts, monkeypatch):
+    monkeypatch.setattr("bidistill.training.memory.memory_there", lambda: 10**8)
+    large = outside("two_tower").TwoTower(10**6, parts.n_items)
+    with pytest.raises(UserError, match="memory: .* lower the size of the teacher$"):
+        Trainer(config(), parts, teacher=large)
+
+
+FAKE = """[bidistill.models]
+{name} = outside.{name}:{factory}
+"""
+
+
+@pytest.mark.parametrize(("name", "factory"), [("two_tower", "TwoTower")])
+def test_an_installed_package_registers_its_kind(outside, parts, tmp_path, name, factory):
+    """By an entry point: another process, which imports nothing of it itself, trains, recommends and evaluates."""
+    package = tmp_path / "site" / "their_models-1.0.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: their-models\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text(FAKE.format(name=name, factory=factory))
+    write_interactions(tmp_path / "rows.csv", generate(40, 50, 800, dim=4, seed=1)[0])
+    settings = config(tmp_path / "run").with_overrides(
+        {"data.path": str(tmp_path / "rows.csv"), "data.split": "leave_one"}
+    )
+    settings.to_toml(tmp_path / "settings.toml")
+    text = (tmp_path / "settings.toml").read_text().replace('kind = "mf"', f'kind = "{name}"')
+    (tmp_path / "settings.toml").write_text(text)
+    root = Path(__file__).parents[1]
+    paths = [tmp_path / "site", root / "tests", root, root / "python"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
+    folder = str(tmp_path / "run")
+    for command in (
+        ["train", str(tmp_path / "settings.toml")],
+        ["evaluate", folder],
+        ["recommend", folder, "--users", "1"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "bidistill", *command], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "report.html").exists()
+    outside(name)
+    assert type(open_run(folder).student).__name__ == factory

@@ -1,6 +1,6 @@
 """Recommenders: what is asked of one, the kinds that settings may name, and matrix factorisation, which is here.
 
-To add one, give the Trainer a module, or register a factory under a name, for settings to choose it by: docs/models.md.
+To add one, give the Trainer a module, or register a factory under a name, for settings to choose it by (`register_model`).
 """
 
 from bidistill.models.base import Recommender, TableModel

@@ -7,29 +7,36 @@ model takes: ids of users [B] int64, or a dict, list or tuple of tensors whose f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from bdkernels import Factors, Scorer, score
 from bidistill.errors import UserError
+from bidistill.models.base import tables_of
+from bidistill.models.modes import evaluating
 
 
-def scorer_of(model: Any, queries: Any) -> Scorer:
+def scorer_of(model: Any, queries: Any, n_items: int | None = None) -> Scorer:
     """What `bdkernels.rank`, `topk`, `count_above` and `sample` take of this model, for these queries.
 
-    `model.factors(queries)` where the model has that method, else blocks of `model.score_block`, else of `model.score`.
+    `model.factors(queries)` where the model has that method, else blocks of `model.score_block`, else of `model.score`; without
+    gradient, and in evaluation mode.
+
+    Args:
+        n_items: size of the catalog, for a model that has no `n_items`.
 
     Raises:
-        UserError: the model has no `score`, or no `n_items`.
+        UserError: the model has no `score`, or its `n_items` are not known.
     """
     if callable(factors := getattr(model, "factors", None)):
-        found: Factors = factors(queries)
-        return found
-    return ModelScorer(model, queries)
+        if tables_of(model) is not None:  # nothing in it depends on the mode
+            return cast(Factors, factors(queries))
+        with evaluating(model):
+            return cast(Factors, factors(queries))
+    return ModelScorer(model, queries, n_items)
 
 
 def listed_scores(model: Any, queries: Any, ids: Tensor) -> Tensor:
@@ -45,9 +52,9 @@ def listed_scores(model: Any, queries: Any, ids: Tensor) -> Tensor:
 
 
 def guide_scores(model: Any, queries: Any, ids: Tensor) -> Tensor:
-    """[B, C] float32: the same without gradient, in evaluation mode; of a model with factors the bits that `rank` counts."""
-    if callable(factors := getattr(model, "factors", None)):
-        return score(factors(queries), ids)
+    """[B, C] float32: the same without gradient, in evaluation mode; of a model with tables the bits that `rank` counts."""
+    if tables_of(model) is not None:
+        return score(model.factors(queries), ids)
     with evaluating(model):
         return listed_scores(model, queries, ids).float()
 
@@ -58,18 +65,20 @@ class ModelScorer:
     Args:
         model: has `score_block` or `score`, see above.
         queries: the B rows, as the model takes them.
+        n_items: as in `scorer_of`.
     """
 
-    def __init__(self, model: Any, queries: Any) -> None:
-        for name in ("score", "n_items"):
-            if not hasattr(model, name):
+    def __init__(self, model: Any, queries: Any, n_items: int | None = None) -> None:
+        n_items = getattr(model, "n_items", n_items)
+        for name, found in (("score", getattr(model, "score", None)), ("n_items", n_items)):
+            if found is None:
                 raise UserError(
                     f"the model {type(model).__name__} has no {name}: give it n_items and score(queries, items [B, C]) -> [B, C]"
                 )
         first = first_tensor(queries)
         parameter = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
         self.model, self.queries = model, queries
-        self.n_rows, self.n_items = len(first), int(model.n_items)
+        self.n_rows, self.n_items = len(first), int(cast(int, n_items))
         self.device: torch.device = first.device if parameter is None else parameter.device
 
     def block(self, first: int, stop: int) -> Tensor:
@@ -87,7 +96,7 @@ class ModelScorer:
 
     def take(self, rows: Tensor) -> ModelScorer:
         """The scorer of some of the rows."""
-        return ModelScorer(self.model, take(self.queries, rows))
+        return ModelScorer(self.model, take(self.queries, rows), self.n_items)
 
 
 def first_tensor(queries: Any) -> Tensor:
@@ -105,23 +114,6 @@ def take(queries: Any, rows: Tensor) -> Any:
     if isinstance(queries, Mapping):
         return {name: take(part, rows) for name, part in queries.items()}
     return type(queries)(take(part, rows) for part in queries)
-
-
-@contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """Inside, the model is in evaluation mode and makes no gradient; after it each of its modules is in the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()] if hasattr(model, "modules") else []
-    training = any(mode for _, mode in modes)
-    if training:
-        model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        if training:
-            model.train()
-            for module, mode in modes:
-                module.training = mode
 
 
 def _wrong(model: Any, what: str, shape: list[int], found: Any) -> UserError:

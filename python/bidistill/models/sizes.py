@@ -12,6 +12,7 @@ from bidistill.models.kinds import build_model
 from bidistill.models.modes import evaluating
 
 LITTLE = 16  # users and items of the models that are made where a factory needs real memory
+OVERFLOW = 1 << 63
 ROWS, COLUMNS = 2, 8  # of the batches whose scores are taken
 
 
@@ -46,7 +47,9 @@ def size_of_kind(config: dict[str, Any]) -> ModelSize:
             return size_of(build_model(config))
     except UserError:
         raise
-    except Exception:  # whatever a factory does with tensors that have no values
+    except Exception as error:  # whatever a factory does with tensors that have no values
+        if "overflow" in str(error):  # of an address: no machine has as much memory
+            return ModelSize(OVERFLOW, 0, None)
         sizes = [(LITTLE, LITTLE), (2 * LITTLE, LITTLE), (LITTLE, 2 * LITTLE)]
         first, users, items = (size_of(build_model({**config, "n_users": u, "n_items": n})) for u, n in sizes)
         each_user, each_item = ((more.state - first.state) / LITTLE for more in (users, items))

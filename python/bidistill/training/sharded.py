@@ -18,6 +18,7 @@ from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
 from bidistill.models import Recommender
 from bidistill.models.base import Tables, tables_of
+from bidistill.models.given import GIVEN
 from bidistill.models.kinds import may_lie_in_parts
 from bidistill.registry import LOSSES
 from bidistill.training.optimizers import FUSED, load_state, state_of
@@ -48,8 +49,9 @@ class Sharded:
         for name in ("teacher", "student"):
             model: ModelConfig = config[name]
             if not may_lie_in_parts(model.kind):
+                what = "is a module that a program gives" if model.kind == GIVEN else f"has the kind {model.kind!r}"
                 raise UserError(
-                    f"{name}.kind {model.kind!r} cannot lie on several processes (its factory takes no ranges of users and"
+                    f"the {name} {what}, which cannot be divided among several processes (no factory takes ranges of users and"
                     f" items): set {name}.kind to mf, or train without torchrun"
                 )
             if model.optimizer not in FUSED:
