@@ -39,7 +39,7 @@ ORDER = {  # rooms and files from the ground up: each imports from its own line 
         ["profile", "env_report"],
     ],
     "bidistill": [
-        ["errors", "seeds"],
+        ["errors", "seeds", "logs"],
         ["registry"],
         ["options", "files", "models", "losses", "metrics"],
         ["config"],

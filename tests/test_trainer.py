@@ -13,6 +13,7 @@ import pytest
 import torch
 from bidistill import MF, Config, Split, Trainer, UserError, evaluate, generate, split
 from bidistill.distill import distiller
+from bidistill.logs import shown_in_terminal
 from bidistill.registry import MODELS
 from bidistill.runs.checkpoint import load_model, save_model
 from bidistill.training.callbacks import Callback
@@ -454,8 +455,10 @@ def test_own_models_need_only_the_protocol(parts, tmp_path, monkeypatch):
 
 
 def test_logs(parts, capsys, tmp_path):
-    Trainer(config(run__progress=True, run__out=str(tmp_path), run__tensorboard=False), parts).fit()
-    lines = capsys.readouterr().out.splitlines()
+    with shown_in_terminal():
+        Trainer(config(run__progress=True, run__out=str(tmp_path), run__tensorboard=False), parts).fit()
+    unfused, *lines = capsys.readouterr().out.splitlines()
+    assert "train without the fused step" in unfused
     assert len(lines) == 10 + 3 * 2
     assert "joint phase, at most 3 epochs: ndcg@10 on validation, losses, seconds" in lines
     assert lines[-5].split() == [

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from bidistill import Trainer, UserError, evaluate
+from bidistill.logs import shown_in_terminal
 from bidistill.runs.checkpoint import load_checkpoint
 from bidistill.training.callbacks import Callback, ProgressBar
 from test_trainer import config, parts, undisturbed  # noqa: F401 (fixtures)
@@ -72,7 +73,8 @@ def test_evaluation_on_some_users(parts, undisturbed):
 def test_progress_in_a_log(parts, capsys, monkeypatch):
     """Where stderr is no terminal: lines with interactions, how many a second, and the time left for the run."""
     monkeypatch.setattr(ProgressBar, "LINE_SECONDS", 0.0)
-    Trainer(config(run__progress=True), parts).fit()
+    with shown_in_terminal():
+        Trainer(config(run__progress=True), parts).fit()
     written = capsys.readouterr()
     n = len(parts.train_users)
     lines = written.err.splitlines()

@@ -19,6 +19,7 @@ from bidistill.distill import Bidirectional, Distiller, Method, Request, registe
 from bidistill.errors import UserError
 from bidistill.evaluation.evaluate import compare, evaluate, per_user
 from bidistill.evaluation.intervals import interval
+from bidistill.logs import log_to_terminal
 from bidistill.metrics import UserRanks
 from bidistill.models import MF, Recommender, build_model, register_model
 from bidistill.registry import LOSSES, METRICS
@@ -49,6 +50,7 @@ __all__ = [
     "generate",
     "given_split",
     "interval",
+    "log_to_terminal",
     "matched",
     "open_run",
     "per_user",

@@ -8,13 +8,12 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from tqdm import tqdm
-
 from bdkernels import BackendError
 from bdkernels.distributed.catalog import ShardError
 from bidistill.cli import data, demo, evaluate, plan, recommend, report, train
 from bidistill.cli.parser import Parser, with_flags
 from bidistill.errors import UserError, enough_memory
+from bidistill.logs import log, shown_in_terminal
 from bidistill.runs.folder import versions
 
 COMMANDS = (demo, train, plan, evaluate, recommend, report, data)
@@ -47,14 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Where another process of the run is lost, this one ends with status 1, so that torchrun can start all of them again.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), shown_in_terminal():
         warnings.showwarning = _show  # type: ignore[assignment]
         return _main(argv)
 
 
 def _show(message: Warning | str, *_: Any) -> None:
     """A warning as the errors are shown, without a place in the code."""
-    tqdm.write(f"bidistill: warning: {' '.join(str(message).split())}", file=sys.stderr)
+    log.warning("%s", message)
 
 
 def _main(argv: Sequence[str] | None) -> int:

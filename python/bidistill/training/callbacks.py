@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import sys
 import time
 import uuid
@@ -16,6 +17,7 @@ from tqdm import tqdm
 
 from bidistill.config import Config, RunConfig
 from bidistill.distill import Distiller
+from bidistill.logs import log
 from bidistill.runs.folder import RunFolder
 from bidistill.training.phases import LEARN_IN, PHASES, TITLES, Progress, Row, rows_of
 
@@ -70,13 +72,13 @@ class Callback:
 
 
 class Log(Callback):
-    """A table on stdout: a title for each phase, and one line of at most 80 columns for each evaluated epoch."""
+    """A table in the log: a title for each phase, and one line of at most 80 columns for each evaluated epoch."""
 
     def __init__(self) -> None:
         self.columns: list[tuple[str, int, Callable[[float], str], str]] = []  # column of a row, width, format, title
 
     def on_phase(self, run: Run, phase: str, epochs: int, steps: int) -> None:
-        """Print what the columns are."""
+        """Tell what the columns are."""
         config, distill = run.config, run.distiller if phase == "joint" else None
         note = distill.method.note() if distill is not None else ""
         self.columns = [("epoch", 5, "{:.0f}".format, "epoch")]
@@ -89,17 +91,14 @@ class Log(Callback):
         self.columns.append(("evaluate_seconds", 6, _seconds, "eval"))
         self.columns += distill.method.columns() if distill is not None else []
         title = f"{TITLES[phase]}, at most {epochs} epochs: {config.train.monitor} on validation, losses, seconds"
-        self._print(title + (f"; {note}" if note else ""))
-        self._print("".join(f"{title:>{width}}" for _, width, _, title in self.columns))
+        log.info(title + (f"; {note}" if note else ""))
+        log.info("".join(f"{title:>{width}}" for _, width, _, title in self.columns))
 
     def on_epoch(self, run: Run, row: Row) -> None:
-        """Print the epoch, if it was evaluated."""
+        """Tell the epoch, if it was evaluated."""
         if any(f"{name}/{run.config.train.monitor}" in row for name in LEARN_IN[row["phase"]]):
             cells = [(show(row[name]) if name in row else "", width) for name, width, show, _ in self.columns]
-            self._print("".join(f"{text:>{width}}" for text, width in cells).rstrip())
-
-    def _print(self, line: str) -> None:
-        tqdm.write(line, file=sys.stdout)
+            log.info("".join(f"{text:>{width}}" for text, width in cells).rstrip())
 
 
 def _loss(value: float) -> str:
@@ -113,7 +112,8 @@ def _seconds(value: float) -> str:
 class ProgressBar(Callback):
     """Training interactions of each phase, how many a second, and how long the run takes yet if no phase ends early; on stderr.
 
-    A bar where stderr is a terminal; elsewhere, in a log, one line every LINE_SECONDS.
+    A bar where stderr is a terminal; elsewhere one line every LINE_SECONDS. Whatever handler shows records of the logger, they
+    stand on lines of their own: the bar is cleared before each and drawn anew with the next step.
     """
 
     LINE_SECONDS = 60.0
@@ -141,6 +141,7 @@ class ProgressBar(Callback):
             mininterval=self.LINE_SECONDS if self.lines else 0.1,
             bar_format=self.FORMAT,
         )
+        log.addFilter(self._step_aside)
 
     def on_step(self, run: Run) -> None:
         """Advance the bar."""
@@ -151,12 +152,18 @@ class ProgressBar(Callback):
         left = tqdm.format_interval(seconds_left(phase, run.done, sizes, self.speeds))
         self.bar.set_postfix_str(f"epoch {run.progress.epoch}, run: at most about {left} left", refresh=False)
         if self.bar.update(run.done - self.bar.n) and self.lines:
-            print(self.bar, file=sys.stderr, flush=True)
+            sys.stderr.write(f"{self.bar}\n")
+            sys.stderr.flush()
 
     def on_end(self, run: Run) -> None:
         """Remove the bar."""
+        log.removeFilter(self._step_aside)
         if self.bar is not None:
             self.bar.close()
+
+    def _step_aside(self, record: logging.LogRecord) -> bool:
+        self.bar.clear()
+        return True
 
 
 def most_epochs(config: Config) -> dict[str, int]:

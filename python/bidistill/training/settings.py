@@ -15,6 +15,7 @@ from bidistill.data import Split
 from bidistill.data.sizes import Sizes
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
+from bidistill.logs import log
 from bidistill.losses import check_loss
 from bidistill.models.checks import check_model
 from bidistill.runs.folder import versions
@@ -126,5 +127,5 @@ def _measured(partition: Partition, config: Config, split: Split) -> Config:
             measured, why = settle(config, split)
             catalog = int(measured.distill.subset)
             if config.run.progress:
-                print(why)
+                log.info(why)
     return config.with_overrides({"distill.subset": partition.same("catalog", catalog)})

@@ -22,6 +22,7 @@ from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError, enough_memory
 from bidistill.evaluation.evaluate import evaluate
 from bidistill.files.tensors import below
+from bidistill.logs import log
 from bidistill.models import Recommender
 from bidistill.runs.folder import RunFolder
 from bidistill.runs.growth import Growth
@@ -179,6 +180,7 @@ class Trainer:
         ):
             self.partition.stop_when(lambda: interrupt.asked)
             try:
+                self._tell_unfused()
                 for phase in PHASES[PHASES.index(self.progress.phase) :]:
                     self._run_phase(phase)
                 metrics = {name: self._metrics(learner.model) for name, learner in self.engine.learners.items()}
@@ -195,6 +197,12 @@ class Trainer:
         if self.folder is not None:
             self.folder.finish(self.config, models, self.fingerprint, metrics, self.pretrained, self.history)
         return Result(models["teacher"], models["student"], self.history, metrics, self.pretrained)
+
+    def _tell_unfused(self) -> None:
+        """Say which models train without the fused step, and why."""
+        if self.config.run.progress and self.partition.main:
+            for sentence in self.engine.unfused():
+                log.info(sentence)
 
     def _open(self, folder: RunFolder) -> None:
         """Begin the run in its folder, or go on there."""
