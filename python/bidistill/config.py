@@ -301,7 +301,9 @@ class Config:
                 table.comment(each.section_help)
                 (tables[parent] if parent else document).add(tomlkit.nl()).add(name, table)
             table, value = tables[each.section], self[each.name]
-            table.add(tomlkit.comment(each.help + (f" ({' | '.join(each.choices)})" if each.choices else "")))
+            table.add(
+                tomlkit.comment(each.help + (f" ({' | '.join([*each.choices, *each.words])})" if each.choices else ""))
+            )
             if value is None:
                 table.add(tomlkit.comment(f"{each.field} ="))
             else:

@@ -61,8 +61,8 @@ class Bidirectional(Method):
 
     def draw(self, teacher: Recommender, student: Recommender, asked: Request) -> dict[str, Draws]:
         samples = self.partition.sample(
-            teacher.factors(asked.users),
-            student.factors(asked.users),
+            teacher.factors(asked.queries),
+            student.factors(asked.queries),
             asked.k,
             asked.seen,
             to_student=self.weights["student"] if "student" in asked.learners else None,

@@ -90,6 +90,9 @@ class Distiller:
         if popularity is None:
             popularity = torch.bincount(seen.indices, minlength=n_items)
         method.prepare(seen, popularity, self.partition, seed)
+        if method.own_loss:
+            for name in self.learners:
+                self._check_loss(name)
 
     @classmethod
     def from_config(
@@ -125,20 +128,29 @@ class Distiller:
             partition=partition,
         )
 
-    def __call__(self, users: Tensor, teacher: Recommender, student: Recommender) -> dict[str, Tensor]:
+    def __call__(
+        self, users: Tensor, teacher: Recommender, student: Recommender, queries: Any = None
+    ) -> dict[str, Tensor]:
         """The losses of one step, scalars with the gradient of their learner; call it once a step.
 
-        users: [B] int64, repeats allowed.
+        Args:
+            users: [B] int64, repeats allowed.
+            queries: what the models take for these rows, such as a dict of tensors; by default the users. Without a pool, since
+                that is drawn for other users too.
         """
+        if queries is None:
+            queries = users
+        elif self.resample_every:
+            raise ValueError("queries: expected none with resample_every > 0, whose pool is drawn by the users' ids")
         self.resample(teacher, student, self.step)
         generator = torch.Generator().manual_seed(seed_of(self.seed, "distill", self.step))
-        drawn = self.draw(teacher, student, users, self.step, generator)
+        drawn = self.draw(teacher, student, users, self.step, generator, queries=queries)
         models, guides = {"teacher": teacher, "student": student}, self.guides(teacher, student)
         losses = {}
         for name, draws in drawn.items():
             ids = draws.ids.clamp(min=0)
-            scores = listed_scores(models[name], users, ids)
-            losses[name] = self.loss(name, scores, guide_scores(guides[name], users, ids), draws)
+            scores = listed_scores(models[name], queries, ids)
+            losses[name] = self.loss(name, scores, guide_scores(guides[name], queries, ids), draws)
         self.step += 1
         return losses
 
@@ -197,6 +209,7 @@ class Distiller:
         step: int,
         generator: torch.Generator,
         share: Share | None = None,
+        queries: Any = None,
     ) -> dict[str, Draws]:
         """Items for users [B] int64 (repeats allowed), `samples` for each row and learner.
 
@@ -204,13 +217,15 @@ class Distiller:
             step: number of the training step; other steps draw other items.
             generator: picks places in the pool, where there is one.
             share: whose users these are, if they are not a whole batch: they draw what they draw in the whole batch.
+            queries: see `Request`; by default the users.
 
         Returns:
             {learner: [B, samples] draws}; where the mask is False there is nothing to learn.
         """
         share = share or Share(users, None, users)
         if self.pool is None:  # the rows of a user are numbered in the whole batch, so that each draws items of its own
-            return self._ask(teacher, student, users, self.samples, step, share.keep(occurrence(share.everyone)))
+            nth = share.keep(occurrence(share.everyone))
+            return self._ask(teacher, student, users, self.samples, step, nth, queries)
         places = torch.randint(self.most, (len(share.everyone), self.samples), generator=generator)
         places = share.keep(places).to(users.device) + users[:, None] * self.pool.shape[1]
         found = [self.pool.take(places + at * self.most).long() for at in range(len(self.learners))]
@@ -222,10 +237,19 @@ class Distiller:
         return dict(self.method.numbers(teacher, student, epoch // cycle * cycle))
 
     def _ask(
-        self, teacher: Recommender, student: Recommender, users: Tensor, k: int, step: int, nth: Tensor | None
+        self,
+        teacher: Recommender,
+        student: Recommender,
+        users: Tensor,
+        k: int,
+        step: int,
+        nth: Tensor | None,
+        queries: Any = None,
     ) -> dict[str, Draws]:
         """The method's draws, in the order of `learners`."""
-        asked = Request(users, self.seen.rows(users), k, self.learners, self.seed, step, nth)
+        asked = Request(
+            users, users if queries is None else queries, self.seen.rows(users), k, self.learners, self.seed, step, nth
+        )
         if self.method.frozen_guides:
             found: dict[str, Draws] = {}
             for name, guide in self.guides(teacher, student).items():
@@ -246,6 +270,21 @@ class Distiller:
                     " found, leave the mask False"
                 )
         return {name: found[name] for name in self.learners}
+
+    def _check_loss(self, learner: str) -> None:
+        """Raise UserError where the method's own loss cannot be trained by, tried on rows that lack draws."""
+        device, k = self.seen.indptr.device, self.samples
+        ids = torch.zeros(2, k, dtype=torch.int64, device=device)
+        ids[0, -1] = ids[1] = -1
+        scores = torch.linspace(-1, 1, 2 * k, device=device).view(2, k).requires_grad_()
+        loss = self.method.loss(learner, scores, -scores.detach(), Draws(ids, ids >= 0))
+        title = f"{type(self.method).__name__}.loss"
+        if not isinstance(loss, Tensor) or loss.shape != () or not loss.isfinite():
+            found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise UserError(f"{title} must give a finite scalar tensor, for rows without a draw too, found {found}")
+        (gradient,) = torch.autograd.grad(loss, scores, allow_unused=True) if loss.requires_grad else (None,)
+        if gradient is None or not gradient.isfinite().all():
+            raise UserError(f"{title} must have a finite gradient by the learner's scores, for rows without a draw too")
 
     def state_dict(self) -> dict[str, Any]:
         """All that a loop needs to go on bit for bit: tensors, and the number of the step."""

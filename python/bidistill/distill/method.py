@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
@@ -49,7 +49,8 @@ class Request(NamedTuple):
     """What a method is asked for: items on which models follow their guides.
 
     Attributes:
-        users: [B] int64, as the models number them; repeats allowed.
+        users: [B] int64, as the rows of `seen` are numbered; repeats allowed.
+        queries: what the models take for these rows: `users`, unless the loop's models take something else.
         seen: CSR rows of these users, whose items are not to be drawn.
         k: how many items are drawn for each row and learner.
         learners: "student" or "teacher" or both: those that follow their guide.
@@ -59,6 +60,7 @@ class Request(NamedTuple):
     """
 
     users: Tensor
+    queries: Any
     seen: Seen
     k: int
     learners: tuple[str, ...]
