@@ -13,6 +13,7 @@ from bidistill.distill.method import COMMON, make_method
 from bidistill.evaluation.ranks import seen_items
 from bidistill.plan import Sizes
 from bidistill.registry import METHODS
+from bidistill.report import open_run, results, table, write_report
 from bidistill.runs.checkpoint import load_checkpoint
 from bidistill.runs.growth import Growth
 from bidistill.training.callbacks import Callback
@@ -410,6 +411,15 @@ def test_on_several_processes_only_what_can_be_divided(outside):
     outside("top_of_guide")
     with pytest.raises(UserError, match=r"distill\.method 'top_of_guide' works on one process only"):
         Sharded(None).check(config(distill__method="top_of_guide", **optimizers))
+
+
+def test_the_report_names_the_method(outside, parts, tmp_path):
+    outside("top_of_guide")
+    Trainer(config(tmp_path, distill__method="top_of_guide"), parts).fit()
+    found = results(open_run(tmp_path))
+    assert found.titles[-1] == "top of guide distillation" and "distilled: top of guide distillation" in table(found)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "Best values: " in page and page.count("top of guide distillation") >= 3 and "bidirectional" not in page
 
 
 def test_the_plan_of_a_method_from_outside(outside, parts):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from bidistill.config import Config
 from bidistill.errors import UserError
 from bidistill.evaluation.evaluate import Comparison, compare
 from bidistill.evaluation.intervals import Interval, decimals, intervals
@@ -67,6 +68,7 @@ class Results:
         models: {"teacher": a line a metric, "student": ...}.
         epochs: {"teacher": of each training, "student": ...}; None: not known.
         notes: what to keep in mind, a sentence each.
+        distilled: what DISTILLED is called.
     """
 
     part: str
@@ -76,6 +78,12 @@ class Results:
     models: dict[str, list[Line]]
     epochs: dict[str, list[Epochs | None]]
     notes: list[str] = field(default_factory=list)
+    distilled: str = DISTILLED
+
+    @property
+    def titles(self) -> list[str]:
+        """The labels as they are shown."""
+        return [self.distilled if label == DISTILLED else label for label in self.labels]
 
     @property
     def change(self) -> str:
@@ -122,7 +130,13 @@ def results(run: FinishedRun, compared: Mapping[str, Comparison] | None = None) 
             assert phase in PHASES
             epochs[model].append(epochs_of(source.history, phase, model))
             notes += problems(source.history, source.config, phase, model)
-    return tabulated(compared, run.part, run.split.n_items, ks, epochs, notes)
+    found = tabulated(compared, run.part, run.split.n_items, ks, epochs, notes)
+    return replace(found, distilled=distilled_title(run.config))
+
+
+def distilled_title(config: Config) -> str:
+    """What models are called that learned from each other by the method of these settings."""
+    return f"{config.distill.method.replace('_', ' ')} distillation"
 
 
 def tabulated(
@@ -174,7 +188,8 @@ def table(found: Results) -> str:
         if any(found.epochs[model]):
             lines.append(_columns("  epochs", [str(each.trained) if each else "-" for each in found.epochs[model]]))
             lines.append(_columns("  epoch kept", kept_cells(found, model)))
-    legend = [f"{SHORT[label]}: {label}" for label in found.labels if label in SHORT]
+    named = zip(found.labels, found.titles, strict=True)
+    legend = [f"{SHORT[label]}: {title}" for label, title in named if label in SHORT]
     lines += ["", *_wrapped("; ".join(legend))] if legend else []
     return "\n".join([*lines, *(line for note in found.notes for line in _wrapped(f"note: {note}"))])
 

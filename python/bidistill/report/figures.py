@@ -17,11 +17,19 @@ from bidistill.report.svg import GREY, INK, STUDENT, TEACHER, new_figure, styled
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a learning curve: ``style`` is "pretraining", "control" or "distilled"."""
+    """One line of a learning curve: ``style`` is "pretraining", "control" or "distilled"; ``label`` what it is called, if not as
+    usual.
+    """
 
     style: str
     epochs: Sequence[float]
     values: Sequence[float]
+    label: str | None = None
+
+    @property
+    def title(self) -> str:
+        """What the line is called."""
+        return str(_LINES[self.style]["label"]) if self.label is None else self.label
 
 
 # Neither end of viridis, so that single interactions show on a dark page and crowded cells on a white one.
@@ -44,7 +52,7 @@ def learning_curve(model: str, curves: Sequence[Curve], metric: str) -> str:
             curve.values,
             color=colour if curve.style == "distilled" else GREY,
             marker="o" if len(curve.epochs) == 1 else "",
-            **_LINES[curve.style],
+            **_LINES[curve.style] | {"label": curve.title},
         )
     best = max(max(curve.values) for curve in curves)
     ax.set_ylim(bottom=max(0.6 * best, ax.get_ylim()[0]))  # the first epochs would flatten all that matters
@@ -53,7 +61,7 @@ def learning_curve(model: str, curves: Sequence[Curve], metric: str) -> str:
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     ax.set_ylabel(f"{heading(metric)} on validation")
     figure.legend(loc="outside lower left", fontsize=10)
-    bests = ", ".join(f"{_LINES[curve.style]['label']} {max(curve.values):.4f}" for curve in curves)
+    bests = ", ".join(f"{curve.title} {max(curve.values):.4f}" for curve in curves)
     alt = f"Line chart: {heading(metric)} of the {model} on validation by epoch. Best values: {bests}."
     return to_svg(figure, f"curve-{model}", alt)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from bidistill.data import Split
 from bidistill.errors import UserError
 from bidistill.files.access import replacing
 from bidistill.metrics import heading
-from bidistill.report.comparison import CONTROL, MODELS, PARTS, comparisons, kept_cells, results
+from bidistill.report.comparison import CONTROL, MODELS, PARTS, comparisons, distilled_title, kept_cells, results
 from bidistill.report.figures import Curve, learning_curve, rank_density, wins_by_popularity
 from bidistill.report.summary import summary
 from bidistill.runs.folder import RunFolder
@@ -85,6 +86,8 @@ def curves(run: FinishedRun) -> dict[str, list[Curve]]:
         start = pretrained.epochs[int(np.argmax(pretrained.values))] if pretrained.values else 0
         own = "control" if run.config.distill.method == "none" else "distilled"
         joint = _curve(own, run.history, "joint", column, start)
+        if own == "distilled":
+            joint = replace(joint, label=distilled_title(run.config))
         if not joint.values:
             raise UserError(f"{run.path / 'metrics.csv'} has no values of {column}: train the run again")
         lines = [pretrained, joint]
