@@ -198,6 +198,34 @@ def no_nan_listed(scores: Tensor, ids: Tensor) -> None:
         raise NaNScore("factors", row, int(ids[row, column]))
 
 
+def no_nan_scores(name: str, scores: Tensor, rows: Tensor | None, item: Callable[[int, int], int]) -> None:
+    """No NaN among scores [B, n] of an argument. `rows` [B] are the rows' numbers in the call, by default 0, 1, ...; `item` gives
+    the id at a row and a column.
+    """
+    bad = scores.isnan()
+    if _asserts(bad):
+        torch._assert_async(bad.any().logical_not(), f"{name}: expected finite scores")
+    elif bad.any():
+        row, column = (int(v) for v in bad.nonzero()[0])
+        raise NaNScore(name, row if rows is None else int(rows[row]), item(row, column))
+
+
+def same_scores(name: str, then: Tensor, now: Tensor, rows: Tensor, items: Tensor, numbers: Tensor | None) -> None:
+    """Scores [n] of these rows and items are what they were before; `numbers` as the rows of `no_nan_scores`."""
+    differ = then != now
+
+    def got() -> str:
+        at = int(differ.nonzero()[0])
+        row = rows[at] if numbers is None else numbers[rows[at]]
+        return f"{float(then[at])} and then {float(now[at])} for user row {int(row)}, item {int(items[at])}"
+
+    _holds(differ.any().logical_not(), name, "the same score each time that it is asked for", got)
+
+
+def same(name: str, value: object, expected: object) -> None:
+    _is(value == expected, name, str(expected), value)
+
+
 def no_nan_in_block(at: Tensor | int, n: int) -> None:
     """The same for scores [B, n] that the caller gave."""
     _holds(at < 0, "scores", "no NaN", lambda: f"NaN at [{int(at) // n}, {int(at) % n}]")

@@ -12,11 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bdkernels import checks, ops  # noqa: F401 (register the operators)
+from bdkernels import checks, ops, scorers  # noqa: F401 (register the operators)
 from bdkernels.backends.backend import WeightCode
+from bdkernels.backends.blocks import Blocks
 from bdkernels.ops import autograd  # noqa: F401 (register the operators)
 from bdkernels.optim import RowOptimizer
 from bdkernels.types.factors import Factors
+from bdkernels.types.scorers import Scorer
 from bdkernels.types.seen import Seen
 from bdkernels.types.step import StepInputs
 from bdkernels.weights import Exp, Tanh, Weight
@@ -105,7 +107,7 @@ def score(factors: Factors, ids: Tensor, *, sparse: bool = False, backend: str |
     return torch.ops.bdkernels.score(*_parts(factors), _tensor("ids", ids), sparse=sparse, backend=_name(backend))
 
 
-def rank(factors: Factors, ids: Tensor, seen: Seen | None = None, *, backend: str | None = None) -> Tensor:
+def rank(scorer: Scorer, ids: Tensor, seen: Seen | None = None, *, backend: str | None = None) -> Tensor:
     """Exact ranks of listed items over the whole catalog, scored and counted in one streaming pass.
 
         rank(u, j) = 1 + #{unseen i : s(u, i) > s(u, j), or equal and i < j}
@@ -113,7 +115,7 @@ def rank(factors: Factors, ids: Tensor, seen: Seen | None = None, *, backend: st
     No [B, N] tensor exists at any time: extra memory is O(B * C) and a tile a thread.
 
     Args:
-        factors: user_factors [B, d], item_factors [N, d], item_bias [N] or None.
+        scorer: `Factors`: user_factors [B, d], item_factors [N, d], item_bias [N] or None; `Scores` [B, N]; or an `ItemScorer`.
         ids: [B, C] int64 in [0, N); an item that the user has seen gets the rank that it would have.
         seen: rows of the B users, not candidates; None for nothing seen.
         backend: see `score`.
@@ -121,11 +123,14 @@ def rank(factors: Factors, ids: Tensor, seen: Seen | None = None, *, backend: st
     Returns:
         [B, C] int64, 1 = best.
     """
-    return torch.ops.bdkernels.rank(*_detach(factors), _tensor("ids", ids), *_pair(seen), backend=_name(backend))
+    if not isinstance(scorer, Factors):
+        found = Blocks.of("scorer", scorer)
+        return scorers.rank(found, _tensor("ids", ids), _rows(seen), _name(backend))
+    return torch.ops.bdkernels.rank(*_detach(scorer), _tensor("ids", ids), *_pair(seen), backend=_name(backend))
 
 
 def count_above(
-    factors: Factors,
+    scorer: Scorer,
     thresholds: Tensor,
     tie_ids: Tensor,
     seen: Seen | None = None,
@@ -138,7 +143,7 @@ def count_above(
     Counts add up over any partition of the items, so rank = 1 + the sum of the counts of all shards.
 
     Args:
-        factors: user_factors [B, d], item_factors [n, d] (one shard), item_bias [n] or None.
+        scorer: of the n items of one shard: `Factors`, `Scores` [B, n] or an `ItemScorer`.
         thresholds: [B, C] float32; infinities are fine, NaN is an error.
         tie_ids: [B, C] int64: an item with the same score counts if its id is below this one; any integer.
         seen: rows of the B users with ids of the whole catalog; those outside of the shard are ignored.
@@ -150,8 +155,10 @@ def count_above(
     """
     checks.int64("item_offset", item_offset)
     queries = _tensor("thresholds", thresholds).detach(), _tensor("tie_ids", tie_ids)
+    if not isinstance(scorer, Factors):
+        return scorers.count_above(Blocks.of("scorer", scorer), *queries, _rows(seen), item_offset, _name(backend))
     return torch.ops.bdkernels.count_above(
-        *_detach(factors), *queries, *_pair(seen), item_offset, backend=_name(backend)
+        *_detach(scorer), *queries, *_pair(seen), item_offset, backend=_name(backend)
     )
 
 
@@ -172,22 +179,24 @@ def count_above_block(
     )
 
 
-def topk(factors: Factors, k: int, seen: Seen | None = None, *, backend: str | None = None) -> TopK:
+def topk(scorer: Scorer, k: int, seen: Seen | None = None, *, backend: str | None = None) -> TopK:
     """The k best unseen items of each user over the whole catalog, in the total order of `rank`; no [B, N] tensor.
 
     Args:
-        factors: user_factors [B, d], item_factors [N, d], item_bias [N] or None.
+        scorer: see `rank`.
         k: from 1 to N.
         seen: rows of the B users, never recommended; None for nothing seen.
         backend: see `score`.
     """
     checks.int64("k", k)
-    return TopK(*torch.ops.bdkernels.topk(*_detach(factors), k, *_pair(seen), backend=_name(backend)))
+    if not isinstance(scorer, Factors):
+        return TopK(*scorers.topk(Blocks.of("scorer", scorer), k, _rows(seen), _name(backend)))
+    return TopK(*torch.ops.bdkernels.topk(*_detach(scorer), k, *_pair(seen), backend=_name(backend)))
 
 
 def sample(
-    teacher: Factors,
-    student: Factors,
+    teacher: Scorer,
+    student: Scorer,
     k: int,
     seen: Seen | None = None,
     *,
@@ -214,8 +223,9 @@ def sample(
     ways they are equal.
 
     Args:
-        teacher: user_factors [B, d_t], item_factors [N, d_t], item_bias [N] or None.
-        student: user_factors [B, d_s], item_factors [N, d_s], item_bias [N] or None, of the same users and items.
+        teacher: `Factors`: user_factors [B, d_t], item_factors [N, d_t], item_bias [N] or None; `Scores` [B, N]; or an
+            `ItemScorer`.
+        student: of the same users and items, not necessarily of the same sort.
         k: draws a row and direction, from 1 to 2^31 - 1.
         seen: rows of the B users, never drawn; None for nothing seen.
         to_student: weight of the items that the student learns from the teacher; None turns the direction off.
@@ -239,15 +249,21 @@ def sample(
     peaked that hardly any proposal is accepted takes a reading of both tables alone, and 40 bytes an item of scratch memory.
     With `subset` the tables are not read through: just the rows of the m items and of the proposals are.
     """
-    models = *_detach(teacher, "teacher"), *_detach(student, "student")
-    m, counted = _subset(subset, teacher.n_items)
-    weights = _codes(k, seed, step, (to_student, to_teacher), teacher.n_items)
+    pair = _model("teacher", teacher), _model("student", student)
+    m, counted = _subset(subset, pair[0].n_items)
+    weights = _codes(k, seed, step, (to_student, to_teacher), pair[0].n_items)
     checks.instance("independent_directions", independent_directions, bool)
     rows = _tensor("user_ids", user_ids), None if occurrence is None else _tensor("occurrence", occurrence)
-    drawn = torch.ops.bdkernels.sample(
-        *models, *_pair(seen), rows[0], k, seed, step, *weights[0], *weights[1],
-        m, counted, rows[1], independent_directions, backend=_name(backend),
-    )  # fmt: skip
+    if isinstance(pair[0], Factors) and isinstance(pair[1], Factors):
+        drawn = torch.ops.bdkernels.sample(
+            *pair[0], *pair[1], *_pair(seen), rows[0], k, seed, step, *weights[0], *weights[1],
+            m, counted, rows[1], independent_directions, backend=_name(backend),
+        )  # fmt: skip
+    else:
+        drawn = scorers.sample(
+            *pair, k, _rows(seen), weights, seed, step, rows[0], m, counted, rows[1], independent_directions,
+            _name(backend),
+        )  # fmt: skip
     return _samples(drawn, weights)
 
 
@@ -445,6 +461,15 @@ def _parts(f: Factors, name: str = "factors") -> tuple[Tensor, Tensor, Tensor | 
 def _detach(f: Factors, name: str = "factors") -> tuple[Tensor, Tensor, Tensor | None]:
     users, items, bias = _parts(f, name)
     return users.detach(), items.detach(), None if bias is None else bias.detach()
+
+
+def _model(name: str, scorer: Scorer) -> Factors | Blocks:
+    return Factors(*_detach(scorer, name)) if isinstance(scorer, Factors) else Blocks.of(name, scorer)
+
+
+def _rows(seen: Seen | None) -> Seen | None:
+    indptr, indices = _pair(seen)
+    return None if indptr is None or indices is None else Seen(indptr, indices)
 
 
 def _pair(seen: Seen | None) -> tuple[Tensor, Tensor] | tuple[None, None]:

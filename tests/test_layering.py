@@ -33,6 +33,7 @@ ORDER = {  # rooms and files from the ground up: each imports from its own line 
         ["optim"],
         ["sampling"],
         ["ops"],
+        ["scorers"],
         ["functional"],
         ["distributed"],
         ["tools"],

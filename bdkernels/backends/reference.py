@@ -386,16 +386,21 @@ def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
     n_rows = f.user_factors.shape[0]
     best = torch.full((n_rows, k), NO_KEY, dtype=torch.int64, device=f.user_factors.device)
     tile = max(k, tile_size(n_rows))
-    rows = None if seen is None else seen.row_of_each()
     for start in range(0, f.n_items, tile):
         scores = score_block(slice_items(f, start, start + tile))
         check_scores(scores, start)
-        keys = order_key(scores, torch.arange(start, start + scores.shape[1], device=scores.device))
-        if seen is not None and rows is not None:
-            inside = (seen.indices >= start) & (seen.indices < start + tile)
-            keys[rows[inside], seen.indices[inside] - start] = NO_KEY
-        best = torch.cat([best, keys], 1).topk(k, dim=1).values  # keys are all different: ties cannot be split
+        best = merge_best(best, scores, start, seen)
     return listed_keys(best)
+
+
+def merge_best(best: Tensor, scores: Tensor, first_id: int, seen: Seen | None) -> Tensor:
+    """[B, k] order keys of the best unseen items: of `best`, those so far, and of a block of scores [B, n]; NO_KEY for none."""
+    stop = first_id + scores.shape[1]
+    keys = order_key(scores, torch.arange(first_id, stop, device=scores.device))
+    if seen is not None:
+        inside = (seen.indices >= first_id) & (seen.indices < stop)
+        keys[seen.row_of_each()[inside], seen.indices[inside] - first_id] = NO_KEY
+    return torch.cat([best, keys], 1).topk(best.shape[1], dim=1).values  # keys are all different: ties cannot be split
 
 
 def listed_keys(keys: Tensor) -> tuple[Tensor, Tensor]:

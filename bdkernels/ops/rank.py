@@ -9,7 +9,7 @@ from bdkernels.ops.define import FACTORS, OPTIONS, SEEN, define, seen_rows, stag
 from bdkernels.types.factors import Factors
 
 
-def _ids_or_bounds(tie_ids: Tensor) -> Tensor:
+def ids_or_bounds(tie_ids: Tensor) -> Tensor:
     """Any integer may break a tie; beyond every item id they are all the same, and the backends' keys have 32 bits for one."""
     return tie_ids.clamp(0, checks.MAX_ITEMS)
 
@@ -48,7 +48,7 @@ def _count_above(
     seen = checks.own_seen(seen_rows(seen_indptr, seen_indices, users.shape[0], users.device), checks.MAX_ITEMS)
     checks.no_nan("thresholds", thresholds)
     f = Factors(users, items, item_bias)
-    return stages(backend, f).count_above(f, thresholds, _ids_or_bounds(tie_ids), seen, item_offset)
+    return stages(backend, f).count_above(f, thresholds, ids_or_bounds(tie_ids), seen, item_offset)
 
 
 define(
@@ -88,7 +88,7 @@ def _count_above_block(
     _count_above_block_fake(scores, thresholds, tie_ids, seen_indptr, seen_indices, item_offset)
     seen = checks.own_seen(seen_rows(seen_indptr, seen_indices, scores.shape[0], scores.device), checks.MAX_ITEMS)
     checks.no_nan("thresholds", thresholds)
-    ties = _ids_or_bounds(tie_ids)
+    ties = ids_or_bounds(tie_ids)
     run = steps(scores.device, backend, work=scores.numel())
     return run.count_above_block(scores, thresholds, ties, seen, item_offset)
 

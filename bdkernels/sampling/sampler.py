@@ -24,9 +24,9 @@ from torch import Tensor
 from bdkernels import checks
 from bdkernels.backends import reference
 from bdkernels.backends.backend import Steps, WeightCode
+from bdkernels.backends.blocks import Blocks, Model, counts_of, take
 from bdkernels.checks import NaNScore
 from bdkernels.sampling import keys, subset
-from bdkernels.types.factors import Factors
 from bdkernels.types.seen import Seen
 
 # A user who has fewer than MIN_HITS accepted among the first PROBE proposals, or fewer than asked among the first CAP, gets
@@ -44,8 +44,8 @@ OFF: WeightCode = ("", 0.0, False)  # of a direction that draws nothing
 class Batch(NamedTuple):
     """Users that are sampled together."""
 
-    teacher: Factors
-    student: Factors
+    teacher: Model
+    student: Model
     seen: Seen | None
     row_keys: Tensor  # [B] int64, whose random numbers each row draws: keys.py
     candidates: Tensor  # [B] int64, unseen items of each user
@@ -55,8 +55,8 @@ class Batch(NamedTuple):
         """The same for some rows, none of them twice."""
         nnz = None if self.seen is None or len(rows) < len(self.row_keys) else len(self.seen.indices)
         return Batch(
-            self.teacher._replace(user_factors=self.teacher.user_factors[rows]),
-            self.student._replace(user_factors=self.student.user_factors[rows]),
+            take(self.teacher, rows),
+            take(self.student, rows),
             None if self.seen is None else self.seen.rows(rows, nnz),
             self.row_keys[rows],
             self.candidates[rows],
@@ -67,7 +67,9 @@ class Batch(NamedTuple):
         """The same users, with ranks from the items `ids`, rising, of which those in these rows of the tables are here."""
         seen = None if self.seen is None else subset.seen_among(self.seen, ids)
         candidates = reference.candidate_counts(len(ids), len(self.row_keys), seen, ids.device)
-        teacher, student = (subset.among(f, rows) for f in (self.teacher, self.student))
+        teacher, student = (
+            f.among(ids) if isinstance(f, Blocks) else subset.among(f, rows) for f in (self.teacher, self.student)
+        )
         part = Batch(teacher, student, seen, self.row_keys, candidates)
         return self._replace(subset=Subset(ids, part))
 
@@ -136,10 +138,7 @@ class Items:
         `b` is rows [R] of the batch.
         """
         if b.subset is None:
-            return [
-                self.steps.count_above(f, self.steps.score(f, listed), listed, b.seen, 0, **live)
-                for f in (b.teacher, b.student)
-            ]
+            return [counts_of(self.steps, f, listed, b.seen, **live) for f in (b.teacher, b.student)]
         counts, ties, part = [], torch.searchsorted(b.subset.ids, listed), b.counted
         for f, among in ((b.teacher, part.teacher), (b.student, part.student)):
             scores = self.steps.score(f, listed)
@@ -168,8 +167,8 @@ class Direction(NamedTuple):
 
 def sample(
     steps: Steps,
-    teacher: Factors,
-    student: Factors,
+    teacher: Model,
+    student: Model,
     k: int,
     seen: Seen | None,
     weights: tuple[WeightCode, WeightCode],

@@ -1,0 +1,124 @@
+"""The operators on scorers that are no `Factors`: what `functional` calls, once it has met one.
+
+No torch operator stands between: a scorer is a Python object. What is asked of the arguments, and what comes out, is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch import Tensor
+
+from bdkernels import checks
+from bdkernels.backends import blocks, steps
+from bdkernels.backends.blocks import Blocks
+from bdkernels.backends.backend import Steps, WeightCode
+from bdkernels.ops.define import stages
+from bdkernels.ops.rank import ids_or_bounds
+from bdkernels.sampling import keys, sampler
+from bdkernels.sampling.subset import items_of
+from bdkernels.types.factors import Factors
+from bdkernels.types.seen import Seen
+
+
+def rank(f: Blocks, ids: Tensor, seen: Seen | None, backend: str) -> Tensor:
+    """`functional.rank`."""
+    with _plain(f.device):
+        checks.tensor("ids", ids, (f.n_rows, "C"), (torch.int64,), f.device)
+        checks.seen(seen, f.n_rows, f.device)
+        ids, seen = checks.own_ids("ids", ids, f.n_items), checks.own_seen(seen, f.n_items)
+        return 1 + f.counts(ids, seen, _steps(backend, f))
+
+
+def count_above(
+    f: Blocks, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int, backend: str
+) -> Tensor:
+    """`functional.count_above`."""
+    with _plain(f.device):
+        checks.thresholds(f.n_rows, f.n_items, thresholds, tie_ids, item_offset, f.device)
+        checks.seen(seen, f.n_rows, f.device)
+        seen = checks.own_seen(seen, checks.MAX_ITEMS)
+        checks.no_nan("thresholds", thresholds)
+        query = thresholds.detach().resolve_neg(), ids_or_bounds(tie_ids)
+        return blocks.count_above(_steps(backend, f), f, *query, seen, item_offset)
+
+
+def topk(f: Blocks, k: int, seen: Seen | None, backend: str) -> tuple[Tensor, Tensor]:
+    """`functional.topk`."""
+    with _plain(f.device):
+        checks.integer("k", k, 1, f.n_items)
+        checks.seen(seen, f.n_rows, f.device)
+        seen = checks.own_seen(seen, f.n_items)
+        return blocks.topk(_steps(backend, f), f, k, seen)
+
+
+def sample(
+    teacher: Factors | Blocks,
+    student: Factors | Blocks,
+    k: int,
+    seen: Seen | None,
+    weights: tuple[WeightCode, WeightCode],
+    seed: int,
+    step: int,
+    user_ids: Tensor,
+    subset: int,
+    counted: Tensor | None,
+    occurrence: Tensor | None,
+    independent_directions: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """`functional.sample`, as ids [B, k] to the student and to the teacher; `subset` and `counted` as its operator takes them."""
+    (n_rows, n_items, device), others = _sizes(teacher), _sizes(student)
+    for name, f in (("teacher.", teacher), ("student.", student)):
+        if isinstance(f, Factors):
+            checks.factors(f, name)
+    checks.same("student: number of users", others[0], n_rows)
+    checks.same("student: number of items", others[1], n_items)
+    checks.same("student: device", others[2], device)
+    checks.integer("number of items", n_items, 1)
+    with _plain(device):
+        checks.seen(seen, n_rows, device)
+        checks.tensor("user_ids", user_ids, (n_rows,), (torch.int64,), device)
+        checks.sample(k, step, subset, n_items, weights)
+        if occurrence is not None:
+            checks.tensor("occurrence", occurrence, (n_rows,), (torch.int64,), device)
+        if counted is not None:
+            checks.tensor("subset", counted, ("m",), (torch.int64,), device)
+            counted = checks.own_rising_ids("subset", counted, n_items)
+        seen = checks.own_seen(seen, n_items)
+        counted = items_of(n_items, subset, seed, step) if counted is None else counted
+        return sampler.sample(
+            _stages(backend, teacher, student), teacher, student, k, seen, weights, seed, step,
+            keys.of_rows(user_ids, occurrence), counted, independent_directions=independent_directions,
+        )  # fmt: skip
+
+
+def _sizes(f: Factors | Blocks) -> tuple[int, int, torch.device]:
+    """Users, items, device."""
+    if isinstance(f, Factors):
+        return f.user_factors.shape[0], f.n_items, f.user_factors.device
+    return f.n_rows, f.n_items, f.device
+
+
+def _stages(backend: str, *models: Factors | Blocks) -> Steps:
+    """The stages of the chosen backend for these models, one of which at least is no `Factors`."""
+    factors = [f for f in models if isinstance(f, Factors)]
+    others = [f for f in models if isinstance(f, Blocks)]
+    found = stages(backend, *factors) if factors else _steps(backend, others[0])
+    return blocks.blocked(found, dear=any(f.dear for f in others))
+
+
+def _steps(backend: str, f: Blocks) -> Steps:
+    return steps(f.device, backend, work=f.n_rows * f.n_items)
+
+
+@contextmanager
+def _plain(device: torch.device) -> Iterator[None]:
+    """As the operators run: no gradient, no autocast, which a scorer may switch on again for itself."""
+    with (
+        torch.no_grad(),
+        torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext(),
+    ):
+        yield
