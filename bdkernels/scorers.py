@@ -5,16 +5,13 @@ No torch operator stands between: a scorer is a Python object. What is asked of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-
 import torch
 from torch import Tensor
 
 from bdkernels import checks
 from bdkernels.backends import blocks, steps
-from bdkernels.backends.blocks import Blocks
 from bdkernels.backends.backend import Steps, WeightCode
+from bdkernels.backends.blocks import Blocks, plain
 from bdkernels.ops.define import stages
 from bdkernels.ops.rank import ids_or_bounds
 from bdkernels.sampling import keys, sampler
@@ -25,7 +22,7 @@ from bdkernels.types.seen import Seen
 
 def rank(f: Blocks, ids: Tensor, seen: Seen | None, backend: str) -> Tensor:
     """`functional.rank`."""
-    with _plain(f.device):
+    with plain(f.device):
         checks.tensor("ids", ids, (f.n_rows, "C"), (torch.int64,), f.device)
         checks.seen(seen, f.n_rows, f.device)
         ids, seen = checks.own_ids("ids", ids, f.n_items), checks.own_seen(seen, f.n_items)
@@ -36,7 +33,7 @@ def count_above(
     f: Blocks, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int, backend: str
 ) -> Tensor:
     """`functional.count_above`."""
-    with _plain(f.device):
+    with plain(f.device):
         checks.thresholds(f.n_rows, f.n_items, thresholds, tie_ids, item_offset, f.device)
         checks.seen(seen, f.n_rows, f.device)
         seen = checks.own_seen(seen, checks.MAX_ITEMS)
@@ -47,7 +44,7 @@ def count_above(
 
 def topk(f: Blocks, k: int, seen: Seen | None, backend: str) -> tuple[Tensor, Tensor]:
     """`functional.topk`."""
-    with _plain(f.device):
+    with plain(f.device):
         checks.integer("k", k, 1, f.n_items)
         checks.seen(seen, f.n_rows, f.device)
         seen = checks.own_seen(seen, f.n_items)
@@ -78,7 +75,7 @@ def sample(
     checks.same("student: number of items", others[1], n_items)
     checks.same("student: device", others[2], device)
     checks.integer("number of items", n_items, 1)
-    with _plain(device):
+    with plain(device):
         checks.seen(seen, n_rows, device)
         checks.tensor("user_ids", user_ids, (n_rows,), (torch.int64,), device)
         checks.sample(k, step, subset, n_items, weights)
@@ -112,13 +109,3 @@ def _stages(backend: str, *models: Factors | Blocks) -> Steps:
 
 def _steps(backend: str, f: Blocks) -> Steps:
     return steps(f.device, backend, work=f.n_rows * f.n_items)
-
-
-@contextmanager
-def _plain(device: torch.device) -> Iterator[None]:
-    """As the operators run: no gradient, no autocast, which a scorer may switch on again for itself."""
-    with (
-        torch.no_grad(),
-        torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext(),
-    ):
-        yield

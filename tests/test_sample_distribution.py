@@ -61,12 +61,13 @@ def p_value(draws: np.ndarray, p: np.ndarray) -> float:
     return stats.chisquare(got[keep], want[keep] * got[keep].sum() / want[keep].sum()).pvalue
 
 
-def p_values(weight, side, n, seed, backend, rows=64, k=64) -> tuple[float, float]:
-    """One p-value a direction."""
+def p_values(weight, side, n, seed, backend, rows=64, k=64, sort=lambda f: f) -> tuple[float, float]:
+    """One p-value a direction. sort: makes another scorer of factors."""
     teacher, student, seen, unseen = two_models(n, seed)
     t, s = (f._replace(user_factors=f.user_factors.expand(rows, -1)) for f in (teacher, student))
     same = seen.rows(torch.zeros(rows, dtype=torch.int64))
-    out = bd.sample(t, s, k, same, to_student=weight, to_teacher=weight, **numbered(t, seed=seed), backend=backend)
+    settings = {"to_student": weight, "to_teacher": weight, "backend": backend} | numbered(t, seed=seed)
+    out = bd.sample(sort(t), sort(s), k, same, **settings)
     rank_t, rank_s = oracle.ranks(teacher, seen)[0], oracle.ranks(student, seen)[0]
     result = []
     for draws, guide, learner in ((out.to_student, rank_t, rank_s), (out.to_teacher, rank_s, rank_t)):

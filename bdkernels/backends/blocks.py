@@ -7,6 +7,7 @@ items are compared with those that the counting pass meets, so a scorer that cha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -24,6 +25,14 @@ from bdkernels.types.seen import Seen
 ELEMENTS = 1 << 18  # users x items of a block; tests change it, results do not
 GPU_ELEMENTS = 1 << 22  # the same on a GPU, where a small block is mostly the launch
 MEMBERS = ("n_rows", "n_items", "device", "block")
+
+
+@contextmanager
+def plain(device: torch.device) -> Iterator[None]:
+    """As the operators run: no gradient, no autocast, which a scorer may switch on again for itself."""
+    cast = torch.is_autocast_enabled(device.type)
+    with torch.no_grad(), torch.autocast(device.type, enabled=False) if cast else nullcontext():
+        yield
 
 
 class Blocks:
@@ -75,10 +84,12 @@ class Blocks:
     @property
     def lists(self) -> bool:
         """Whether it gives scores of listed items without a pass."""
-        return not self.dear or (self.rows is None and hasattr(self.scorer, "listed"))
+        return not self.dear or hasattr(self.scorer, "listed")
 
     def take(self, rows: Tensor) -> Blocks:
-        """Some of the rows, [R] int64."""
+        """Some of the rows, [R] int64, rising."""
+        if len(rows) == self.n_rows:
+            return self
         numbers = rows if self.numbers is None else self.numbers[rows]
         made = getattr(self.scorer, "take", None) if self.rows is None else None
         if made is None:
@@ -133,7 +144,12 @@ class Blocks:
         if isinstance(self.scorer, Scores):
             rows = torch.arange(self.n_rows, device=ids.device) if self.rows is None else self.rows
             return self.scorer.scores[rows[:, None], ids]
-        return self._checked("listed(ids)", self.scorer.listed(ids), tuple(ids.shape))  # type: ignore[attr-defined]
+        asked = ids
+        if self.rows is not None:  # of the others, any item
+            asked = ids.new_zeros(self.scorer.n_rows, ids.shape[1])
+            asked[self.rows] = ids
+        found = self._checked("listed(ids)", self.scorer.listed(asked), tuple(asked.shape))  # type: ignore[attr-defined]
+        return found if self.rows is None else found[self.rows]
 
     def _checked(self, call: str, found: Tensor, shape: tuple[int, ...]) -> Tensor:
         checks.instance(f"{self.name}.{call}", found, Tensor)
@@ -169,7 +185,7 @@ class Among:
         self.n_rows, self.n_items, self.device = whole.n_rows, len(ids), whole.device
 
     def take(self, rows: Tensor) -> Among:
-        """Some of the rows, [R] int64."""
+        """Some of the rows, [R] int64, rising."""
         return Among(self.whole.take(rows), self.ids)
 
     def passes(self) -> Iterator[tuple[int, Tensor]]:
@@ -217,7 +233,7 @@ def blocked(steps: Steps, *, dear: bool) -> Steps:
 
 
 def take(f: Model, rows: Tensor) -> Model:
-    """Some of the users, rows [R] int64."""
+    """Some of the users, rows [R] int64, rising."""
     return f._replace(user_factors=f.user_factors[rows]) if isinstance(f, Factors) else f.take(rows)
 
 

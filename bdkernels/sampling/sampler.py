@@ -52,7 +52,7 @@ class Batch(NamedTuple):
     subset: "Subset | None" = None  # of the items, to count ranks over; None: all
 
     def take(self, rows: Tensor) -> "Batch":
-        """The same for some rows, none of them twice."""
+        """The same for some rows, none of them twice; rising, unless the steps are queued."""
         nnz = None if self.seen is None or len(rows) < len(self.row_keys) else len(self.seen.indices)
         return Batch(
             take(self.teacher, rows),

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from bdkernels import checks
-from bdkernels.backends import reference
+from bdkernels.backends import reference, steps
+from bdkernels.backends.blocks import Blocks, count_above, plain
 from bdkernels.storage import mapped
 from bdkernels.types.factors import Factors
+from bdkernels.types.scorers import Scorer
 from bdkernels.types.seen import Seen
 
 
@@ -35,12 +37,12 @@ def rank_error(m: int, delta: float = 0.05) -> float:
 
 
 def rank_errors(
-    factors: Factors, ids: Tensor, subset: int | Tensor, seen: Seen | None = None, *, seed: int = 0, step: int = 0
+    scorer: Scorer, ids: Tensor, subset: int | Tensor, seen: Seen | None = None, *, seed: int = 0, step: int = 0
 ) -> Tensor:
     """How far ranks that `sample(subset=m)` estimates are off: what `rank_error` bounds, measured.
 
     Args:
-        factors: users [B, d], items [N, d], item_bias [N] or None.
+        scorer: `Factors`, `Scores` or an `ItemScorer`, as for `rank`.
         ids: [B, C] int64 in [0, N), the items whose ranks are compared; unseen ones, as `sample` proposes.
         subset: items that ranks are counted over: how many random ones, from 1 to N, or their ids [m] int64, rising.
         seen: rows of the B users; None for nothing seen.
@@ -52,24 +54,37 @@ def rank_errors(
     Raises:
         ValueError: an argument is wrong, as for `sample` and `rank`.
     """
-    users, items, bias = factors.user_factors, factors.item_factors, factors.flat_bias
-    factors = Factors(users.detach(), items.detach(), None if bias is None else bias.detach())
-    some_items = counted_items(factors.n_items, subset, seed, step).to(ids.device)
-    pair = (None, None) if seen is None else seen
-    exact = torch.ops.bdkernels.rank(*factors, ids, *pair)
+    n_items = scorer.n_items if isinstance(scorer, Factors) else Blocks.of("scorer", scorer).n_items
+    some_items = counted_items(n_items, subset, seed, step).to(ids.device)
     some = None if seen is None else seen_among(seen, some_items)
-    counts = torch.ops.bdkernels.count_above(
-        *among(factors, some_items),
-        torch.ops.bdkernels.score(*factors, ids),
-        torch.searchsorted(some_items, ids.contiguous()),
-        *((None, None) if some is None else some),
-    )
+    exact, counts = _exact_and_estimated(scorer, ids, some_items, seen, some)
     all_, few = (
         reference.candidate_counts(n, len(ids), rows, ids.device)[:, None]
-        for n, rows in ((factors.n_items, seen), (len(some_items), some))
+        for n, rows in ((n_items, seen), (len(some_items), some))
     )
     errors: Tensor = (scaled(counts, all_, few) - exact).abs() / all_.clamp(min=1).double()
     return errors
+
+
+def _exact_and_estimated(
+    scorer: Scorer, ids: Tensor, some_items: Tensor, seen: Seen | None, some: Seen | None
+) -> tuple[Tensor, Tensor]:
+    """Exact ranks [B, C], and how many of `some_items`, of which `some` have been seen, come before."""
+    ties = torch.searchsorted(some_items, ids.contiguous())
+    if not isinstance(scorer, Factors):
+        f = Blocks.of("scorer", scorer)
+        with plain(f.device):
+            checks.tensor("ids", ids, (f.n_rows, "C"), (torch.int64,), f.device)
+            checks.seen(seen, f.n_rows, f.device)
+            ids, seen, run = checks.own_ids("ids", ids, f.n_items), checks.own_seen(seen, f.n_items), steps(f.device)
+            return 1 + f.counts(ids, seen, run), count_above(run, f.among(some_items), f.listed(ids), ties, some, 0)
+    users, items, bias = scorer.user_factors, scorer.item_factors, scorer.flat_bias
+    factors = Factors(users.detach(), items.detach(), None if bias is None else bias.detach())
+    pair, few = (None, None) if seen is None else seen, (None, None) if some is None else some
+    exact = torch.ops.bdkernels.rank(*factors, ids, *pair)
+    return exact, torch.ops.bdkernels.count_above(
+        *among(factors, some_items), torch.ops.bdkernels.score(*factors, ids), ties, *few
+    )
 
 
 def scaled(counts: Tensor, all_: Tensor, some: Tensor) -> Tensor:
