@@ -126,7 +126,7 @@ def rank(scorer: Scorer, ids: Tensor, seen: Seen | None = None, *, backend: str 
     if not isinstance(scorer, Factors):
         found = Blocks.of("scorer", scorer)
         return scorers.rank(found, _tensor("ids", ids), _rows(seen), _name(backend))
-    return torch.ops.bdkernels.rank(*_detach(scorer), _tensor("ids", ids), *_pair(seen), backend=_name(backend))
+    return torch.ops.bdkernels.rank(*_detach(scorer, "scorer"), _tensor("ids", ids), *_pair(seen), backend=_name(backend))
 
 
 def count_above(
@@ -158,7 +158,7 @@ def count_above(
     if not isinstance(scorer, Factors):
         return scorers.count_above(Blocks.of("scorer", scorer), *queries, _rows(seen), item_offset, _name(backend))
     return torch.ops.bdkernels.count_above(
-        *_detach(scorer), *queries, *_pair(seen), item_offset, backend=_name(backend)
+        *_detach(scorer, "scorer"), *queries, *_pair(seen), item_offset, backend=_name(backend)
     )
 
 
@@ -191,7 +191,7 @@ def topk(scorer: Scorer, k: int, seen: Seen | None = None, *, backend: str | Non
     checks.int64("k", k)
     if not isinstance(scorer, Factors):
         return TopK(*scorers.topk(Blocks.of("scorer", scorer), k, _rows(seen), _name(backend)))
-    return TopK(*torch.ops.bdkernels.topk(*_detach(scorer), k, *_pair(seen), backend=_name(backend)))
+    return TopK(*torch.ops.bdkernels.topk(*_detach(scorer, "scorer"), k, *_pair(seen), backend=_name(backend)))
 
 
 def sample(

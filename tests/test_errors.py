@@ -178,10 +178,10 @@ def everything() -> dict:
     tau = {"tau_learner": 1.0, "tau_guide": 2.0}
     return {
         "score": {"factors": f, "ids": ids},
-        "rank": {"factors": f, "ids": ids, "seen": seen},
-        "count_above": {"factors": f, **counted},
+        "rank": {"scorer": f, "ids": ids, "seen": seen},
+        "count_above": {"scorer": f, **counted},
         "count_above_block": {"scores": torch.randn(3, 10), **counted},
-        "topk": {"factors": f, "k": 2, "seen": seen},
+        "topk": {"scorer": f, "k": 2, "seen": seen},
         "sample": {
             "teacher": f, "student": f, "k": 2, "seen": seen, "to_student": bd.Tanh(), "to_teacher": bd.Exp(),
             "seed": 1, "step": 2, "user_ids": rows,

@@ -149,3 +149,29 @@ def test_mistakes():
     for function in (lambda: evaluate(model, empty, "test", (1,)), lambda: compare(model, model, empty, "test")):
         with pytest.raises(UserError, match="holds out no test interactions"):
             function()
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_a_model_without_factors_is_evaluated_alike(blocks):
+    """It is scored by blocks, and its ranks are those of the model with equal scores."""
+    split = make_split(9, 70, held=(1, 3), seed=4)
+    model = make_model(split, seed=5, ties=True)
+
+    class Scored(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.dropout = model, torch.nn.Dropout(0.9)
+
+        def score(self, users, items):
+            return self.dropout(self.inner.score(users, items))
+
+    class InBlocks(Scored):
+        def score_block(self, users, first, stop):
+            return self.dropout(self.inner.score(users, torch.arange(first, stop).expand(len(users), -1)))
+
+    other = (InBlocks if blocks else Scored)()
+    for part in ("val", "test"):
+        assert np.array_equal(ranks(other, split, part, batch_size=4), oracle_ranks(model, split, part))
+        assert evaluate(other, split, part, (5, 10)) == evaluate(model, split, part, (5, 10))
+    assert compare(model, other, split).teacher_better == 0.0
+    assert other.training

@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 
 import bdkernels as bd
 from bdkernels import backends
-from bdkernels.backends import cpu, reference, streamed
+from bdkernels.backends import blocks, cpu, reference, streamed
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "0"))  # 0: a short run, the same every time
 LAST = os.environ.get("FUZZ_LAST")  # a file that tells of the example under way, for the one who finds the process dead
@@ -71,12 +71,13 @@ def present() -> list[str]:
 
 def everywhere(case: Case, run, *tensors) -> list:
     """The outcome in each backend, with the case's tiles."""
-    old = cpu.TILE, reference.TILE_ELEMENTS
+    old = cpu.TILE, reference.TILE_ELEMENTS, blocks.ELEMENTS
     cpu.TILE, reference.TILE_ELEMENTS = case.tile, max(40 * case.tile or 1 << 18, case.b * case.n // 50)
+    blocks.ELEMENTS = max(40 * case.tile or 1 << 18, case.b * case.n // 5)
     try:
         return [outcome(lambda name=name: run(name), *tensors) for name in present()]
     finally:
-        cpu.TILE, reference.TILE_ELEMENTS = old
+        cpu.TILE, reference.TILE_ELEMENTS, blocks.ELEMENTS = old
 
 
 def refused(outcomes: list, why: str) -> None:
@@ -190,14 +191,81 @@ def test_topk(case):
     if np.isnan(scores).any():
         return refused(got, "a score is NaN")
     ranks = data.ranks(scores, seen)
+    check_best(got, scores, ranks, seen, k)
+
+
+def check_best(got, scores, ranks, seen, k):
     for o in got:
         assert not isinstance(o, str), o
-        for row in range(case.b):
-            unseen = np.setdiff1d(np.arange(case.n), oracle.seen_row(seen, row))
+        for row in range(len(scores)):
+            unseen = np.setdiff1d(np.arange(scores.shape[1]), oracle.seen_row(seen, row))
             best = unseen[np.argsort(ranks[row, unseen])][:k]
             missing = k - len(best)
             assert o.ids[row].tolist() == [*best, *[-1] * missing]
             assert o.scores[row].tolist() == [*scores[row, best], *[-np.inf] * missing]
+
+
+class Made:
+    """An ItemScorer of scores [B, N] that are there."""
+
+    def __init__(self, scores):
+        self.scores, self.device = scores, scores.device
+        self.n_rows, self.n_items = scores.shape
+
+    def block(self, first, stop):
+        return self.scores[:, first:stop]
+
+
+class Taken(Made):
+    def take(self, rows):
+        return Taken(self.scores[rows])
+
+
+class Listed(Made):
+    def listed(self, ids):
+        return self.scores.gather(1, ids)
+
+
+@fuzz
+def test_scorers(case):
+    """rank, topk and sample on scores that are no `Factors`."""
+    scores, ids, seen, number = (
+        data.floats(case, 7, case.b, case.n, dtype="float32"),
+        data.ids(case),
+        data.seen(case),
+        Numbers(case),
+    )
+    one, two = (case.rng(21).permutation([0, 1, 2, 3])[:2]).tolist()
+    sorts = (bd.Scores, Made, Taken, Listed)
+    scorer, other = sorts[one](scores), sorts[two](scores.flip(1))
+    given = data.given(bd.Factors(scores, scores), ids, seen)
+    ranked = everywhere(case, lambda name: bd.rank(scorer, ids, seen, backend=name), *given)
+    bad, dense = data.bad_seen(seen, case.b, case.n), scores.resolve_neg().numpy()
+    nan = np.isnan(dense).any() and "a score is NaN"
+    if why := bad or nan or data.bad_ids(ids, case.b, case.n):
+        refused(ranked, why)
+    else:
+        same(ranked, np.take_along_axis(data.ranks(dense, seen), ids.numpy(), 1))
+    k = number.topk()
+    best = everywhere(case, lambda name: bd.topk(scorer, k, seen, backend=name), *given)
+    if why := bad or nan or (k not in range(1, case.n + 1) and "k"):
+        refused(best, why)
+    else:
+        check_best(best, dense, data.ranks(dense, seen), seen, k)
+    settings = {"user_ids": torch.arange(case.b), "step": 3, "independent_directions": bool(case.seed % 2)}
+    drawn = everywhere(case, lambda name: bd.sample(scorer, other, 5, seen, **settings, backend=name), *given)
+    if bad or case.n < 1:
+        return refused(drawn, bad or "N")
+    alive = [case.n > len(oracle.seen_row(seen, row)) for row in range(case.b)]
+    if np.isnan(dense[alive]).any():
+        return refused(drawn, "a score is NaN")
+    plain = bd.sample(bd.Scores(scores), bd.Scores(scores.flip(1)), 5, seen, **settings)
+    for o in drawn:
+        for a, b in zip(o, plain, strict=True):
+            assert torch.equal(a.ids, b.ids)
+            for row in range(case.b):
+                assert not np.isin(a.ids[row][a.mask[row]], oracle.seen_row(seen, row)).any()
+    return None
 
 
 @fuzz

@@ -16,6 +16,14 @@ import bdkernels as bd
 def high_water():  # KB
     return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1])
 
+class Scorer:  # makes blocks of the scores of factors
+    def __init__(self, f):
+        self.f, self.n_rows, self.n_items, self.device = f, len(f.user_factors), f.n_items, f.item_factors.device
+    def block(self, first, stop):
+        return self.f.user_factors @ self.f.item_factors[first:stop].T
+    def take(self, rows):
+        return Scorer(self.f._replace(user_factors=self.f.user_factors[rows]))
+
 torch.set_num_threads(2)
 b, n = 256, 1_000_000
 t = bd.Factors(torch.randn(b, 32), torch.randn(n, 32))
@@ -25,12 +33,16 @@ ids = torch.randint(0, n, (b, 64))
 small = [f._replace(user_factors=f.user_factors[:2], item_factors=f.item_factors[:5000]) for f in (t, s)]
 one = [f._replace(user_factors=f.user_factors[:1]) for f in (t, s)]
 bd.sample(*small, 32, user_ids=torch.arange(len(small[0].user_factors)), step=0), bd.topk(small[0], 10)  # libraries, thread pools
+bd.rank(Scorer(small[0]), ids[:2] % 5000)
 run = {
     "rank": lambda: bd.rank(t, ids, seen),
     "rank one query": lambda: bd.rank(t, ids[:, :1], seen),
     "sample": lambda: bd.sample(t, s, 32, seen, user_ids=torch.arange(len(t.user_factors)), step=0),
     "full row": lambda: bd.sample(*one, 32, to_student=bd.Exp(500.0), to_teacher=None, user_ids=torch.arange(1), step=0),
     "topk": lambda: bd.topk(t, 100, seen),
+    "rank of a scorer": lambda: bd.rank(Scorer(t), ids, seen),
+    "sample of scorers": lambda: bd.sample(Scorer(t), Scorer(s), 32, seen, user_ids=torch.arange(b), step=0),
+    "topk of a scorer": lambda: bd.topk(Scorer(t), 100, seen),
     "topk of many": lambda: bd.topk(t, 2048, seen),
 }[sys.argv[1]]
 open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts again from here
@@ -40,7 +52,11 @@ print(json.dumps((high_water() - before) / 1024))
 """
 
 
-@pytest.mark.parametrize("what", ["rank", "rank one query", "sample", "full row", "topk", "topk of many"])
+CALLS = ["rank", "rank one query", "sample", "full row", "topk", "topk of many"]
+SCORERS = ["rank of a scorer", "sample of scorers", "topk of a scorer"]
+
+
+@pytest.mark.parametrize("what", CALLS + SCORERS)
 def test_peak_extra_memory(what):
     if (reason := backends.missing("cpu")) is not None:
         pytest.skip(f"backend cpu: {reason}")

@@ -4,7 +4,8 @@ import pytest
 import torch
 from bidistill.errors import UserError
 from bidistill.models import MF
-from bidistill.models.scoring import evaluating, guide_scores, listed_scores, scorer_of
+from bidistill.models.modes import evaluating
+from bidistill.models.scoring import guide_scores, listed_scores, require_factors, scorer_of
 from torch import nn
 
 import bdkernels as bd
@@ -105,3 +106,11 @@ def test_errors_name_the_model_and_what_it_gave():
         scorer_of(WrongBlocks(), users).block(0, 5)
     with pytest.raises(UserError, match="the model Linear has no score: give it n_items and score"):
         scorer_of(nn.Linear(2, 2), users)
+
+
+def test_several_processes_need_factors():
+    require_factors(MF(2, 3, 1), "this")
+    with pytest.raises(
+        UserError, match=r"^this needs factors\(users\) of a model, which Distance does not have: .* torchrun$"
+    ):
+        require_factors(Distance(), "this")

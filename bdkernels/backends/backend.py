@@ -41,7 +41,8 @@ class Steps(NamedTuple):
     """The stages that a backend supplies: functions that give the bits of those of the same names in `backends.reference`.
 
     `score` serves the operator score; score and count_above serve rank; these, score_block, propose and accept serve sample;
-    the others serve the operators of their names. A call that needs a stage which is left out raises BackendError.
+    the others serve the operators of their names. Of scorers that are no Factors, count_above_block serves all but sample, which
+    needs propose and accept too. A call that needs a stage which is left out raises BackendError.
     """
 
     score: Callable[[Factors, Tensor], Tensor] = Missing("score")

@@ -23,6 +23,7 @@ from bidistill.errors import UserError
 from bidistill.evaluation.ranks import MAPPED_USERS, PAIRS
 from bidistill.files.access import replacing
 from bidistill.models import Recommender
+from bidistill.models.scoring import scorer_of
 from bidistill.report import open_run
 
 COLUMNS = ("user_id", "rank", "item_id", "score")
@@ -136,7 +137,7 @@ def best_items(
     known_users, known_items = (torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True))
     seen = Seen.from_pairs(known_users, known_items, split.n_users)
     for some in users.split(batch):
-        found = topk(model.factors(some), k, seen.rows(some))
+        found = topk(scorer_of(model, some, split.n_items), k, seen.rows(some))
         row, column = (each.numpy() for each in torch.nonzero(found.ids >= 0, as_tuple=True))
         values = (split.user_ids[some.numpy()[row]], column + 1, split.item_ids[found.ids.numpy()[row, column]])
         yield pa.table([pa.array(v) for v in (*values, found.scores.numpy()[row, column])], names=list(COLUMNS))

@@ -14,6 +14,7 @@ from bidistill.data import Split
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
 from bidistill.models import Recommender
+from bidistill.models.scoring import require_factors, scorer_of
 
 MAPPED_USERS = 8192  # in one call where every call reads the item table from disk
 PAIRS = 1 << 18  # users x listed items of such a call, at max_users: a few MB
@@ -91,11 +92,12 @@ def ranks_of(
     own_users = None if partition is None else partition.own_users
     seen = seen_items(split, part, device, only=own_users) if seen is None else seen
     if partition is not None and partition.shards is not None:
+        require_factors(model, "evaluation on several processes")
         return ranks_of_all(model, partition, users, items, batch_size, seen)
     out = np.empty(len(users), dtype=np.int64)
     for user_ids, item_ids, rows, columns, positions in batches(users, items, batch_size):
         some = torch.from_numpy(user_ids).to(device)
-        found = rank(model.factors(some), torch.from_numpy(item_ids).to(device), seen.rows(some))
+        found = rank(scorer_of(model, some, split.n_items), torch.from_numpy(item_ids).to(device), seen.rows(some))
         out[positions] = found.cpu().numpy()[rows, columns]
     return out
 

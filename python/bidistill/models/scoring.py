@@ -39,6 +39,15 @@ def scorer_of(model: Any, queries: Any, n_items: int | None = None) -> Scorer:
     return ModelScorer(model, queries, n_items)
 
 
+def require_factors(model: Any, what: str) -> None:
+    """Raise UserError where a model has no `factors`: `what` needs them, such as "evaluation on several processes"."""
+    if not callable(getattr(model, "factors", None)):
+        raise UserError(
+            f"{what} needs factors(users) of a model, which {type(model).__name__} does not have: give it that method, or use one"
+            " process, without torchrun"
+        )
+
+
 def listed_scores(model: Any, queries: Any, ids: Tensor) -> Tensor:
     """[B, C] differentiable scores of the listed items, ids [B, C] int64: what a model is trained by.
 
