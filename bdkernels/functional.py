@@ -126,7 +126,9 @@ def rank(scorer: Scorer, ids: Tensor, seen: Seen | None = None, *, backend: str 
     if not isinstance(scorer, Factors):
         found = Blocks.of("scorer", scorer)
         return scorers.rank(found, _tensor("ids", ids), _rows(seen), _name(backend))
-    return torch.ops.bdkernels.rank(*_detach(scorer, "scorer"), _tensor("ids", ids), *_pair(seen), backend=_name(backend))
+    return torch.ops.bdkernels.rank(
+        *_detach(scorer, "scorer"), _tensor("ids", ids), *_pair(seen), backend=_name(backend)
+    )
 
 
 def count_above(
