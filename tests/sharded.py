@@ -319,6 +319,37 @@ def undisturbed(c: Check) -> None:
     c.run("usual", run__out=str(c.folder / "calm"), run__checkpoint_steps=3)
 
 
+@check([3])
+def one_process_asks_to_stop(c: Check) -> None:
+    """All stop after the same step."""
+    trainers: list[Trainer] = []
+    ask = [Steps(10, lambda: trainers[0].stop("enough"))] if c.rank == 1 else []
+    trainers.append(Trainer(settings("usual", train__epochs=9), data(), callbacks=ask))
+    result = trainers[0].fit()
+    assert result.stopped == ("enough" if c.rank == 1 else "a callback asked for it elsewhere")
+    rows = [(row["phase"], row["epoch"]) for row in result.history]
+    assert c.exchange.agree("rows", len(rows)) == [len(rows)] * 3
+    assert rows == [("pretrain_teacher", 0), ("pretrain_teacher", 1), ("pretrain_student", 0), ("joint", 0)]
+
+
+@check([2])
+def a_callback_sets_the_rate(c: Check) -> None:
+    """As if the settings had said so."""
+
+    class Rate(Callback):
+        def on_phase(self, run, phase, epochs, steps):
+            for name in ("teacher", "student"):
+                run.set_lr(name, 0.001)
+
+    results = [
+        Trainer(settings("usual", train__epochs=1, **rates), data(), callbacks=callbacks).fit()
+        for rates, callbacks in (({}, [Rate()]), ({"teacher__lr": 0.001, "student__lr": 0.001}, []))
+    ]
+    for name in ("teacher", "student"):
+        pairs = zip(*(getattr(result, name).parameters() for result in results), strict=True)
+        assert all(torch.equal(p, q) for p, q in pairs)
+
+
 @check([2])
 def a_damaged_shard_is_found(c: Check) -> None:
     folder = c.folder / "stopped two"

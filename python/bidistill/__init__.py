@@ -23,6 +23,7 @@ from bidistill.logs import log_to_terminal
 from bidistill.metrics import UserRanks
 from bidistill.models import MF, Recommender, build_model, register_model
 from bidistill.registry import LOSSES, METRICS
+from bidistill.training.callbacks import Callback, Run
 from bidistill.training.control import matched
 from bidistill.training.finished import FinishedRun, open_run
 from bidistill.training.trainer import Result, Trainer
@@ -32,6 +33,7 @@ __all__ = [
     "METRICS",
     "MF",
     "Bidirectional",
+    "Callback",
     "Config",
     "Distiller",
     "FinishedRun",
@@ -40,6 +42,7 @@ __all__ = [
     "Recommender",
     "Request",
     "Result",
+    "Run",
     "Split",
     "Trainer",
     "UserError",

@@ -332,6 +332,10 @@ class Config:
         changed: Config = _replace(self, tree)
         return changed
 
+    def checked(self, name: str, value: Any) -> Any:
+        """A value in the type of "section.option". Raises UserError where the option may not have it."""
+        return next(each for each in options() if each.name == name).check(value)
+
     def __getitem__(self, name: str) -> Any:
         """The value of "section.option"."""
         return _get(self, name)

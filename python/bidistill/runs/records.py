@@ -20,6 +20,7 @@ class Progress(Section):
     epoch: int = Whole
     step: int = Whole
     started: bool
+    ended: str
 
 
 class Learned(Section):
@@ -28,6 +29,7 @@ class Learned(Section):
     best_score: float | None
     best_epoch: int = Whole
     stale: int = Whole
+    lr: float | None
     optimizer: dict[str, int | float]
 
 
@@ -36,6 +38,7 @@ class State(Section):
 
     Attributes:
         split: the fingerprint. config: `Config.values()`. sums: of the running epoch's losses, for each process.
+        stopped: why a callback stopped the run, or "". notes: numbers that callbacks have logged for the running epoch.
         pretrained_files: the seal of each model that the pretraining has left.
     """
 
@@ -46,6 +49,8 @@ class State(Section):
     history: list[dict[str, int | float | str]]
     pretrained: Metrics
     sums: dict[str, list[float]]
+    stopped: str
+    notes: dict[str, float]
     teacher: Learned
     student: Learned
     pretrained_files: dict[str, str]

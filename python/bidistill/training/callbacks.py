@@ -23,12 +23,13 @@ from bidistill.training.phases import LEARN_IN, PHASES, TITLES, Progress, Row, r
 
 
 class Run(Protocol):
-    """What a callback sees of a run, which is a `Trainer`.
+    """What a callback sees of a run, which is a `Trainer`, and may ask of it: `Steered` says what `stop` to `log` do.
 
     Attributes:
         config: all settings. progress: how far the run is. history: its rows so far.
         interactions: training interactions of an epoch. done: those of the running phase that were learned from.
         folder: of the run; None where nothing is written.
+        stopped: why the run was stopped, or "".
         distiller: draws the items on which the models follow each other; None where they do not.
     """
 
@@ -36,6 +37,17 @@ class Run(Protocol):
     progress: Progress
     history: list[Row]
     folder: RunFolder | None
+    stopped: str
+
+    def stop(self, reason: str) -> None: ...
+
+    def end_phase(self, reason: str) -> None: ...
+
+    def lr(self, name: str) -> float: ...
+
+    def set_lr(self, name: str, value: float) -> None: ...
+
+    def log(self, name: str, value: float) -> None: ...
 
     @property
     def interactions(self) -> int: ...
@@ -48,7 +60,7 @@ class Run(Protocol):
 
 
 class Callback:
-    """Does nothing; override what you need. Each method gets the run and must not change it.
+    """Does nothing; override what you need. Each method gets the run, may call its methods, and must not change it otherwise.
 
     A row of the history has: phase ("pretrain_teacher", "pretrain_student" or "joint"), epoch (how many are finished;
     0 is the state it starts from), interactions (that an epoch trains on), seconds, and "teacher/..." and "student/..."
@@ -59,7 +71,7 @@ class Callback:
     """
 
     def on_phase(self, run: Run, phase: str, epochs: int, steps: int) -> None:
-        """A phase begins or is resumed: at most `epochs` epochs of `steps` steps."""
+        """A phase begins, or is resumed (then `run.progress.started`): at most `epochs` epochs of `steps` steps."""
 
     def on_step(self, run: Run) -> None:
         """A step is done."""

@@ -84,6 +84,12 @@ class Engine:
         model: Recommender = new_model(self.config[name], self.partition, seed).to(self.device)
         return model
 
+    def learner(self, name: str) -> Learner:
+        """The "teacher" or the "student" in training. Raises UserError for another name."""
+        if name not in self.learners:
+            raise UserError(f"a run trains the teacher and the student, found {name!r}: name one of them")
+        return self.learners[name]
+
     def unfused(self) -> list[str]:
         """Which models train without the fused step, and why: a sentence for each reason."""
         models = self.learners.items()

@@ -28,6 +28,7 @@ class Learner:
     Attributes:
         best_score, best_epoch: of the phase so far; -inf and 0 before the first evaluation.
         stale: evaluations since the best one.
+        own_lr: the learning rate that `set_lr` gave in this phase; None: that of the settings.
     """
 
     def __init__(
@@ -41,6 +42,18 @@ class Learner:
         self.update = self.strategy.update(self.model, self.config, self.terms, fuse=self.fuse)
         self.best: dict[str, Tensor] = {}
         self.best_score, self.best_epoch, self.stale = -math.inf, 0, 0
+        self.own_lr: float | None = None
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next step."""
+        return float(self.update.optimizer.param_groups[0]["lr"])
+
+    def set_lr(self, value: float) -> None:
+        """Learn at another rate from the next step of this phase on."""
+        self.own_lr = value
+        for group in self.update.optimizer.param_groups:
+            group["lr"] = value
 
     def step(self, batch: Any) -> dict[str, Tensor]:
         """Learn from what the strategy gives for a batch. Returns the losses before the step: see `Update`."""
@@ -69,7 +82,7 @@ class Learner:
         scalars: dict[str, Any] = {}
         for name, value in self.update.state().items():
             (tensors if isinstance(value, Tensor) else scalars)[f"optimizer.{name}"] = value
-        numbers = {"best_epoch": self.best_epoch, "stale": self.stale, "optimizer": scalars}
+        numbers = {"best_epoch": self.best_epoch, "stale": self.stale, "lr": self.own_lr, "optimizer": scalars}
         return tensors, numbers | {"best_score": self.best_score if self.best else None}
 
     def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
@@ -82,6 +95,8 @@ class Learner:
         device = next(iter(self.model.parameters())).device
         moved = {name: value.to(device) if value.dim() else value for name, value in tensors.items()}  # numbers stay
         self.update.load_state(below("optimizer.", moved | numbers["optimizer"]))
+        if numbers["lr"] is not None:
+            self.set_lr(numbers["lr"])
 
     def load_grown(self, tensors: dict[str, Tensor], numbers: dict[str, Any], growth: Growth) -> None:
         """Restore what `state` gave before users or items were added; theirs are the rows that this model has now.

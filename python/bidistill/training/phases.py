@@ -35,6 +35,7 @@ class Progress:
     epoch: int = 0
     step: int = 0
     started: bool = False  # the phase's starting state has been evaluated
+    ended: str = ""  # why a callback ended the phase
 
 
 class Epochs(NamedTuple):

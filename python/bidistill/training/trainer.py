@@ -32,6 +32,7 @@ from bidistill.training.engine import Engine, with_given
 from bidistill.training.interrupt import Interrupt
 from bidistill.training.phases import LEARN_IN, PHASES, Progress, Row, problems
 from bidistill.training.settings import resolve_config, set_threads
+from bidistill.training.steering import ELSEWHERE, Steered
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Result:
         history: one row an epoch; see `Callback`.
         metrics: {"teacher": {"val": {...}, "test": {...}}, "student": ...}, as `evaluate` gives them.
         pretrained: the same for the best states of the pretraining, where the joint phase began.
+        stopped: why a callback stopped the run, or "".
     """
 
     teacher: Recommender
@@ -50,15 +52,16 @@ class Result:
     history: list[Row]
     metrics: Metrics
     pretrained: Metrics
+    stopped: str = ""
 
 
-class Trainer:
+class Trainer(Steered):
     """Trains a teacher and a student.
 
     Args:
         config: all settings.
         split: what to train and evaluate on.
-        callbacks: watchers besides the ones that `config.run` asks for.
+        callbacks: besides the ones that `config.run` asks for, which come after these and see what these have logged.
         warm_start: the folder of another run, whose pretraining this run takes over instead of making its own.
         overwrite: replace the run that the folder `config.run.out` may hold.
         teacher, student: modules to train in place of the models that `config` describes, from the state that they are in; see
@@ -85,6 +88,7 @@ class Trainer:
         teacher: torch.nn.Module | None = None,
         student: torch.nn.Module | None = None,
     ) -> None:
+        super().__init__()
         self.partition = Partition.find(config.run, split.n_users, split.n_items)
         self.fingerprint = split.fingerprint()
         given = _given(teacher, student)
@@ -99,7 +103,7 @@ class Trainer:
         self.pretrained: Metrics = {}
         self.sums: dict[str, float | Tensor] = {}  # of the losses in the steps of the running epoch
         self.seconds: dict[str, float] = {}  # of the parts of the running epoch, here
-        self.callbacks = [*(standard_callbacks(config.run) if self.partition.main else []), *callbacks]
+        self.callbacks = [*callbacks, *(standard_callbacks(config.run) if self.partition.main else [])]
         if warm_start is not None:
             for name, learner in self.engine.learners.items():
                 RunFolder(warm_start, self.partition).load_pretrained(name, learner.model, self.fingerprint)
@@ -178,11 +182,11 @@ class Trainer:
             Interrupt(launched=self.partition.launched) as interrupt,
             torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
         ):
-            self.partition.stop_when(lambda: interrupt.asked)
+            self.partition.stop_when(lambda: interrupt.asked or bool(self.stopped or self.progress.ended))
             try:
                 self._tell_unfused()
                 for phase in PHASES[PHASES.index(self.progress.phase) :]:
-                    self._run_phase(phase)
+                    self._run_phase(phase, interrupt)
                 metrics = {name: self._metrics(learner.model) for name, learner in self.engine.learners.items()}
             except UserError:
                 raise
@@ -196,7 +200,7 @@ class Trainer:
         models = {name: learner.model for name, learner in self.engine.learners.items()}
         if self.folder is not None:
             self.folder.finish(self.config, models, self.fingerprint, metrics, self.pretrained, self.history)
-        return Result(models["teacher"], models["student"], self.history, metrics, self.pretrained)
+        return Result(models["teacher"], models["student"], self.history, metrics, self.pretrained, self.stopped)
 
     def _tell_unfused(self) -> None:
         """Say which models train without the fused step, and why."""
@@ -215,24 +219,24 @@ class Trainer:
         else:
             folder.create(self.config, self.split, self.overwrite or mine)
 
-    def _run_phase(self, phase: str) -> None:
-        """Start or continue a phase until its last epoch, or until no model gets better; restore the best states."""
+    def _run_phase(self, phase: str, interrupt: Interrupt) -> None:
+        """Start or continue a phase until it is over; restore the best states."""
         names, train = LEARN_IN[phase], self.config.train
         epochs = train.epochs if phase == "joint" else train.pretrain_epochs
         steps = math.ceil(self.interactions / train.batch_size)
         if self.progress.phase != phase:
-            self.progress = Progress(phase)
+            self.progress, self.sums, self.notes = Progress(phase), {}, {}
+        if not self.progress.started:
+            for name in names:
+                self.engine.learners[name].restart()
         self._tell("on_phase", phase, epochs, steps)
         if not self.progress.started:
             self.progress.started = True
-            for name in names:
-                self.engine.learners[name].restart()
             self._end_epoch()
-        while self.progress.epoch < epochs and not self._stalled(names):
-            self._run_epoch(steps)
+        while self.progress.epoch < epochs and not self._over(names) and self._run_epoch(steps, interrupt):
             self.progress.epoch, self.progress.step = self.progress.epoch + 1, 0
             self._end_epoch(evaluated=self.progress.epoch % train.eval_every == 0 or self.progress.epoch == epochs)
-        if self.progress.epoch % self.config.run.checkpoint_every:
+        if self.progress.step or self.progress.epoch % self.config.run.checkpoint_every:
             self.save()
         if self.partition.main:
             for name in names:
@@ -243,8 +247,8 @@ class Trainer:
             if phase != "joint":
                 self._end_pretraining(name)
 
-    def _run_epoch(self, steps: int) -> None:
-        """The steps of an epoch that are not done yet."""
+    def _run_epoch(self, steps: int, interrupt: Interrupt) -> bool:
+        """The steps of an epoch that are not done yet. Whether the epoch is whole: a callback may end it."""
         progress, every, distilling = self.progress, self.config.run.checkpoint_steps, self._distilling() is not None
         size = self.config.train.batch_size
         with self._timed("steps"):
@@ -259,10 +263,13 @@ class Trainer:
             progress.step = step + 1
             self._tell("on_step")
             stop = self.partition.stopping
+            if stop and self.partition.all("go on", not interrupt.asked):
+                return progress.step == steps
             if stop or (every and progress.step % every == 0 and progress.step < steps):
                 self.save()
             if stop:
                 raise KeyboardInterrupt
+        return True
 
     def step(self, users: Tensor, positives: Tensor, step: int) -> None:
         """One step of each model that learns in the phase, on these training interactions: ids, int64 [B] each.
@@ -295,9 +302,10 @@ class Trainer:
         times = {f"{part}_seconds": round(seconds, 3) for part, seconds in self.seconds.items()}
         about = {"phase": progress.phase, "epoch": progress.epoch, "interactions": self.interactions}
         about["seconds"] = round(sum(self.seconds.values()), 3)
-        self.history.append(row := about | times | row)
-        self.seconds = {}
+        self.history.append(row := self._noted(about | times | row))
+        self.seconds, self._row = {}, row
         self._tell("on_epoch", row)
+        self._row = None
         if progress.epoch % config.run.checkpoint_every == 0:
             self.save()
 
@@ -347,7 +355,14 @@ class Trainer:
             remedy += f" or {' or '.join(f'distill.lambda_{name}' for name in names)}, or raise distill.tau_learner"
         return UserError(f"{' and '.join(names)} diverged {progress}: {remedy}")
 
-    def _stalled(self, names: Sequence[str]) -> bool:
+    def _over(self, names: Sequence[str]) -> bool:
+        """Whether a phase ends before its last epoch: no model gets better, or a callback has asked for it."""
+        if not self.partition.all("the run", not self.stopped):
+            self.stopped = self.stopped or ELSEWHERE
+        if not self.partition.all("the phase", not self.progress.ended):
+            self.progress.ended = self.progress.ended or ELSEWHERE
+        if self.stopped or self.progress.ended:
+            return True
         patience = self.config.train.patience
         return patience > 0 and all(self.engine.learners[name].stale >= patience for name in names)
 
@@ -383,6 +398,7 @@ class Trainer:
         tensors: dict[str, Tensor] = {}
         state: dict[str, Any] = {"place": asdict(self.progress), "history": self.history, "pretrained": self.pretrained}
         columns = self.partition.columns("save", [float(total) for total in self.sums.values()])
+        state |= {"stopped": self.stopped, "notes": self.notes}
         state["sums"] = dict(zip(self.sums, columns, strict=True))
         for name, learner in self.engine.learners.items():
             own, state[name] = learner.state()
@@ -402,6 +418,7 @@ class Trainer:
                 models = {name: learner.model for name, learner in self.engine.learners.items()}
                 self.distiller.load_grown(below("method.", tensors), growth, models)
         self.progress, self.history = Progress(**state.place.model_dump() | {"step": 0}), state.history
+        self.stopped = state.stopped
         for name in state.pretrained:
             model = self.engine.new_model(name)
             self.folder.grow_pretrained(name, model, growth, self.fingerprint)
@@ -416,6 +433,7 @@ class Trainer:
                 self.distiller.load_tensors(below("method.", tensors))
         self.progress = Progress(**state.place.model_dump())
         self.history, self.pretrained = state.history, state.pretrained
+        self.stopped, self.notes = state.stopped, {**state.notes}
         for name, sums in state.sums.items():
             self.sums[name] = self.partition.own(sums)
 

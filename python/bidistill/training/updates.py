@@ -20,7 +20,9 @@ TABLE_KINDS = {"0": "users", "1": "items", "2": "items"}  # of a user table, an 
 
 
 class Update(Protocol):
-    """Changes a model by one step a call, and owns its optimizer's state."""
+    """Changes a model by one step a call, and owns its optimizer."""
+
+    optimizer: torch.optim.Optimizer
 
     def __call__(self, batch: Any, /) -> dict[str, Tensor]:
         """One step on what the strategy gives for a batch.
