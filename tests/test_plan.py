@@ -7,6 +7,7 @@ import torch
 from bidistill import Config, Split, Trainer, UserError, generate, split
 from bidistill.cli import main
 from bidistill.data.sizes import made_up
+from bidistill.logs import shown_in_terminal
 from bidistill.plan import Costs, Sizes, make_plan, measure
 from bidistill.plan import estimate as planning
 from bidistill.plan.cluster import Network, draw_bytes, step_bytes, world_plan
@@ -176,8 +177,9 @@ def test_catalog_auto(monkeypatch, capsys, tmp_path, share):
     monkeypatch.setattr(automatic, "draw_share", lambda config, sizes: share)
     monkeypatch.setattr(automatic, "AUTO_ITEMS", 30)
     settings = config(distill__subset="auto", run__out=str(tmp_path), train__pretrain_epochs=1, train__epochs=1)
-    trainer = Trainer(settings, parts)
-    trainer.fit()
+    with shown_in_terminal():
+        trainer = Trainer(settings, parts)
+        trainer.fit()
     saved = Config.from_toml(tmp_path / "config.toml").distill.subset
     assert saved == trainer.config.distill.subset == (0 if share < 0.5 else 30)
     written = capsys.readouterr().out
