@@ -1,6 +1,8 @@
 """Models from outside the package: given to the Trainer, or registered by name; stopped, resumed, saved and opened again."""
 
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,11 +13,14 @@ import pytest
 import torch
 from bidistill import MF, Config, Trainer, UserError, evaluate, generate, matched, open_run, register_model, split
 from bidistill.cli import main
+from bidistill.data.sizes import Sizes
 from bidistill.data.write import write_interactions
 from bidistill.models.kinds import config_of
 from bidistill.models.sizes import size_of_kind
+from bidistill.registry import MODELS
 from bidistill.report import CONTROL, DISTILLED, SEPARATE, results
 from bidistill.training.callbacks import Callback
+from bidistill.training.timing import draw_share
 from torch import nn
 
 from bdkernels import Factors
@@ -34,7 +39,7 @@ BASE = {
     "run.progress": False,
     "distill.pool": 5,
 }
-OWN = ("two_tower",)
+OWN = ("two_tower", "neural")
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +134,45 @@ def test_a_registered_kind(outside, parts, tmp_path, capsys, name):
     capsys.readouterr()
     assert main(["recommend", str(tmp_path), "--users", user, "-k", "3"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+class Modes(nn.Module):
+    """Writes down in which mode, and whether for a gradient, it is asked; a layer of it is frozen."""
+
+    def __init__(self, n_users, n_items, asked):
+        super().__init__()
+        self.users, self.items = nn.Embedding(n_users, 4), nn.Embedding(n_items, 4)
+        self.frozen, self.asked = nn.BatchNorm1d(4).eval(), asked
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def score(self, users, items):
+        self.asked.add(("score", self.training, torch.is_grad_enabled()))
+        assert not self.frozen.training
+        return (self.frozen(self.users(users))[:, None] * self.items(items)).sum(2)
+
+    def factors(self, users):
+        self.asked.add(("factors", self.training, torch.is_grad_enabled()))
+        return Factors(self.frozen(self.users(users)), self.items.weight)
+
+
+@pytest.mark.parametrize("every", [0, 1])
+def test_only_a_step_learns_in_training_mode(parts, every):
+    """Ranks, draws and the guides' scores are those of the evaluation mode, so dropout does not make them others."""
+    asked = set()
+    pair = {name: Modes(parts.n_users, parts.n_items, asked) for name in ("teacher", "student")}
+    for module in pair.values():
+        module.eval()  # as it is left by whoever has looked at it before
+    trainer = Trainer(config(distill__resample_every=every), parts, **pair)
+    asked.clear()
+    trainer.fit()
+    assert ("score", True, True) in asked and ("factors", False, False) in asked
+    assert asked <= {("score", True, True), ("score", False, False), ("factors", False, False)}
+    assert all(module.training and module.frozen.weight.requires_grad for module in pair.values())
+    assert torch.equal(pair["teacher"].frozen.running_mean, torch.zeros(4))
 
 
 class Odd(nn.Module):
@@ -287,14 +331,35 @@ def test_a_given_module_counts_in_the_memory_that_a_run_needs(outside, parts, mo
         Trainer(config(), parts, teacher=large)
 
 
+def test_the_plan_and_subset_auto_know_any_kind(outside, parts, capsys):
+    """Memory by the model's own state, time by its own steps, draws and ranks."""
+    name = "neural"
+    outside(name)
+    kinds = ["--teacher-kind", name, "--student-kind", name, "--student-dim", "4"]
+    sizes = ["--users", "60", "--items", "80", "--interactions", "1200"]
+    assert main(["plan", *sizes, *kinds, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    model = MODELS[name](60, 80, dim=4)
+    state = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    assert (
+        plan["memory"]["student: tables, best state, optimizer"] == 5 * state
+    )  # itself, the best, Adam's two, a gradient
+    assert all(time["seconds"] > 0 for time in plan["times"] if "draws" in time["name"] or "evaluation" in time["name"])
+    assert main(["plan", *sizes, *kinds, "--world", "2"]) == 2
+    assert f"teacher.kind '{name}' cannot lie on several processes" in capsys.readouterr().err
+    settings = config(teacher__kind=name, student__kind=name, distill__subset="auto")
+    assert 0 < draw_share(settings, Sizes.of_split(parts, settings)) < 1
+    assert Trainer(settings, parts).config.distill.subset == 0
+
+
 FAKE = """[bidistill.models]
 {name} = outside.{name}:{factory}
 """
 
 
-@pytest.mark.parametrize(("name", "factory"), [("two_tower", "TwoTower")])
+@pytest.mark.parametrize(("name", "factory"), [("two_tower", "TwoTower"), ("neural", "Neural")])
 def test_an_installed_package_registers_its_kind(outside, parts, tmp_path, name, factory):
-    """By an entry point: another process, which imports nothing of it itself, trains, recommends and evaluates."""
+    """By an entry point: another process, which imports nothing of it itself, trains and recommends."""
     package = tmp_path / "site" / "their_models-1.0.dist-info"
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: their-models\nVersion: 1.0\n")
@@ -310,11 +375,7 @@ def test_an_installed_package_registers_its_kind(outside, parts, tmp_path, name,
     paths = [tmp_path / "site", root / "tests", root, root / "python"]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
     folder = str(tmp_path / "run")
-    for command in (
-        ["train", str(tmp_path / "settings.toml")],
-        ["evaluate", folder],
-        ["recommend", folder, "--users", "1"],
-    ):
+    for command in (["train", str(tmp_path / "settings.toml")], ["recommend", folder, "--users", "1"]):
         done = subprocess.run(
             [sys.executable, "-m", "bidistill", *command], env=environment, capture_output=True, text=True, check=False
         )
@@ -322,3 +383,13 @@ def test_an_installed_package_registers_its_kind(outside, parts, tmp_path, name,
     assert (tmp_path / "run" / "report.html").exists()
     outside(name)
     assert type(open_run(folder).student).__name__ == factory
+
+
+def test_the_page_on_models(outside, tmp_path, monkeypatch):
+    """Its Python blocks, one after the other, as they stand."""
+    page = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.S)
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    exec(compile("\n".join(blocks), "docs/models.md", "exec"), names)
+    assert names["run"].student.layers[0].in_features == 8 and (tmp_path / "named" / "metrics.json").exists()

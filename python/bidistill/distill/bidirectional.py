@@ -15,6 +15,7 @@ from bidistill.config import DistillConfig, WeightConfig
 from bidistill.distill.method import Column, Method, Request, register_method
 from bidistill.distributed.partition import Partition
 from bidistill.models import Recommender
+from bidistill.models.scoring import scorer_of
 
 PROBES = 32  # users, and items of each, by which the error of estimated ranks is measured
 
@@ -61,8 +62,8 @@ class Bidirectional(Method):
 
     def draw(self, teacher: Recommender, student: Recommender, asked: Request) -> dict[str, Draws]:
         samples = self.partition.sample(
-            teacher.factors(asked.queries),
-            student.factors(asked.queries),
+            scorer_of(teacher, asked.queries, self.partition.n_items),
+            scorer_of(student, asked.queries, self.partition.n_items),
             asked.k,
             asked.seen,
             to_student=self.weights["student"] if "student" in asked.learners else None,
@@ -107,7 +108,7 @@ class Bidirectional(Method):
         counted = self._counted(self.seed, step)
         assert counted is not None
         errors = (
-            self.partition.rank_errors(model.factors(users), ids.clamp(min=0), counted, seen)
+            self.partition.rank_errors(scorer_of(model, users, n_items), ids.clamp(min=0), counted, seen)
             for model in (teacher, student)
         )
         found = torch.stack(list(errors))[:, (ids >= 0).all(1)]

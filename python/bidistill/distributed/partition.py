@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from bdkernels import Factors, Samples, Seen, rank, rank_errors, sample
+from bdkernels import Factors, Samples, Scorer, Seen, rank, rank_errors, sample
 from bdkernels.distributed.catalog import ShardedCatalog
 from bidistill.config import RunConfig
 from bidistill.distributed.processes import Processes, launch
@@ -160,18 +160,18 @@ class Partition:
         turns = max(-(-len(users) // size) for users in own)
         return [own[self.processes.rank][turn * size : (turn + 1) * size] for turn in range(turns)]
 
-    def rank(self, factors: Factors, ids: Tensor, seen: Seen) -> Tensor:
-        """`bdkernels.rank` over all items, for users of this process."""
-        return rank(factors, ids, seen) if self.shards is None else self.shards.rank(factors, ids, seen)
+    def rank(self, model: Scorer, ids: Tensor, seen: Seen) -> Tensor:
+        """`bdkernels.rank` over all items, for users of this process. Of several processes, each gives `Factors`."""
+        return rank(model, ids, seen) if self.shards is None else self.shards.rank(cast(Factors, model), ids, seen)
 
-    def rank_errors(self, factors: Factors, ids: Tensor, counted: Tensor, seen: Seen) -> Tensor:
+    def rank_errors(self, model: Scorer, ids: Tensor, counted: Tensor, seen: Seen) -> Tensor:
         """`bdkernels.rank_errors` likewise, of ranks counted over the items `counted`."""
-        run = rank_errors if self.shards is None else self.shards.rank_errors
-        return run(factors, ids, counted, seen)
+        run: Callable[..., Tensor] = rank_errors if self.shards is None else self.shards.rank_errors
+        return run(model, ids, counted, seen)
 
     def sample(
-        self, teacher: Factors, student: Factors, k: int, seen: Seen, *, users: Tensor, **settings: object
+        self, teacher: Scorer, student: Scorer, k: int, seen: Seen, *, users: Tensor, **settings: object
     ) -> Samples:
         """`bdkernels.sample` likewise, for users [B] numbered from this process's first."""
-        run = sample if self.shards is None else self.shards.sample
-        return run(teacher, student, k, seen, user_ids=self.ids(users), **settings)  # type: ignore[arg-type]
+        run: Callable[..., Samples] = sample if self.shards is None else self.shards.sample
+        return run(teacher, student, k, seen, user_ids=self.ids(users), **settings)

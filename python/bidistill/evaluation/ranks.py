@@ -154,7 +154,7 @@ def ranks_of_all(
         listed = torch.from_numpy(
             np.pad(item_ids, ((0, 0), (0, width - item_ids.shape[1])), "edge" if len(item_ids) else "empty")
         )
-        ranked = partition.rank(model.factors(some), listed.to(device), seen.rows(some))
+        ranked = partition.rank(scorer_of(model, some), listed.to(device), seen.rows(some))
         found[positions] = ranked.cpu().numpy()[rows, columns]
     sizes = np.bincount(owner, minlength=partition.processes.size).tolist()
     everyones: Tensor = exchange.gather(torch.from_numpy(found), sizes)

@@ -1,4 +1,4 @@
-"""What is asked of a model: one method, and three more that it may have. There is no base class: what has the methods will do."""
+"""What is asked of a model: one method, and more that it may have. There is no base class: what has the methods will do."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Tables = tuple[Tensor, Tensor, Tensor | None]  # [n_users, d], [n_items, d], [n_
 class Recommender(Protocol):
     """A torch.nn.Module that scores items for users.
 
-    The Trainer fills in `n_users` and `n_items` where they are missing. The model may also have `tables` (`TableModel`), and
-    `row_kinds() -> dict[str, str]`, which says of entries of `state_dict` that they have a row a user ("users") or an item
-    ("items"), where their shapes do not tell.
+    The Trainer fills in `n_users` and `n_items` where they are missing. What makes a model faster are the methods of
+    `FactorModel`, `BlockModel` and `TableModel`. A model whose tables may grow may have `row_kinds() -> dict[str, str]`, which
+    says of entries of `state_dict` that they have a row a user ("users") or an item ("items"), if their shapes do not tell.
     """
 
     n_users: int
@@ -26,12 +26,6 @@ class Recommender(Protocol):
 
     def score(self, users: Tensor, items: Tensor) -> Tensor:
         """Differentiable scores [B, C] float32 of items [B, C] int64 for users [B] int64."""
-        ...
-
-    def factors(self, users: Tensor) -> Factors:
-        """For users [B] int64: their factors [B, d], those of all items [n_items, d], and a bias [n_items] or None; float32,
-        with the scores that `score` gives.
-        """
         ...
 
     # What every torch.nn.Module has, as far as the trainer uses it.
@@ -55,7 +49,27 @@ class Recommender(Protocol):
 
 
 @runtime_checkable
-class TableModel(Recommender, Protocol):
+class FactorModel(Recommender, Protocol):
+    """A Recommender whose score is a dot product plus an item bias: operators are fused for it."""
+
+    def factors(self, users: Tensor) -> Factors:
+        """For users [B] int64: their factors [B, d], those of all items [n_items, d], and a bias [n_items] or None; float32,
+        with the scores that `score` gives.
+        """
+        ...
+
+
+@runtime_checkable
+class BlockModel(Recommender, Protocol):
+    """A Recommender that scores a range of items for all users of a batch faster than `score` does."""
+
+    def score_block(self, users: Tensor, first: int, stop: int) -> Tensor:
+        """Scores [B, stop - first] float32 of the items from `first` to `stop` - 1 for users [B] int64, as `score` gives them."""
+        ...
+
+
+@runtime_checkable
+class TableModel(FactorModel, Protocol):
     """A Recommender that may let a training step change its tables in place, in one fused call without autograd."""
 
     def tables(self) -> Tables | None:

@@ -14,6 +14,7 @@ from bidistill.models.modes import evaluating
 
 SCORE = "score(users: int64 [B], items: int64 [B, C]) -> float32 [B, C], with a gradient"
 FACTORS = "factors(users: int64 [B]) -> Factors(float32 [B, d], float32 [n_items, d], float32 [n_items] or None)"
+BLOCK = "score_block(users: int64 [B], first: int, stop: int) -> float32 [B, stop - first]"
 CLOSE = 1e-2  # how far the ways to score may differ, as a share of the largest score: another order of sums, lower precision
 
 
@@ -51,7 +52,7 @@ def check_model(name: str, found: Any, n_users: int, n_items: int) -> None:
         _check_scores(title, model, n_users, n_items)
 
 
-def _check_scores(title: str, model: Recommender, n_users: int, n_items: int) -> None:
+def _check_scores(title: str, model: Any, n_users: int, n_items: int) -> None:
     device = next(iter(model.parameters())).device
     users = torch.tensor([0, n_users - 1], device=device)
     items = torch.tensor([[0, n_items - 1, n_items // 2]] * 2, device=device)
@@ -75,6 +76,10 @@ def _check_scores(title: str, model: Recommender, n_users: int, n_items: int) ->
             if found.item_bias is not None:
                 dots = dots + found.item_bias.reshape(-1)[items]
             _check_close(f"{title}: factors", dots, scores.detach(), wide)
+        elif callable(getattr(model, "score_block", None)):
+            block = _tried(f"{title}: score_block", BLOCK, lambda: model.score_block(users, n_items - 1, n_items))
+            _check_tensor(f"{title}: score_block", BLOCK, block, (2, 1))
+            _check_close(f"{title}: score_block", block, scores.detach()[:, 1:2], wide)
 
 
 def check_gradients(name: str, model: Recommender, optimizer: str) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from bdkernels import score
 from bidistill.config import Config, ModelConfig
 from bidistill.distributed.partition import Partition
 from bidistill.models import Recommender
 from bidistill.models.base import tables_of
+from bidistill.models.scoring import guide_scores
 from bidistill.training.fusion import obstacle
 from bidistill.training.types import Batch, Terms
 from bidistill.training.updates import EagerUpdate, FusedUpdate, Update
@@ -69,7 +69,7 @@ class Whole:
         """The guides score as they are before the step."""
         guided = {}
         for name, batch in batches.items():
-            scores = score(guides[name].factors(batch.users), batch.distill.ids.clamp(min=0))
+            scores = guide_scores(guides[name], batch.users, batch.distill.ids.clamp(min=0))
             guided[name] = batch._replace(guide_scores=scores)
         return guided
 

@@ -10,15 +10,17 @@ from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from bdkernels import Factors, Seen, rank
+from bdkernels import Factors, Seen, rank, score
 from bdkernels.tools.measure import seconds
 from bidistill.config import Config
 from bidistill.data.sizes import Sizes, made_up
 from bidistill.distill import Distiller
 from bidistill.distill.distiller import CHUNK
 from bidistill.distributed.partition import Partition
-from bidistill.models import MF, Recommender
+from bidistill.models import Recommender
+from bidistill.models.scoring import scorer_of
 from bidistill.training.engine import Engine
 
 # Tables of real size as far as that takes seconds: their rows cost more the less of them the caches and page tables hold.
@@ -73,67 +75,91 @@ def draw_line(engine: Engine) -> Line:
     """Draws for as many users as resampling takes at once, over SCANNED items and over a quarter of them.
 
     How many proposals must be counted depends on how alike the two models rank. Those here are untrained; biases that they share
-    in part make their ranks as alike as those of trained ones.
+    in part make the ranks of models with factors as alike as those of trained ones. Others rank as they are.
     """
     config = engine.config
     k = config.distill.pool if config.distill.resample_every else config.distill.samples
+    users = some_users(engine, CHUNK)
     shared, *own = torch.randn(3, engine.partition.n_items, generator=torch.Generator().manual_seed(0))
-    teacher, student = (
-        factors_of(engine, name, CHUNK)._replace(item_bias=(shared + OWN * noise).to(engine.device))
+    pair = [
+        cut(engine.learners[name].model, users, (shared + OWN * noise).to(engine.device))
         for name, noise in zip(("teacher", "student"), own, strict=True)
-    )
-    users = torch.arange(len(teacher.user_factors), device=engine.device)
+    ]
     nothing = torch.zeros(0, dtype=torch.int64, device=engine.device)
     seen = Seen.from_pairs(nothing, nothing, len(users))
-
     always = config.with_overrides({"distill.resample_every": 0, "distill.samples": k}).distill
 
     @cache
-    def drawing(n: int) -> tuple[Distiller, tuple[Recommender, Recommender]]:
+    def drawing(n: int) -> tuple[Distiller, list[Recommender]]:
         distiller = Distiller.from_config(always, seen, 0, Partition.whole(len(users), n))
         assert distiller is not None
-        return distiller, (model_of(first(teacher, n)), model_of(first(student, n)))
+        return distiller, [first(n) for first in pair]
 
     def call(n: int) -> None:
-        distiller, pair = drawing(n)
-        distiller.draw(*pair, users, 0, torch.Generator())
+        distiller, (teacher, student) = drawing(n)
+        distiller.draw(teacher, student, users, 0, torch.Generator())
 
-    return line(teacher, call)
+    return line(len(users), engine.partition.n_items, call)
 
 
 def rank_line(engine: Engine, name: str) -> Line:
     """`rank` of one item for the users of a batch of evaluation, over SCANNED items and over a quarter of them."""
-    factors = factors_of(engine, name, engine.config.eval.batch_size)
-    ids = torch.zeros(len(factors.user_factors), 1, dtype=torch.int64, device=engine.device)
-    return line(factors, lambda n: rank(first(factors, n), ids))
+    users = some_users(engine, engine.config.eval.batch_size)
+    first = cut(engine.learners[name].model, users)
+    ids = torch.zeros(len(users), 1, dtype=torch.int64, device=engine.device)
+    return line(len(users), engine.partition.n_items, lambda n: rank(scorer_of(first(n), users), ids))
 
 
-def factors_of(engine: Engine, name: str, users: int) -> Factors:
-    """Some users of one of the models."""
-    return engine.learners[name].model.factors(torch.arange(min(users, engine.partition.n_users), device=engine.device))
+def some_users(engine: Engine, n: int) -> Tensor:
+    """The first n users, or all."""
+    return torch.arange(min(n, engine.partition.n_users), device=engine.device)
 
 
-def model_of(factors: Factors) -> Recommender:
-    """A model of these users and items."""
-    users, items, bias = factors
-    assert bias is not None
-    with torch.device("meta"):  # no tables of its own
-        model = MF(len(users), len(items), users.shape[1])
-    tables = {"user_factors.weight": users, "item_factors.weight": items, "item_bias.weight": bias[:, None]}
-    model.load_state_dict(tables, assign=True)
-    return model
+def cut(model: Recommender, users: Tensor, item_bias: Tensor | None = None) -> Callable[[int], Any]:
+    """What gives a model of the first n items, for these users.
+
+    item_bias: in the place of its own, where it has factors.
+    """
+    scorer = scorer_of(model, users)
+    if not isinstance(scorer, Factors):
+        return lambda n: FirstItems(model, n)
+    if item_bias is not None:
+        scorer = scorer._replace(item_bias=item_bias)
+    return lambda n: FirstFactors(scorer, n)
 
 
-def first(factors: Factors, n: int) -> Factors:
-    """The same users over the first n items."""
-    return Factors(
-        factors.user_factors, factors.item_factors[:n], None if factors.item_bias is None else factors.item_bias[:n]
-    )
+class FirstFactors(torch.nn.Module):
+    """A model of the first n items of these factors, whose users are numbered by their rows."""
+
+    def __init__(self, factors: Factors, n: int) -> None:
+        super().__init__()
+        users, items, bias = factors
+        self.own = Factors(users, items[:n], None if bias is None else bias[:n])
+        self.n_users, self.n_items = len(users), n
+
+    def factors(self, users: Tensor) -> Factors:
+        return self.own._replace(user_factors=self.own.user_factors[users])
+
+    def score(self, users: Tensor, items: Tensor) -> Tensor:
+        return score(self.factors(users), items)
 
 
-def line(factors: Factors, call: Callable[[int], Any]) -> Line:
+class FirstItems(torch.nn.Module):
+    """A model of the first n items of another one."""
+
+    def __init__(self, model: Recommender, n: int) -> None:
+        super().__init__()
+        self.model, self.n_users, self.n_items = model, model.n_users, n
+        if callable(block := getattr(model, "score_block", None)):
+            self.score_block = block
+
+    def score(self, users: Tensor, items: Tensor) -> Tensor:
+        return self.model.score(users, items)
+
+
+def line(users: int, n_items: int, call: Callable[[int], Any]) -> Line:
     """Seconds a user of calls over n items, for SCANNED items and a quarter of them in turns."""
-    items, users = min(SCANNED, factors.n_items), len(factors.user_factors)
+    items = min(SCANNED, n_items)
     few = max(1, items // 4)
     call(few)
     times = [(seconds(lambda: call(few)), seconds(lambda: call(items)))]
