@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -18,14 +18,17 @@ from torch import Tensor
 from bdkernels import memory, ranges
 from bdkernels.ranges import Range
 from bdkernels.types.factors import Factors
+from bdkernels.types.rule import Rule
 from bdkernels.types.seen import Seen
-from bdkernels.types.step import StepInputs
+from bdkernels.types.step import DistillInputs, StepInputs
 from bdkernels.weights import KINDS
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAX_ITEMS = 2**31
 ASSERTS = ("cuda",)  # types of the devices that assert values; the others are asked for them
+PLACES = 64  # of tables and their state that are known to be apart
 _ASKED = ContextVar("asked", default=False)
+_apart: set[tuple[Any, ...]] = set()
 
 
 class NaNScore(ValueError):
@@ -69,8 +72,8 @@ def _holds(condition: Tensor | bool, name: str, expected: str, got: Callable[[],
     """`_is` for a condition on values, [] bool; `got` is asked only where the values are at hand."""
     if _asserts(condition):
         torch._assert_async(condition, f"{name}: expected {expected}")
-    else:
-        _is(bool(condition), name, expected, got() if not condition else None)
+    elif not condition:
+        _is(False, name, expected, got())
 
 
 def instance(name: str, value: object, *types: type) -> None:
@@ -241,7 +244,8 @@ def like(name: str, t: Tensor, other: Tensor) -> None:
 
 
 def within(name: str, value: float, allowed: Range) -> None:
-    _is(value in allowed, name, allowed.words, value)
+    if value not in allowed:
+        _is(False, name, allowed.words, value)
 
 
 def weight(name: str, kind: str, parameter: float) -> None:
@@ -269,18 +273,18 @@ def thresholds(n_rows: int, n_items: int, t: Tensor, tie_ids: Tensor, item_offse
     integer("item_offset", item_offset, 0, MAX_ITEMS - n_items)
 
 
-def temperatures(tau_learner: float, tau_guide: float) -> None:
-    within("tau_learner", tau_learner, ranges.TAU)
-    within("tau_guide", tau_guide, ranges.TAU)
+def temperatures(s: DistillInputs | StepInputs) -> None:
+    within("tau_learner", s.tau_learner, ranges.TAU)
+    within("tau_guide", s.tau_guide, ranges.TAU)
 
 
-def losses(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None) -> None:
-    shape, device = tuple(learner.shape), learner.device
-    tensor("learner_scores", learner, shape, (*FLOATS, torch.float64), device)
-    tensor("guide_scores", guide, shape, (*FLOATS, torch.float64), device)
-    if mask is not None:
-        tensor("mask", mask, shape, (torch.bool,), device)
-    temperatures(tau_learner, tau_guide)
+def losses(s: DistillInputs) -> None:
+    shape, device = tuple(s.learner_scores.shape), s.learner_scores.device
+    tensor("learner_scores", s.learner_scores, shape, (*FLOATS, torch.float64), device)
+    tensor("guide_scores", s.guide_scores, shape, (*FLOATS, torch.float64), device)
+    if s.mask is not None:
+        tensor("mask", s.mask, shape, (torch.bool,), device)
+    temperatures(s)
 
 
 def loss_dtype(scores: Tensor) -> torch.dtype:
@@ -310,8 +314,15 @@ def own_memory(tables: dict[str, Tensor], state: Sequence[Tensor] = ()) -> None:
 
     A value, not a shape: fake tensors have no memory to compare.
     """
-    pair = memory.shared(tables | {f"state[{i}]": t for i, t in enumerate(state)})
-    _is(pair is None, " and ".join(pair or ()), "memory of their own", "memory that both have")
+    places: list[Any] = []
+    for t in (*tables.values(), *state):
+        places += (t.data_ptr(), t.shape, t.stride(), t.dtype)
+    if (where := tuple(places)) not in _apart:
+        pair = memory.shared(tables | {f"state[{i}]": t for i, t in enumerate(state)})
+        _is(pair is None, " and ".join(pair or ()), "memory of their own", "memory that both have")
+        if len(_apart) == PLACES:
+            _apart.clear()
+        _apart.add(where)
 
 
 def state(tables: list[Tensor], state: list[Tensor], per_table: int) -> None:
@@ -323,14 +334,13 @@ def state(tables: list[Tensor], state: list[Tensor], per_table: int) -> None:
         _is(t.is_contiguous(), f"state[{i}]", "a contiguous tensor", f"strides {t.stride()}")
 
 
-def rule(kind: str, lr: float, weight_decay: float, beta1: float, beta2: float, eps: float) -> None:
-    """The numbers of an optimizer's rule, whose attributes may have been changed since its construction."""
-    within("lr", lr, ranges.STEP_SIZE)
-    within("weight_decay", weight_decay, ranges.WEIGHT_DECAY)
-    for beta in (beta1, beta2):
+def rule(r: Rule) -> None:
+    """The numbers of an optimizer's rule but lr, whose attributes may have been changed since its construction."""
+    within("weight_decay", r.weight_decay, ranges.WEIGHT_DECAY)
+    for beta in (r.beta1, r.beta2):
         within("betas", beta, ranges.BETA)
-    if kind != "sgd":
-        within("eps", eps, ranges.EPS)
+    if r.kind != "sgd":
+        within("eps", r.eps, ranges.EPS)
 
 
 def step(s: StepInputs) -> None:
@@ -345,26 +355,42 @@ def step(s: StepInputs) -> None:
     if s.distill_mask is not None:
         tensor("distill_mask", s.distill_mask, shape, (torch.bool,), device)
     choice("cf", s.cf, ranges.FUSED_LOSSES)
-    temperatures(s.tau_learner, s.tau_guide)
+    temperatures(s)
     within("distill_weight", s.distill_weight, ranges.LAMBDA)
     within("distill_weight / tau_learner", s.distill_weight / s.tau_learner, ranges.SLOPE)
 
 
 def finite_losses(cf: Tensor, distill: Tensor) -> None:
     """Raise NonFiniteLoss. On a GPU losses stay where they are: a training that diverges is no reason to lose the device."""
-    if (cf.device.type not in ASSERTS or _ASKED.get()) and not (cf.isfinite() and distill.isfinite()):
+    if (cf.device.type not in ASSERTS or _ASKED.get()) and not (cf - cf == distill - distill):  # both 0, or one is NaN
         raise NonFiniteLoss(float(cf), float(distill))
 
 
 def own_step(s: StepInputs) -> StepInputs:
-    """The step with `own` ids and mask, whose values are checked."""
-    n_items, mask = s.item_table.shape[0], None if s.distill_mask is None else own(s.distill_mask)
-    listed = own(s.distill_ids)
-    ids_values("distill_ids", listed if mask is None else listed.where(mask, 0), n_items)
-    return s._replace(
-        users=own_ids("users", s.users, s.user_table.shape[0]),
-        positives=own_ids("positives", s.positives, n_items),
-        negatives=own_ids("negatives", s.negatives, n_items),
-        distill_ids=listed,
-        distill_mask=mask,
+    """The step with `own` ids and mask, whose values are checked; the ids that are masked out are 0."""
+    mask = None if s.distill_mask is None else own(s.distill_mask)
+    listed = own(s.distill_ids) if mask is None else s.distill_ids.where(mask, 0)
+    users, positives, negatives = own(s.users), own(s.positives), own(s.negatives)
+    n_users, n_items = s.user_table.shape[0], s.item_table.shape[0]
+    if _asserts(users) or not _in_range(users, n_users, (positives, negatives, listed), n_items):
+        ids_values("distill_ids", listed, n_items)
+        ids_values("users", users, n_users)
+        ids_values("positives", positives, n_items)
+        ids_values("negatives", negatives, n_items)
+    return StepInputs(
+        *s.tables, users, positives, negatives, listed, s.guide_scores, mask,
+        s.cf, s.distill_weight, s.tau_learner, s.tau_guide,
+    )  # fmt: skip
+
+
+def _in_range(users: Tensor, n_users: int, items: tuple[Tensor, Tensor, Tensor], n_items: int) -> bool:
+    """Whether all ids of a batch are in range, by one question to the device."""
+    if not users.numel():
+        return True
+    positives, negatives, listed = items
+    of_users, of_items = (
+        torch.aminmax(users),
+        torch.aminmax(torch.cat((positives, negatives.flatten(), listed.flatten()))),
     )
+    first_user, last_user, first_item, last_item = torch.stack((*of_users, *of_items)).tolist()
+    return bool(first_user >= 0 and last_user < n_users and first_item >= 0 and last_item < n_items)

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from bdkernels import checks, ops, scorers  # noqa: F401 (register the operators)
-from bdkernels.backends.backend import WeightCode
 from bdkernels.backends.blocks import Blocks
 from bdkernels.ops import autograd  # noqa: F401 (register the operators)
 from bdkernels.optim import RowOptimizer
@@ -21,7 +20,7 @@ from bdkernels.types.factors import Factors
 from bdkernels.types.scorers import Scorer
 from bdkernels.types.seen import Seen
 from bdkernels.types.step import StepInputs
-from bdkernels.weights import Exp, Tanh, Weight
+from bdkernels.weights import Exp, Tanh, Weight, WeightCode
 
 
 class TopK(NamedTuple):
@@ -387,8 +386,9 @@ def fused_step(
         ValueError: an argument is wrong, or a score or a loss is not finite. On a GPU the losses are returned as they are, so as
             not to wait for them, and rows of the batch have changed: NaN or infinite ones say that the training has diverged.
     """
-    checks.instance("optimizer", optimizer, RowOptimizer)
-    checks.instance("distill", distill, Draws)
+    if not (isinstance(optimizer, RowOptimizer) and isinstance(distill, Draws)):
+        checks.instance("optimizer", optimizer, RowOptimizer)
+        checks.instance("distill", distill, Draws)
     ids, mask = distill
     user_table, item_table, *bias = (table.detach() for table in optimizer.tables().values())
     tables, batch = (user_table, item_table, bias[0] if bias else None), (users, positives, negatives)
@@ -396,7 +396,7 @@ def fused_step(
     _check_step(step)
     step = step._replace(guide_scores=guide_scores.detach())
     cf_loss, distill_loss = torch.ops.bdkernels.fused_step(
-        *step[:3], optimizer.row_state(), *step[3:], *optimizer.rule(), backend=_name(backend)
+        *step, optimizer.row_state(), *optimizer.rule(), backend=_name(backend)
     )
     optimizer.count_step()
     return StepLoss(cf_loss + distill_weight * distill_loss, cf_loss, distill_loss)
@@ -420,7 +420,7 @@ def _codes(
     for name, w in zip(("to_student", "to_teacher"), weights, strict=True):
         checks.instance(name, w, Weight, type(None))
     to_student, to_teacher = (
-        ("", 0.0, False) if w is None else (w.kind, w.parameter(n_items), w.flipped) for w in weights
+        WeightCode() if w is None else WeightCode(w.kind, w.parameter(n_items), w.flipped) for w in weights
     )
     return to_student, to_teacher
 
@@ -434,6 +434,8 @@ def _samples(ids: tuple[Tensor, Tensor], weights: tuple[WeightCode, WeightCode])
 
 def _check_step(step: StepInputs) -> None:
     """Their Python types, under the names that the public functions give them."""
+    if step.typed():
+        return
     checks.instance("cf", step.cf, str)
     for name in ("distill_weight", "tau_learner", "tau_guide"):
         checks.float64(name, getattr(step, name))
@@ -443,12 +445,14 @@ def _check_step(step: StepInputs) -> None:
 
 
 def _tensor(name: str, t: Tensor) -> Tensor:
-    checks.instance(name, t, Tensor)
+    if not isinstance(t, Tensor):
+        checks.instance(name, t, Tensor)
     return t
 
 
 def _name(backend: str | None) -> str:
-    checks.instance("backend", backend, str, type(None))
+    if backend is not None and not isinstance(backend, str):
+        checks.instance("backend", backend, str, type(None))
     return backend or ""
 
 

@@ -300,7 +300,8 @@ def sparse_step(optimizer: RowOptimizer, **rows: tuple[Tensor, Tensor]) -> None:
         rows[name] = checks.own_ids(f"{name}: ids", ids, table.shape[0]), grads
     checks.own_memory(tables, state)
     rule = optimizer.rule()
-    checks.rule(*rule)
+    checks.within("lr", rule.lr, ranges.STEP_SIZE)
+    checks.rule(rule)
     with torch.no_grad():
         for i, (name, table) in enumerate(tables.items()):
             if name in rows:

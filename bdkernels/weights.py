@@ -6,11 +6,19 @@ With n candidates and the gap g = (rank_guide - rank_learner) / n of an item, po
 
 import sys
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
 Side = Literal["over", "under"]
+
+
+class WeightCode(NamedTuple):
+    """A weight as the operators take it; without a kind its direction is off."""
+
+    kind: str = ""
+    parameter: float = 0.0
+    flipped: bool = False
 
 
 def _positive(name: str, value: float | None) -> None:

@@ -32,7 +32,6 @@ def arguments() -> dict[str, tuple]:
         "distill_loss_backward": (torch.ones(()), torch.randn(b, c), torch.randn(b, c), 1.0, 2.0, None),
         "fused_step": (
             *table,
-            [torch.rand_like(t) for t in table for _ in range(2)],
             users,
             positives,
             negatives,
@@ -43,6 +42,7 @@ def arguments() -> dict[str, tuple]:
             0.5,
             1.0,
             2.0,
+            [torch.rand_like(t) for t in table for _ in range(2)],
             "adam",
             0.1,
             0.01,

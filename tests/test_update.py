@@ -371,11 +371,11 @@ def test_a_state_that_does_not_fit_is_refused():
     arguments = *batch, draws.ids, guide, draws.mask, "bce", 1.0, 1.0, 1.0
     op = torch.ops.bdkernels.fused_step
     with pytest.raises(ValueError, match="state: expected 2 tensors for each table, got 1"):
-        op(user, item, bias, [user.clone()], *arguments, "adam", 0.1, 0.0, 0.9, 0.9, 1e-8)
+        op(user, item, bias, *arguments, [user.clone()], "adam", 0.1, 0.0, 0.9, 0.9, 1e-8)
     with pytest.raises(ValueError, match=r"state\[1\]: expected shape \[60, 19\], got \[40, 19\]"):
-        op(user, item, None, [user.clone()] * 2, *arguments, "adagrad", 0.1, 0.0, 0.0, 0.0, 1e-8)
+        op(user, item, None, *arguments, [user.clone()] * 2, "adagrad", 0.1, 0.0, 0.0, 0.0, 1e-8)
     with pytest.raises(ValueError, match="rule: expected 'sgd' or 'adagrad' or 'adam', got 'adamw'"):
-        op(user, item, None, [], *arguments, "adamw", 0.1, 0.0, 0.0, 0.0, 1e-8)
+        op(user, item, None, *arguments, [], "adamw", 0.1, 0.0, 0.0, 0.0, 1e-8)
 
 
 def test_the_learning_rate_may_change(backend):

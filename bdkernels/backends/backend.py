@@ -15,8 +15,8 @@ from bdkernels.types.factors import Factors
 from bdkernels.types.rule import Rule
 from bdkernels.types.seen import Seen
 from bdkernels.types.step import StepInputs
+from bdkernels.weights import WeightCode
 
-WeightCode = tuple[str, float, bool]  # kind, parameter, flipped; see `weights`
 _WORDS = {"cpu": "the CPU", "cuda": "a CUDA device"}
 
 
@@ -93,7 +93,7 @@ class Backend:
     devices: tuple[str, ...] | Callable[[], tuple[str, ...]] | None = ("cpu",)
     default_on: tuple[str, ...] = ()
     load: Callable[[], str | None] = lambda: None
-    refuses: Callable[[torch.device, torch.dtype], str | None] = lambda device, dtype: None
+    refuses: Callable[[torch.device, torch.dtype], str | None] | None = None
     float64: bool = False
     variables: tuple[str, ...] = ()
     detail: Callable[[], str] = lambda: ""
@@ -116,4 +116,4 @@ class Backend:
             return f"expected tensors on {' or '.join(_WORDS.get(each, each) for each in devices)}, got {device}"
         if dtype == torch.float64 and not self.float64:
             return "expected float32, got float64, which only the reference has"
-        return self.refuses(device, dtype)
+        return None if self.refuses is None else self.refuses(device, dtype)

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from bdkernels import checks
-from bdkernels.backends.backend import Backend, Steps, WeightCode
+from bdkernels.backends import native
+from bdkernels.backends.backend import Backend, Steps
 from bdkernels.backends.reference import distill_loss, distill_loss_backward
 from bdkernels.types.factors import Factors
-from bdkernels.types.rule import RULES, Rule
+from bdkernels.types.rule import Rule
 from bdkernels.types.seen import Seen
 from bdkernels.types.step import StepInputs
-from bdkernels.weights import KINDS
+from bdkernels.weights import WeightCode
 
 LIBRARY = Path(os.environ.get("BDKERNELS_LIBRARY") or Path(__file__).parent.parent / "lib" / "libbdkernels_cpu.so")
 CHOICES = ("BDKERNELS_LIBRARY", "BDKERNELS_ISA")  # environment variables that ask for something of this backend
@@ -48,30 +49,22 @@ def isa() -> str:
     return ISAS[torch.ops.bdkernels_cpu.isa()]
 
 
-def _factors(f: Factors) -> tuple[Tensor, Tensor, Tensor]:
-    items = f.item_factors if f.item_factors.stride(1) == 1 else f.item_factors.contiguous()
-    bias = items.new_empty(0) if f.item_bias is None else f.item_bias.contiguous()
-    return f.user_factors.float().contiguous(), items, bias
-
-
-def _seen(seen: Seen | None, like: Tensor) -> tuple[Tensor, Tensor]:
-    if seen is None:
-        none = torch.empty(0, dtype=torch.int64, device=like.device)
-        return none, none
-    return seen.indptr.contiguous(), seen.indices.contiguous()
-
-
 def score(f: Factors, ids: Tensor) -> Tensor:
-    return torch.ops.bdkernels_cpu.score(*_factors(f), ids.contiguous())
+    return torch.ops.bdkernels_cpu.score(*native.factors(f), ids.contiguous())
 
 
 def score_block(f: Factors) -> Tensor:
-    return torch.ops.bdkernels_cpu.score_block(*_factors(f))
+    return torch.ops.bdkernels_cpu.score_block(*native.factors(f))
 
 
 def count_above(f: Factors, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int) -> Tensor:
     counts, nan_at = torch.ops.bdkernels_cpu.count_above(
-        *_factors(f), thresholds.contiguous(), tie_ids.contiguous(), *_seen(seen, tie_ids), item_offset, TILE
+        *native.factors(f),
+        thresholds.contiguous(),
+        tie_ids.contiguous(),
+        *native.seen(seen, tie_ids),
+        item_offset,
+        TILE,
     )
     checks.no_nan_at(nan_at, f.n_items, item_offset)
     return counts
@@ -81,7 +74,12 @@ def count_above_block(
     scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int
 ) -> Tensor:
     counts, nan_at = torch.ops.bdkernels_cpu.count_above_block(
-        scores.contiguous(), thresholds.contiguous(), tie_ids.contiguous(), *_seen(seen, tie_ids), item_offset, TILE
+        scores.contiguous(),
+        thresholds.contiguous(),
+        tie_ids.contiguous(),
+        *native.seen(seen, tie_ids),
+        item_offset,
+        TILE,
     )
     checks.no_nan_in_block(nan_at, scores.shape[1])
     return counts
@@ -89,7 +87,7 @@ def count_above_block(
 
 def propose(seed: int, step: int, row_keys: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
     rows = row_keys.contiguous()
-    return torch.ops.bdkernels_cpu.propose(seed, step, rows, start, stop, n_items, *_seen(seen, row_keys))
+    return torch.ops.bdkernels_cpu.propose(seed, step, rows, start, stop, n_items, *native.seen(seen, row_keys))
 
 
 def accept(
@@ -103,9 +101,8 @@ def accept(
     weight: WeightCode,
     to_teacher: bool,
 ) -> Tensor:
-    kind, parameter, flipped = weight
     return torch.ops.bdkernels_cpu.accept(
-        seed, step, row_keys, start, rank_guide, rank_learner, n, KINDS.index(kind), parameter, flipped, to_teacher
+        seed, step, row_keys, start, rank_guide, rank_learner, n, *native.weight(weight), to_teacher
     )
 
 
@@ -114,10 +111,10 @@ def draw(
 ) -> tuple[Tensor, Tensor]:
     """The whole of `sampler` in one call; `batch` is its Batch."""
     counted = _subset(batch)
-    codes = [(KINDS.index(kind) if kind else -1, parameter, flipped) for kind, parameter, flipped in weights]
     to_student, to_teacher, model, row, item = torch.ops.bdkernels_cpu.draw(
-        *_factors(batch.teacher), *_factors(batch.student), *_seen(batch.seen, batch.row_keys),
-        batch.row_keys.contiguous(), k, seed, step, *codes[0], *codes[1], *counted, *limits, TILE,
+        *native.factors(batch.teacher), *native.factors(batch.student), *native.seen(batch.seen, batch.row_keys),
+        batch.row_keys.contiguous(), k, seed, step, *native.weight(weights[0]), *native.weight(weights[1]),
+        *counted, *limits, TILE,
     )  # fmt: skip
     if model >= 0:
         raise checks.NaNScore(("teacher", "student")[model], row, item)
@@ -130,31 +127,24 @@ def _subset(batch: Any) -> tuple[Tensor, ...]:
     if batch.subset is None:
         return none, no_rows, no_rows, no_rows, no_rows, none, none
     part = batch.counted
-    tables = *_factors(part.teacher)[1:], *_factors(part.student)[1:]
-    return batch.subset.ids.contiguous(), *tables, *_seen(part.seen, batch.row_keys)
+    tables = *native.factors(part.teacher)[1:], *native.factors(part.student)[1:]
+    return batch.subset.ids.contiguous(), *tables, *native.seen(part.seen, batch.row_keys)
 
 
 def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
-    scores, ids, nan_at = torch.ops.bdkernels_cpu.topk(*_factors(f), k, *_seen(seen, f.user_factors), TILE)
+    scores, ids, nan_at = torch.ops.bdkernels_cpu.topk(*native.factors(f), k, *native.seen(seen, f.user_factors), TILE)
     checks.no_nan_at(nan_at, f.n_items)
     return scores, ids
 
 
 def fused_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tables = [t if t.stride(1) == 1 else t.contiguous() for t in (s.user_table, s.item_table)]
-    return torch.ops.bdkernels_cpu.fused_gradient(
-        *tables, _or_empty(s.item_bias), *map(_or_empty, s.batch), *s.objective
-    )
+    return torch.ops.bdkernels_cpu.fused_gradient(*native.tables(s), *native.batch(s), *native.objective(s))
 
 
 def fused_step(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
-    tables = s.user_table, s.item_table, _or_empty(s.item_bias)
-    batch = map(_or_empty, s.batch)
-    return torch.ops.bdkernels_cpu.fused_step(*tables, state, *batch, *s.objective, RULES.index(rule.kind), *rule[1:])
-
-
-def _or_empty(t: Tensor | None) -> Tensor:
-    return torch.empty(0) if t is None else t.contiguous()
+    return torch.ops.bdkernels_cpu.fused_step(
+        *native.tables(s), state, *native.batch(s), *native.objective(s), *native.rule(rule)
+    )
 
 
 STEPS = Steps(

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from bdkernels import checks
-from bdkernels.backends import precision, reference
-from bdkernels.backends.backend import Backend, Steps, WeightCode, for_gpus
+from bdkernels.backends import native, precision, reference
+from bdkernels.backends.backend import Backend, Steps, for_gpus
 from bdkernels.backends.reference import distill_loss, distill_loss_backward
 from bdkernels.types.factors import Factors
-from bdkernels.types.rule import RULES, Rule
+from bdkernels.types.rule import Rule
 from bdkernels.types.seen import Seen
 from bdkernels.types.step import StepInputs
-from bdkernels.weights import KINDS
+from bdkernels.weights import WeightCode
 
 LIBRARY = Path(
     os.environ.get("BDKERNELS_CUDA_LIBRARY") or Path(__file__).parent.parent / "lib" / "libbdkernels_cuda.so"
@@ -50,18 +50,12 @@ def simulated() -> bool:
     return bool(torch.ops.bdkernels_cuda.simulated())
 
 
-def _factors(f: Factors) -> tuple[Tensor, Tensor, Tensor]:
-    items = f.item_factors if f.item_factors.stride(1) == 1 else f.item_factors.contiguous()
-    bias = items.new_empty(0) if f.item_bias is None else f.item_bias.contiguous()
-    return f.user_factors.float().contiguous(), items, bias
-
-
 def score(f: Factors, ids: Tensor) -> Tensor:
-    return torch.ops.bdkernels_cuda.score(*_factors(f), ids.contiguous())
+    return torch.ops.bdkernels_cuda.score(*native.factors(f), ids.contiguous())
 
 
 def score_block(f: Factors) -> Tensor:
-    return torch.ops.bdkernels_cuda.score_block(*_factors(f), BLOCKS)
+    return torch.ops.bdkernels_cuda.score_block(*native.factors(f), BLOCKS)
 
 
 def count_above(
@@ -69,7 +63,7 @@ def count_above(
 ) -> Tensor:
     """`live`: int64 [] on the device, only so many rows need counting; what stands in the others is not said."""
     keys, order = reference.order_key(thresholds, tie_ids).contiguous().sort(dim=1)
-    tables, rows = (*_factors(f), keys, *_seen(seen, keys)), keys.new_empty(0) if live is None else live
+    tables, rows = (*native.factors(f), keys, *native.seen(seen, keys)), keys.new_empty(0) if live is None else live
     histogram, nan_at = torch.ops.bdkernels_cuda.count_above(
         *tables, item_offset, rows, precision.NAMES.index(precision.asked()), BLOCKS
     )
@@ -82,7 +76,7 @@ def count_above_block(
 ) -> Tensor:
     keys, order = reference.order_key(thresholds, tie_ids).contiguous().sort(dim=1)
     histogram, nan_at = torch.ops.bdkernels_cuda.count_above_block(
-        scores.contiguous(), keys, *_seen(seen, keys), item_offset, BLOCKS
+        scores.contiguous(), keys, *native.seen(seen, keys), item_offset, BLOCKS
     )
     checks.no_nan_in_block(nan_at, scores.shape[1])
     return reference._suffix_counts(histogram, order)
@@ -90,7 +84,7 @@ def count_above_block(
 
 def propose(seed: int, step: int, row_keys: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
     rows = row_keys.contiguous()
-    return torch.ops.bdkernels_cuda.propose(seed, step, rows, start, stop, n_items, *_seen(seen, row_keys))
+    return torch.ops.bdkernels_cuda.propose(seed, step, rows, start, stop, n_items, *native.seen(seen, row_keys))
 
 
 def accept(
@@ -104,10 +98,9 @@ def accept(
     weight: WeightCode,
     to_teacher: bool,
 ) -> Tensor:
-    kind, parameter, flipped = weight
     per_user, ranks = (row_keys.contiguous(), start), (rank_guide.contiguous(), rank_learner.contiguous())
     return torch.ops.bdkernels_cuda.accept(
-        seed, step, *per_user, *ranks, n.contiguous(), KINDS.index(kind), parameter, flipped, to_teacher
+        seed, step, *per_user, *ranks, n.contiguous(), *native.weight(weight), to_teacher
     )
 
 
@@ -115,39 +108,26 @@ def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
     """For k above MOST_TOPK the reference serves: no list of that length fits beside a tile in shared memory."""
     if k > MOST_TOPK:
         return reference.topk(f, k, seen)
-    best, nan_at = torch.ops.bdkernels_cuda.topk(*_factors(f), k, *_seen(seen, f.user_factors), RANGES)
+    best, nan_at = torch.ops.bdkernels_cuda.topk(*native.factors(f), k, *native.seen(seen, f.user_factors), RANGES)
     checks.no_nan_at(nan_at, f.n_items)
     best ^= torch.iinfo(torch.int64).min  # from the order of unsigned numbers to that of signed ones
     return reference.listed_keys(best.flatten(1).topk(k, dim=1).values)
 
 
 def fused_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tables = [t if t.stride(1) == 1 else t.contiguous() for t in (s.user_table, s.item_table)]
-    return torch.ops.bdkernels_cuda.fused_gradient(*tables, _or_empty(s.item_bias, s.users), *_batch(s), *s.objective)
+    return torch.ops.bdkernels_cuda.fused_gradient(*native.tables(s), *native.batch(s), _live(s), *native.objective(s))
 
 
 def fused_step(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
-    tables = s.user_table, s.item_table, _or_empty(s.item_bias, s.users)
     touches = *s.listed().flatten().sort(stable=True), *s.users.sort(stable=True)  # stable: sums have one order
     return torch.ops.bdkernels_cuda.fused_step(
-        *tables, state, *_batch(s), *touches, *s.objective, RULES.index(rule.kind), *rule[1:]
+        *native.tables(s), state, *native.batch(s), _live(s), *touches, *native.objective(s), *native.rule(rule)
     )
 
 
-def _seen(seen: Seen | None, like: Tensor) -> tuple[Tensor, Tensor]:
-    if seen is None:
-        return like.new_empty(0), like.new_empty(0)
-    return seen.indptr.contiguous(), seen.indices.contiguous()
-
-
-def _or_empty(t: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0) if t is None else t.contiguous()
-
-
-def _batch(s: StepInputs) -> tuple[Tensor, ...]:
-    """What a step reads, and how many distilled entries count: a number that stays on the device."""
-    live = None if s.distill_mask is None else s.distill_mask.sum()
-    return tuple(_or_empty(t, s.users) for t in (*s.batch, live))
+def _live(s: StepInputs) -> Tensor:
+    """How many distilled entries count: a number that stays on the device."""
+    return native.or_empty(None if s.distill_mask is None else s.distill_mask.sum(), s.users)
 
 
 STEPS = Steps(

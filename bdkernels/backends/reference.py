@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bdkernels.backends.backend import Backend, Steps, WeightCode
+from bdkernels.backends.backend import Backend, Steps
 from bdkernels.checks import NaNScore
 from bdkernels.storage import mapped
 from bdkernels.types.factors import Factors
 from bdkernels.types.rule import Rule
 from bdkernels.types.seen import Seen
 from bdkernels.types.step import StepInputs
+from bdkernels.weights import WeightCode
 
 TILE_ELEMENTS = 1 << 18  # users x items of one tile: a few MB of float64 scratch; tests change it, results do not
 _LOW32 = 0xFFFFFFFF

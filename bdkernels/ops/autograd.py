@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from bdkernels.ops import LIBRARY, loss
-from bdkernels.ops.define import FACTORS
-from bdkernels.types.step import StepInputs
+from bdkernels.ops import LIBRARY
+from bdkernels.ops.define import schema
+from bdkernels.ops.score import ScoreInputs
+from bdkernels.types.step import DistillInputs, StepInputs
 
 INSTEAD = (
     "it has first derivatives by torch.autograd (backward, torch.autograd.grad) alone; "
@@ -50,7 +51,11 @@ def _once(name: str, sources: tuple[Tensor | None, ...], grads: tuple[Tensor | N
 
 
 def _wanted(tensors: tuple[Any, ...]) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors)
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if isinstance(t, Tensor) and t.requires_grad:
+                return True
+    return False
 
 
 def _scattered(index: Tensor, values: Tensor, like: torch.Size, dtype: torch.dtype, sparse: bool) -> Tensor:
@@ -90,18 +95,17 @@ class _DistillLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, backend: str, *arguments: Any) -> Tensor:
-        learner, guide, ctx.tau_learner, ctx.tau_guide, mask = arguments
-        ctx.backend = backend
-        ctx.save_for_backward(learner, guide, mask)
+        s: Any = DistillInputs(*arguments)
+        ctx.backend, ctx.rest = backend, s._replace(learner_scores=None, guide_scores=None, mask=None)
+        ctx.save_for_backward(s.learner_scores, s.guide_scores, s.mask)
         return torch.ops.bdkernels.distill_loss_forward(*arguments, backend=backend)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         learner, guide, mask = ctx.saved_tensors
         with torch.no_grad():
-            of_scores = torch.ops.bdkernels.distill_loss_backward(
-                grad, learner, guide, ctx.tau_learner, ctx.tau_guide, mask, backend=ctx.backend
-            )
+            s = ctx.rest._replace(learner_scores=learner, guide_scores=guide, mask=mask)
+            of_scores = torch.ops.bdkernels.distill_loss_backward(grad, *s, backend=ctx.backend)
         return None, *_once("distill_loss", (grad, learner), (of_scores,)), None, None, None, None
 
 
@@ -151,14 +155,14 @@ def _fused_loss(*arguments: Any, sparse: bool = True, backend: str = "") -> tupl
     return _FusedLoss.apply(sparse, backend, *arguments)
 
 
-for name, schema, run in (
-    ("score", f"({FACTORS}, Tensor ids, *, bool sparse=False, str backend='') -> Tensor", _score),
-    ("distill_loss", f"({loss.SCORES}, *, str backend='') -> Tensor", _distill_loss),
+for name, declared, run in (
+    ("score", f"({schema(ScoreInputs)}, *, bool sparse=False, str backend='') -> Tensor", _score),
+    ("distill_loss", f"({schema(DistillInputs)}, *, str backend='') -> Tensor", _distill_loss),
     (
         "fused_loss",
-        f"({loss.TABLES}, {loss.BATCH}, *, bool sparse=True, str backend='') -> (Tensor, Tensor, Tensor)",
+        f"({schema(StepInputs)}, *, bool sparse=True, str backend='') -> (Tensor, Tensor, Tensor)",
         _fused_loss,
     ),
 ):
-    LIBRARY.define(name + schema)
+    LIBRARY.define(name + declared)
     LIBRARY.impl(name, run, "CompositeImplicitAutograd")

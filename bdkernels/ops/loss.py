@@ -1,107 +1,69 @@
-"""The operators of the stage `loss`: schema, checks, dispatch. `autograd` makes the differentiable ones of them."""
+"""The operators of the stage `loss`. `autograd` makes the differentiable ones of them."""
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
-from bdkernels import checks
+from bdkernels import checks, ranges
 from bdkernels.backends import steps
-from bdkernels.ops.define import OPTIONS, define
+from bdkernels.ops.define import define
 from bdkernels.storage import mapped
 from bdkernels.types.rule import RULES, Rule
-from bdkernels.types.step import StepInputs
-
-SCORES = "Tensor learner_scores, Tensor guide_scores, float tau_learner, float tau_guide, Tensor? mask"
+from bdkernels.types.step import DistillInputs, StepInputs
 
 
-def _distill_loss_fake(
-    learner: Tensor,
-    guide: Tensor,
-    tau_learner: float,
-    tau_guide: float,
-    mask: Tensor | None,
-    *,
-    backend: str = "",
-) -> Tensor:
-    checks.losses(learner, guide, tau_learner, tau_guide, mask)
-    return learner.new_empty((), dtype=checks.loss_dtype(learner))
+class DistillGradInputs(NamedTuple):
+    """The gradient of the loss, and what it was computed of."""
+
+    grad: Tensor  # []
+    of: DistillInputs
 
 
-def _distill_loss(
-    learner: Tensor,
-    guide: Tensor,
-    tau_learner: float,
-    tau_guide: float,
-    mask: Tensor | None,
-    *,
-    backend: str = "",
-) -> Tensor:
-    checks.losses(learner, guide, tau_learner, tau_guide, mask)
-    run = steps(learner.device, backend, learner.dtype).distill_loss
-    return run(learner, guide, tau_learner, tau_guide, mask)
+class UpdateInputs(NamedTuple):
+    """A step, the optimizer's state of its tables, one table after the other, and what it does to a row."""
+
+    step: StepInputs
+    state: list[Tensor]
+    rule: Rule
 
 
-define("distill_loss_forward", f"({SCORES}, {OPTIONS}) -> Tensor", _distill_loss, _distill_loss_fake)
+def _check_distill(s: DistillInputs) -> Tensor:
+    checks.losses(s)
+    return s.learner_scores.new_empty((), dtype=checks.loss_dtype(s.learner_scores))
 
 
-def _distill_loss_backward_fake(
-    grad: Tensor,
-    learner: Tensor,
-    guide: Tensor,
-    tau_learner: float,
-    tau_guide: float,
-    mask: Tensor | None,
-    *,
-    backend: str = "",
-) -> Tensor:
-    checks.losses(learner, guide, tau_learner, tau_guide, mask)
-    checks.tensor("grad", grad, (), (checks.loss_dtype(learner),), learner.device)
+def _distill_loss(s: DistillInputs, backend: str) -> Tensor:
+    return steps(s.learner_scores.device, backend, s.learner_scores.dtype).distill_loss(*s)
+
+
+define("distill_loss_forward", DistillInputs, "Tensor", _check_distill, _distill_loss)
+
+
+def _check_distill_grad(s: DistillGradInputs) -> Tensor:
+    learner = s.of.learner_scores
+    checks.losses(s.of)
+    checks.tensor("grad", s.grad, (), (checks.loss_dtype(learner),), learner.device)
     return torch.empty_like(learner, memory_format=torch.contiguous_format)
 
 
-def _distill_loss_backward(
-    grad: Tensor,
-    learner: Tensor,
-    guide: Tensor,
-    tau_learner: float,
-    tau_guide: float,
-    mask: Tensor | None,
-    *,
-    backend: str = "",
-) -> Tensor:
-    _distill_loss_backward_fake(grad, learner, guide, tau_learner, tau_guide, mask)
-    run = steps(learner.device, backend, learner.dtype).distill_loss_backward
-    return run(grad, learner, guide, tau_learner, tau_guide, mask)
+def _distill_loss_backward(s: DistillGradInputs, backend: str) -> Tensor:
+    learner = s.of.learner_scores
+    return steps(learner.device, backend, learner.dtype).distill_loss_backward(s.grad, *s.of)
 
 
-define(
-    "distill_loss_backward",
-    f"(Tensor grad, {SCORES}, {OPTIONS}) -> Tensor",
-    _distill_loss_backward,
-    _distill_loss_backward_fake,
-)
+define("distill_loss_backward", DistillGradInputs, "Tensor", _check_distill_grad, _distill_loss_backward)
 
 
-TABLES = "Tensor user_table, Tensor item_table, Tensor? item_bias"
-BATCH = (
-    "Tensor users, Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide_scores, Tensor? distill_mask, "
-    "str cf, float distill_weight, float tau_learner, float tau_guide"
-)
-
-
-def _fused_gradient_fake(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    s = StepInputs(*arguments)
+def _check_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     checks.step(s)
     (n_rows, m), k, d = s.negatives.shape, s.distill_ids.shape[1], s.user_table.shape[1]
     new = s.user_table.new_empty
     return new(()), new(()), new(n_rows, d), new(n_rows, 1 + m + k, d), new(n_rows, 1 + m + k)
 
 
-def _fused_gradient(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    s = StepInputs(*arguments)
-    checks.step(s)
+def _fused_gradient(s: StepInputs, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     mapped.trainable(*s.tables)
     s = checks.own_step(s)
     out = steps(s.user_table.device, backend, s.user_table.dtype).fused_gradient(s)
@@ -109,50 +71,37 @@ def _fused_gradient(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor,
     return out
 
 
-define(
-    "fused_gradient",
-    f"({TABLES}, {BATCH}, {OPTIONS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _fused_gradient,
-    _fused_gradient_fake,
-)
+define("fused_gradient", StepInputs, "(Tensor, Tensor, Tensor, Tensor, Tensor)", _check_gradient, _fused_gradient)
 
 
-def _checked(
-    user_table: Tensor, item_table: Tensor, item_bias: Tensor | None, state: list[Tensor], *rest: Any
-) -> tuple[StepInputs, Rule]:
-    """Arguments of fused_step without the state, checked as far as fake tensors can be."""
-    batch, change = rest[: -len(Rule._fields)], rest[-len(Rule._fields) :]
-    s, rule = StepInputs(user_table, item_table, item_bias, *batch), Rule(*change)
+def _check_update(u: UpdateInputs) -> tuple[Tensor, Tensor]:
+    s, state, rule = u
     checks.step(s)
     checks.in_place(*s.tables)
     checks.choice("rule", rule.kind, RULES)
-    checks.state([t for t in s.tables if t is not None], state, RULES.index(rule.kind))
-    return s, rule
-
-
-def _fused_step_fake(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor]:
-    s, _ = _checked(*arguments)
+    checks.state(list(s.named_tables.values()), state, RULES.index(rule.kind))
+    checks.rule(rule)
     return s.user_table.new_empty(()), s.user_table.new_empty(())
 
 
-def _fused_step(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor]:
-    (s, rule), state = _checked(*arguments), arguments[3]
-    mapped.trainable(*s.tables)
-    checks.own_memory(s.named_tables, state)
-    checks.rule(*rule)
+def _fused_step(u: UpdateInputs, backend: str) -> tuple[Tensor, Tensor]:
+    s, state, rule = u
+    checks.within("lr", rule.lr, ranges.STEP_SIZE)
+    if type(rule.lr) is not float:  # a Scalar may be an integer
+        rule = rule._replace(lr=float(rule.lr))
+    mapped.trainable(s.user_table, s.item_table, s.item_bias)
+    tables = s.named_tables
+    checks.own_memory(tables, state)
     s = checks.own_step(s)
-    out = steps(s.user_table.device, backend, s.user_table.dtype).fused_step(s, state, rule._replace(lr=float(rule.lr)))
+    out = steps(s.user_table.device, backend, s.user_table.dtype).fused_step(s, state, rule)
     checks.finite_losses(*out)
-    increment_version([t for t in (*s.tables, *state) if t is not None])  # the kernels write behind autograd's back
+    increment_version([*tables.values(), *state])  # the kernels write behind autograd's back
     return out
 
 
 # lr is a Scalar since SparseAdam's is another in each step: of a float argument torch.compile makes a constant.
 define(
-    "fused_step",
-    "(Tensor(a!) user_table, Tensor(b!) item_table, Tensor(c!)? item_bias, Tensor(d!)[] state, "
-    f"{BATCH}, str rule, Scalar lr, float weight_decay, float beta1, float beta2, float eps, {OPTIONS}) "
-    "-> (Tensor, Tensor)",
-    _fused_step,
-    _fused_step_fake,
-)
+    "fused_step", UpdateInputs, "(Tensor, Tensor)", _check_update, _fused_step,
+    {"step_user_table": "Tensor(a!)", "step_item_table": "Tensor(b!)", "step_item_bias": "Tensor(c!)?",
+     "state": "Tensor(d!)[]", "rule_lr": "Scalar"},
+)  # fmt: skip

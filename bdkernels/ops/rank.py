@@ -1,12 +1,43 @@
-"""The operators of the stage `rank`: schema, checks, dispatch."""
+"""The operators of the stage `rank`."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bdkernels import checks
 from bdkernels.backends import steps
-from bdkernels.ops.define import FACTORS, OPTIONS, SEEN, define, seen_rows, stages
+from bdkernels.ops.define import define, stages
 from bdkernels.types.factors import Factors
+from bdkernels.types.seen import Seen
+
+
+class CountInputs(NamedTuple):
+    """See `bdkernels.count_above`."""
+
+    factors: Factors
+    thresholds: Tensor  # [B, C]
+    tie_ids: Tensor  # [B, C]
+    seen: Seen | None
+    item_offset: int = 0
+
+
+class CountBlockInputs(NamedTuple):
+    """See `bdkernels.count_above_block`."""
+
+    scores: Tensor  # [B, n]
+    thresholds: Tensor  # [B, C]
+    tie_ids: Tensor  # [B, C]
+    seen: Seen | None
+    item_offset: int = 0
+
+
+class RankInputs(NamedTuple):
+    """See `bdkernels.rank`."""
+
+    factors: Factors
+    ids: Tensor  # [B, C]
+    seen: Seen | None
 
 
 def ids_or_bounds(tie_ids: Tensor) -> Tensor:
@@ -14,125 +45,56 @@ def ids_or_bounds(tie_ids: Tensor) -> Tensor:
     return tie_ids.clamp(0, checks.MAX_ITEMS)
 
 
-def _count_above_fake(
-    users: Tensor,
-    items: Tensor,
-    item_bias: Tensor | None,
-    thresholds: Tensor,
-    tie_ids: Tensor,
-    seen_indptr: Tensor | None,
-    seen_indices: Tensor | None,
-    item_offset: int = 0,
-    *,
-    backend: str = "",
-) -> Tensor:
-    checks.factors(Factors(users, items, item_bias))
-    checks.thresholds(users.shape[0], items.shape[0], thresholds, tie_ids, item_offset, users.device)
-    seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
-    return torch.empty_like(tie_ids, memory_format=torch.contiguous_format)
+def _check_query(s: CountInputs | CountBlockInputs, n_rows: int, n_items: int) -> Tensor:
+    device = s[0].user_factors.device if isinstance(s, CountInputs) else s.scores.device
+    checks.thresholds(n_rows, n_items, s.thresholds, s.tie_ids, s.item_offset, device)
+    checks.seen(s.seen, n_rows, device)
+    return torch.empty_like(s.tie_ids, memory_format=torch.contiguous_format)
 
 
-def _count_above(
-    users: Tensor,
-    items: Tensor,
-    item_bias: Tensor | None,
-    thresholds: Tensor,
-    tie_ids: Tensor,
-    seen_indptr: Tensor | None,
-    seen_indices: Tensor | None,
-    item_offset: int = 0,
-    *,
-    backend: str = "",
-) -> Tensor:
-    _count_above_fake(users, items, item_bias, thresholds, tie_ids, seen_indptr, seen_indices, item_offset)
-    seen = checks.own_seen(seen_rows(seen_indptr, seen_indices, users.shape[0], users.device), checks.MAX_ITEMS)
-    checks.no_nan("thresholds", thresholds)
-    f = Factors(users, items, item_bias)
-    return stages(backend, f).count_above(f, thresholds, ids_or_bounds(tie_ids), seen, item_offset)
+def _check_count(s: CountInputs) -> Tensor:
+    checks.factors(s.factors)
+    return _check_query(s, s.factors.user_factors.shape[0], s.factors.n_items)
 
 
-define(
-    "count_above",
-    f"({FACTORS}, Tensor thresholds, Tensor tie_ids, {SEEN}, int item_offset=0, {OPTIONS}) -> Tensor",
-    _count_above,
-    _count_above_fake,
-)
+def _count_above(s: CountInputs, backend: str) -> Tensor:
+    seen = checks.own_seen(s.seen, checks.MAX_ITEMS)
+    checks.no_nan("thresholds", s.thresholds)
+    run = stages(backend, s.factors)
+    return run.count_above(s.factors, s.thresholds, ids_or_bounds(s.tie_ids), seen, s.item_offset)
 
 
-def _count_above_block_fake(
-    scores: Tensor,
-    thresholds: Tensor,
-    tie_ids: Tensor,
-    seen_indptr: Tensor | None,
-    seen_indices: Tensor | None,
-    item_offset: int = 0,
-    *,
-    backend: str = "",
-) -> Tensor:
-    checks.tensor("scores", scores, ("B", "n"), (torch.float32,), scores.device)
-    checks.thresholds(scores.shape[0], scores.shape[1], thresholds, tie_ids, item_offset, scores.device)
-    seen_rows(seen_indptr, seen_indices, scores.shape[0], scores.device)
-    return torch.empty_like(tie_ids, memory_format=torch.contiguous_format)
+define("count_above", CountInputs, "Tensor", _check_count, _count_above)
 
 
-def _count_above_block(
-    scores: Tensor,
-    thresholds: Tensor,
-    tie_ids: Tensor,
-    seen_indptr: Tensor | None,
-    seen_indices: Tensor | None,
-    item_offset: int = 0,
-    *,
-    backend: str = "",
-) -> Tensor:
-    _count_above_block_fake(scores, thresholds, tie_ids, seen_indptr, seen_indices, item_offset)
-    seen = checks.own_seen(seen_rows(seen_indptr, seen_indices, scores.shape[0], scores.device), checks.MAX_ITEMS)
-    checks.no_nan("thresholds", thresholds)
-    ties = ids_or_bounds(tie_ids)
-    run = steps(scores.device, backend, work=scores.numel())
-    return run.count_above_block(scores, thresholds, ties, seen, item_offset)
+def _check_block(s: CountBlockInputs) -> Tensor:
+    checks.tensor("scores", s.scores, ("B", "n"), (torch.float32,), s.scores.device)
+    return _check_query(s, *s.scores.shape)
 
 
-define(
-    "count_above_block",
-    f"(Tensor scores, Tensor thresholds, Tensor tie_ids, {SEEN}, int item_offset=0, {OPTIONS}) -> Tensor",
-    _count_above_block,
-    _count_above_block_fake,
-)
+def _count_above_block(s: CountBlockInputs, backend: str) -> Tensor:
+    seen = checks.own_seen(s.seen, checks.MAX_ITEMS)
+    checks.no_nan("thresholds", s.thresholds)
+    run = steps(s.scores.device, backend, work=s.scores.numel())
+    return run.count_above_block(s.scores, s.thresholds, ids_or_bounds(s.tie_ids), seen, s.item_offset)
 
 
-def _rank_fake(
-    users: Tensor,
-    items: Tensor,
-    item_bias: Tensor | None,
-    ids: Tensor,
-    seen_indptr: Tensor | None,
-    seen_indices: Tensor | None,
-    *,
-    backend: str = "",
-) -> Tensor:
-    checks.factors(Factors(users, items, item_bias))
-    checks.tensor("ids", ids, (users.shape[0], "C"), (torch.int64,), users.device)
-    seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
-    return torch.empty_like(ids, memory_format=torch.contiguous_format)
+define("count_above_block", CountBlockInputs, "Tensor", _check_block, _count_above_block)
 
 
-def _rank(
-    users: Tensor,
-    items: Tensor,
-    item_bias: Tensor | None,
-    ids: Tensor,
-    seen_indptr: Tensor | None,
-    seen_indices: Tensor | None,
-    *,
-    backend: str = "",
-) -> Tensor:
-    _rank_fake(users, items, item_bias, ids, seen_indptr, seen_indices)
-    f, seen = Factors(users, items, item_bias), seen_rows(seen_indptr, seen_indices, users.shape[0], users.device)
-    ids = checks.own_ids("ids", ids, items.shape[0])
-    seen = checks.own_seen(seen, items.shape[0])
-    run = stages(backend, f)
-    return 1 + run.count_above(f, run.score(f, ids), ids, seen, 0)
+def _check_rank(s: RankInputs) -> Tensor:
+    users = s.factors.user_factors
+    checks.factors(s.factors)
+    checks.tensor("ids", s.ids, (users.shape[0], "C"), (torch.int64,), users.device)
+    checks.seen(s.seen, users.shape[0], users.device)
+    return torch.empty_like(s.ids, memory_format=torch.contiguous_format)
 
 
-define("rank", f"({FACTORS}, Tensor ids, {SEEN}, {OPTIONS}) -> Tensor", _rank, _rank_fake)
+def _rank(s: RankInputs, backend: str) -> Tensor:
+    ids = checks.own_ids("ids", s.ids, s.factors.n_items)
+    seen = checks.own_seen(s.seen, s.factors.n_items)
+    run = stages(backend, s.factors)
+    return 1 + run.count_above(s.factors, run.score(s.factors, ids), ids, seen, 0)
+
+
+define("rank", RankInputs, "Tensor", _check_rank, _rank)

@@ -23,11 +23,12 @@ from torch import Tensor
 
 from bdkernels import checks
 from bdkernels.backends import reference
-from bdkernels.backends.backend import Steps, WeightCode
+from bdkernels.backends.backend import Steps
 from bdkernels.backends.blocks import Blocks, Model, counts_of, take
 from bdkernels.checks import NaNScore
 from bdkernels.sampling import keys, subset
 from bdkernels.types.seen import Seen
+from bdkernels.weights import WeightCode
 
 # A user who has fewer than MIN_HITS accepted among the first PROBE proposals, or fewer than asked among the first CAP, gets
 # the rest of the draws from the full row, which costs about as much as the CAP. Both rules look at how many proposals were
@@ -38,7 +39,7 @@ IN_FLIGHT = 1 << 18  # proposals of a round over all users, at most, where round
 ROWS = 1024  # most users in flight, which bounds the scratch memory
 QUEUED_ROWS = 16 << 10  # the same where the steps are queued: the next chunk waits for the device
 ROW_ELEMENTS = 1 << 20  # users x items ranked at once by the fallback (one user at least)
-OFF: WeightCode = ("", 0.0, False)  # of a direction that draws nothing
+OFF = WeightCode()  # of a direction that draws nothing
 
 
 class Batch(NamedTuple):

@@ -91,6 +91,8 @@ def any_mapped(*models: Iterable[Tensor | None]) -> bool:
 
 def trainable(user_table: Tensor, item_table: Tensor, item_bias: Tensor | None) -> None:
     """Raise ValueError for a mapped table, since it is read-only."""
+    if not _live:
+        return
     for name, t in (("user_table", user_table), ("item_table", item_table), ("item_bias", item_bias)):
         if t is not None and (mapping := mapping_of(t)) is not None:
             _is(False, name, "a table in memory, to be trained", f"one mapped read-only from {mapping.path}")

@@ -6,6 +6,16 @@ import torch
 from torch import Tensor
 
 
+class DistillInputs(NamedTuple):
+    """What the distillation loss is computed of; see `bdkernels.distill_loss`."""
+
+    learner_scores: Tensor
+    guide_scores: Tensor
+    tau_learner: float
+    tau_guide: float
+    mask: Tensor | None
+
+
 class StepInputs(NamedTuple):
     """The arguments of `torch.ops.bdkernels.fused_gradient`, in their order; what they mean says `bdkernels.fused_loss`.
 
@@ -33,16 +43,28 @@ class StepInputs(NamedTuple):
     @property
     def named_tables(self) -> dict[str, Tensor]:
         """Without a bias where there is none."""
-        return {name: t for name, t in zip(self._fields, self.tables, strict=False) if t is not None}
+        found = {"user_table": self.user_table, "item_table": self.item_table}
+        return found if self.item_bias is None else found | {"item_bias": self.item_bias}
 
     @property
     def batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
         return self[3:9]
 
-    @property
-    def objective(self) -> tuple[bool, float, float, float]:
-        """As the kernels take it: whether cf is "bpr", and the numbers."""
-        return self.cf == "bpr", self.distill_weight, self.tau_learner, self.tau_guide
+    def typed(self) -> bool:
+        """Whether every entry is of the Python type that it is annotated with."""
+        return (
+            isinstance(self.user_table, Tensor)
+            and isinstance(self.item_table, Tensor)
+            and (self.item_bias is None or isinstance(self.item_bias, Tensor))
+            and isinstance(self.users, Tensor)
+            and isinstance(self.positives, Tensor)
+            and isinstance(self.negatives, Tensor)
+            and isinstance(self.distill_ids, Tensor)
+            and isinstance(self.guide_scores, Tensor)
+            and (self.distill_mask is None or isinstance(self.distill_mask, Tensor))
+            and type(self.cf) is str
+            and type(self.distill_weight) is type(self.tau_learner) is type(self.tau_guide) is float
+        )
 
     def listed(self) -> Tensor:
         """[B, 1 + M + k] item ids. The positive, touched anyway, stands in for what is masked: its slope there is 0."""

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bdkernels.backends import native
 from bdkernels.backends.triton.score import FUSED
 from bdkernels.types.rule import RULES, Rule
 from bdkernels.types.step import StepInputs
@@ -271,7 +272,7 @@ def _step(s: StepInputs, item_grad: Tensor | None) -> tuple[Tensor, Tensor, Tens
     live = _live(s.distill_ids, s.distill_mask)
     if n_rows:
         tables = [t if t.stride(1) == 1 else t.contiguous() for t in (s.user_table, s.item_table)]
-        bias, (*batch, mask), (bpr, *numbers) = s.item_bias, s.batch, s.objective
+        bias, (*batch, mask), (bpr, *numbers) = s.item_bias, s.batch, native.objective(s)
         step_rows[(n_rows,)](
             *tables, None if bias is None else bias.contiguous(), *(t.contiguous() for t in batch), _flags(mask), live,
             cf_rows, distill_rows, user_grad, item_grad, slopes,

@@ -13,9 +13,8 @@ import triton.language as tl
 from torch import Tensor
 
 from bdkernels.backends import reference
-from bdkernels.backends.backend import WeightCode
 from bdkernels.types.seen import Seen
-from bdkernels.weights import KINDS
+from bdkernels.weights import KINDS, WeightCode
 
 BLOCK = 128  # proposals of a program
 ROUNDED = {"enable_fp_fusion": False}  # every operation rounds, as in the reference

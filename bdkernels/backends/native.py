@@ -1,0 +1,67 @@
+"""Structs as the arguments of the compiled libraries: contiguous tensors and plain numbers; an empty tensor stands for None."""
+
+import torch
+from torch import Tensor
+
+from bdkernels.types.factors import Factors
+from bdkernels.types.rule import RULES, Rule
+from bdkernels.types.seen import Seen
+from bdkernels.types.step import StepInputs
+from bdkernels.weights import KINDS, WeightCode
+
+
+def or_empty(t: Tensor | None, like: Tensor) -> Tensor:
+    """A tensor that may be absent, on the device of another."""
+    return like.new_empty(0) if t is None else t.contiguous()
+
+
+def factors(f: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    """users float32, items whose rows may be strided, bias."""
+    items, bias = f.item_factors, f.item_bias
+    return (
+        f.user_factors.float().contiguous(),
+        items if items.stride(1) == 1 else items.contiguous(),
+        items.new_empty(0) if bias is None else bias.contiguous(),
+    )
+
+
+def seen(s: Seen | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    """indptr, indices."""
+    if s is None:
+        none = torch.empty(0, dtype=torch.int64, device=like.device)
+        return none, none
+    return s.indptr.contiguous(), s.indices.contiguous()
+
+
+def weight(code: WeightCode) -> tuple[int, float, bool]:
+    """Number of the kind, -1 for none; parameter, flipped."""
+    kind, parameter, flipped = code
+    return KINDS.index(kind) if kind else -1, parameter, flipped
+
+
+def tables(s: StepInputs) -> tuple[Tensor, Tensor, Tensor]:
+    """user_table and item_table, whose rows may be strided; item_bias. The tables themselves where a step may change them."""
+    user, item = s.user_table, s.item_table
+    return (
+        user if user.stride(1) == 1 else user.contiguous(),
+        item if item.stride(1) == 1 else item.contiguous(),
+        s.users.new_empty(0) if s.item_bias is None else s.item_bias.contiguous(),
+    )
+
+
+def batch(s: StepInputs) -> tuple[Tensor, ...]:
+    """users, positives, negatives, distill_ids, guide_scores, distill_mask."""
+    return (
+        s.users.contiguous(), s.positives.contiguous(), s.negatives.contiguous(), s.distill_ids.contiguous(),
+        s.guide_scores.contiguous(), s.users.new_empty(0) if s.distill_mask is None else s.distill_mask.contiguous(),
+    )  # fmt: skip
+
+
+def objective(s: StepInputs) -> tuple[bool, float, float, float]:
+    """Whether cf is "bpr", and the numbers of the loss."""
+    return s.cf == "bpr", s.distill_weight, s.tau_learner, s.tau_guide
+
+
+def rule(r: Rule) -> tuple[int, float, float, float, float, float]:
+    """Number of the rule, and its numbers."""
+    return RULES.index(r.kind), *r[1:]
