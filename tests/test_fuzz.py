@@ -432,7 +432,7 @@ def test_apply_rows(case):
         if number.one(41 + salt, (True, True, False)):
             ids = data.some_ids(case, 50 + salt, len(table), case.c if len(table) else 0)
             rows[name] = ids, data.floats(case, 60 + salt, len(ids), *table.shape[1:], dtype=str(table.dtype)[6:])
-    before = [t.clone() for t in (*tables, *optimizer.state)]
+    before = [t.clone() for t in (*tables, *optimizer.row_state())]
     error = outcome(lambda: bd.sparse_step(optimizer, **rows), *data.given(*rows.values()))
     after = [*tables, *optimizer.row_state()]
     if why := next(
