@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bdkernels import checks
 from bdkernels.backends import blocks, steps
-from bdkernels.backends.backend import Steps, WeightCode
+from bdkernels.backends.backend import Steps
 from bdkernels.backends.blocks import Blocks, plain
 from bdkernels.ops.define import stages
 from bdkernels.ops.rank import ids_or_bounds
@@ -18,6 +18,7 @@ from bdkernels.sampling import keys, sampler
 from bdkernels.sampling.subset import items_of
 from bdkernels.types.factors import Factors
 from bdkernels.types.seen import Seen
+from bdkernels.weights import WeightCode
 
 
 def rank(f: Blocks, ids: Tensor, seen: Seen | None, backend: str) -> Tensor:
