@@ -43,11 +43,11 @@ def resolve_config(
     partition.require_same("start", given | versions() | {"split": fingerprint})
     strategy_of(partition).check(config)
     config.check_catalog(split.n_items)
-    check_loss(config.train.loss, config.train.negatives)
     for name, model in models.items():
         check_model(name, model, split.n_users, split.n_items)
     _check_steps(config, split)
     _check_memory(partition, config, split, models)
+    check_loss(config.train.loss, config.train.negatives)
     if not len(split.val_users):
         raise UserError("the split holds out no val interactions, which pick the best epoch: choose another split")
     auto = config.distill.subset == "auto" and config.distill.method != "none"
