@@ -21,6 +21,7 @@ from chosen import BACKENDS
 from draws import numbered
 from fuzz_data import Case, Numbers
 from hypothesis import HealthCheck, given, settings
+from made import Made, WithListed, WithTake
 
 import bdkernels as bd
 from bdkernels import backends
@@ -205,27 +206,6 @@ def check_best(got, scores, ranks, seen, k):
             assert o.scores[row].tolist() == [*scores[row, best], *[-np.inf] * missing]
 
 
-class Made:
-    """An ItemScorer of scores [B, N] that are there."""
-
-    def __init__(self, scores):
-        self.scores, self.device = scores, scores.device
-        self.n_rows, self.n_items = scores.shape
-
-    def block(self, first, stop):
-        return self.scores[:, first:stop]
-
-
-class Taken(Made):
-    def take(self, rows):
-        return Taken(self.scores[rows])
-
-
-class Listed(Made):
-    def listed(self, ids):
-        return self.scores.gather(1, ids)
-
-
 @fuzz
 def test_scorers(case):
     """rank, topk and sample on scores that are no `Factors`."""
@@ -236,7 +216,7 @@ def test_scorers(case):
         Numbers(case),
     )
     one, two = (case.rng(21).permutation([0, 1, 2, 3])[:2]).tolist()
-    sorts = (bd.Scores, Made, Taken, Listed)
+    sorts = bd.Scores, Made, WithTake, WithListed
     scorer, other = sorts[one](scores), sorts[two](scores.flip(1))
     given = data.given(bd.Factors(scores, scores), ids, seen)
     ranked = everywhere(case, lambda name: bd.rank(scorer, ids, seen, backend=name), *given)

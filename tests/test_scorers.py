@@ -6,6 +6,7 @@ from pathlib import Path
 import oracle
 import pytest
 import torch
+from made import Made, WithBoth, WithListed, WithTake
 from test_sample_distribution import P_LOW, p_values
 
 import bdkernels as bd
@@ -21,33 +22,6 @@ WEIGHTS = [
     (None, bd.Linear()),
     (bd.Exp(2.5, side="under"), None),
 ]
-
-
-class Made:
-    """An ItemScorer of scores [B, N] that it knows, which writes down what it is asked for."""
-
-    def __init__(self, scores, asked=None):
-        self.scores, self.asked = scores, [] if asked is None else asked
-        self.n_rows, self.n_items = scores.shape
-        self.device = scores.device
-
-    def block(self, first, stop):
-        self.asked.append((self.n_rows, first, stop))
-        return self.scores[:, first:stop]
-
-
-class WithListed(Made):
-    def listed(self, ids):
-        return self.scores.gather(1, ids)
-
-
-class WithTake(Made):
-    def take(self, rows):
-        return type(self)(self.scores[rows], self.asked)
-
-
-class WithBoth(WithListed, WithTake):
-    pass
 
 
 SORTS = [bd.Scores, Made, WithListed, WithTake, WithBoth]
