@@ -63,7 +63,7 @@ def test_what_a_metric_is_given(rng):
 
 def test_a_metric_from_outside_is_trained_by_reported_and_explained(outside, parts, tmp_path, capsys):
     """One registration: monitor, evaluate, intervals, history, table, report, command line and help know it."""
-    with pytest.raises(UserError, match=f"train.monitor is '{MINE}@10'"):
+    with pytest.raises(UserError, match=f"train.monitor is '{MINE}@10', .*; register a metric of your own first"):
         Config().with_overrides(SETTINGS)
     outside(MINE)
     config = Config().with_overrides(SETTINGS | {"run.out": str(tmp_path / "run")})

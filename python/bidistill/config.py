@@ -21,7 +21,7 @@ from bidistill.errors import UserError
 from bidistill.files.access import replacing
 from bidistill.metrics import cut_off, heading, names_of
 from bidistill.options import Option, option, options_of
-from bidistill.registry import LOSSES, METHODS, MODELS
+from bidistill.registry import LOSSES, METHODS, METRICS, MODELS
 
 # What the operators take, so that no value is refused after hours of training.
 TAU: dict[str, Any] = {"least": ranges.TAU.low, "most": ranges.TAU.high}
@@ -234,7 +234,10 @@ class Config:
     def _check_together(self) -> None:
         """Rules that involve several options."""
         if self.train.monitor not in (metrics := names_of(self.eval.ks)):
-            raise UserError(f"train.monitor is {self.train.monitor!r}, but eval.ks gives only: {', '.join(metrics)}")
+            own = "" if self.train.monitor.partition("@")[0] in METRICS else "; register a metric of your own first"
+            raise UserError(
+                f"train.monitor is {self.train.monitor!r}, but eval.ks gives only: {', '.join(metrics)}{own}"
+            )
         for name in ("to_student", "to_teacher"):
             weight: WeightConfig = getattr(self.distill, name)
             if weight.alpha is not None and weight.eps is not None:

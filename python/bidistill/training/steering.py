@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from bidistill.config import Config
+from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
 from bidistill.logs import log
 from bidistill.training.engine import Engine
@@ -21,6 +22,7 @@ class Steered:
     """
 
     config: Config
+    partition: Partition
     engine: Engine
     progress: Progress
     history: list[Row]
@@ -94,7 +96,7 @@ class Steered:
             raise UserError(f"log: the history has a column {name!r} of its own: choose another name")
 
     def _told(self, words: str) -> None:
-        if self.config.run.progress:
+        if self.config.run.progress and self.partition.main:
             log.info(words)
 
 
