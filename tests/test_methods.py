@@ -22,7 +22,7 @@ from bidistill.training.memory import memory
 from bidistill.training.sharded import Sharded
 from bidistill.training.timing import draw_line, step_seconds
 
-from bdkernels import Draws, Exp, Seen, Tanh, distill_loss, rank, topk
+from bdkernels import Draws, Exp, Scores, Seen, Tanh, distill_loss, rank, sample, topk
 
 pytestmark = [
     pytest.mark.usefixtures("heard_signals", "outside"),
@@ -250,6 +250,39 @@ def test_queries_of_the_loop_reach_models_and_method(outside, parts):
     assert losses[0] == losses[1] and len(asked) == 2
     rows = asked[0]["student"].ids[users == 3]
     assert len({tuple(row) for row in rows.tolist()}) == 3
+
+
+class Distance(torch.nn.Module):
+    """A model that has `score` alone: items near the user are good."""
+
+    def __init__(self, n_users, n_items, dim, seed):
+        super().__init__()
+        self.n_users, self.n_items = n_users, n_items
+        torch.manual_seed(seed)
+        self.users, self.items = torch.nn.Embedding(n_users, dim), torch.nn.Embedding(n_items, dim)
+
+    def score(self, users, items):
+        return -(self.users(users)[:, None] - self.items(items)).square().sum(2)
+
+
+def test_models_that_are_no_dot_product(outside, parts):
+    """Both methods draw from dense scores what they draw from the model, and the loop trains and goes on."""
+    loops, own = outside("hand_loop"), outside("top_of_guide")
+    everyone = torch.arange(parts.n_users)
+    seen = seen_items(parts, "val")
+    pair = [Distance(parts.n_users, parts.n_items, dim, seed) for dim, seed in ((4, 1), (2, 2))]
+    with torch.no_grad():
+        dense = [Scores(m.score(everyone, torch.arange(parts.n_items).expand(len(everyone), -1))) for m in pair]
+    drawn = Distiller(own.TopOfGuide(), seen, parts.n_items, samples=3).draw(*pair, everyone, 0, torch.Generator())
+    assert torch.equal(drawn["student"].ids, topk(dense[0], 3, seen).ids)
+    drawn = Distiller(Bidirectional(Tanh(2.0), Exp(2.0)), seen, parts.n_items, samples=3, seed=5)
+    drawn = drawn.draw(*pair, everyone, 7, torch.Generator())
+    wanted = sample(*dense, 3, seen, to_student=Tanh(2.0), to_teacher=Exp(2.0), user_ids=everyone, step=7, seed=5)
+    for name, draws in wanted._asdict().items():
+        assert torch.equal(drawn[name].ids, draws.ids)
+    pairs = [torch.from_numpy(each) for each in (parts.train_users, parts.train_items)]
+    losses = loops.Loop(Bidirectional(), *pair, *pairs).run(12)
+    assert all(0 < loss < 10 for each in losses for loss in each.values())
 
 
 def test_the_usual_loss_has_the_temperatures_of_the_distiller(outside, parts):

@@ -16,7 +16,7 @@ class TopOfGuide(Method):
         """The best `asked.k` items of the other model; -1 where a user has fewer unseen ones."""
         guides, found = {"student": teacher, "teacher": student}, {}
         for learner in asked.learners:
-            ids = topk(guides[learner].factors(asked.queries), asked.k, asked.seen).ids
+            ids = topk(asked.scorer(guides[learner]), asked.k, asked.seen).ids
             found[learner] = Draws(ids, ids >= 0)
         return found
 

@@ -22,11 +22,12 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
-from bdkernels import Draws, Seen, distill_loss
+from bdkernels import Draws, Scorer, Seen, distill_loss
 from bidistill.config import DistillConfig
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
 from bidistill.models import Recommender
+from bidistill.models.scoring import scorer_of
 from bidistill.registry import METHODS
 
 GUIDES = {"student": "teacher", "teacher": "student"}  # whom each learner follows
@@ -67,6 +68,10 @@ class Request(NamedTuple):
     seed: int
     step: int
     occurrence: Tensor | None
+
+    def scorer(self, model: Recommender) -> Scorer:
+        """What `bdkernels.topk`, `rank` and `sample` take of a model for these rows, be its score a dot product or not."""
+        return scorer_of(model, self.queries)
 
 
 class Column(NamedTuple):
