@@ -9,7 +9,7 @@ import re
 import pytest
 from bidistill import Callback, Trainer, UserError
 from bidistill.logs import shown_in_terminal
-from bidistill.report import open_run, write_report
+from bidistill.report import open_run, results, write_report
 from bidistill.training.phases import PHASES, rows_of
 from bidistill.training.updates import EagerUpdate, FusedUpdate
 from test_trainer import StopAfter, config, parts, same, timeless  # noqa: F401 (fixtures)
@@ -86,6 +86,7 @@ def test_a_stop_within_an_epoch(parts, tmp_path, steps):
     for name in ("teacher", "student"):
         best = max(row[f"{name}/ndcg@10"] for row in rows_of(result.history, "joint"))
         assert result.metrics[name]["val"]["ndcg@10"] == best
+    assert len(results(open_run(tmp_path)).models["student"]) == 9 and write_report(tmp_path).exists()
     assert same(Trainer.resume(tmp_path).fit(), result)
     if epochs[2]:  # all other phases are whole
         again = Trainer.resume(tmp_path)
