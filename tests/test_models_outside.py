@@ -21,6 +21,7 @@ from bidistill.registry import MODELS
 from bidistill.report import CONTROL, DISTILLED, SEPARATE, results
 from bidistill.training.callbacks import Callback
 from bidistill.training.timing import draw_share
+from bidistill.training.updates import FusedUpdate
 from torch import nn
 
 from bdkernels import Factors
@@ -169,8 +170,8 @@ def test_only_a_step_learns_in_training_mode(parts, every):
     trainer = Trainer(config(distill__resample_every=every), parts, **pair)
     asked.clear()
     trainer.fit()
-    assert ("score", True, True) in asked and ("factors", False, False) in asked
-    assert asked <= {("score", True, True), ("score", False, False), ("factors", False, False)}
+    # The step's scores alone in training mode; those of the guide, and what ranks and draws are made from, not.
+    assert asked == {("score", True, True), ("score", False, False), ("factors", False, False)}
     assert all(module.training and module.frozen.weight.requires_grad for module in pair.values())
     assert torch.equal(pair["teacher"].frozen.running_mean, torch.zeros(4))
 
@@ -186,6 +187,8 @@ class Odd(nn.Module):
         self.items = nn.Embedding(parts.n_items, 4, sparse="sparse" in fault)
         if fault == "other items":
             self.n_items = parts.n_items + 1
+        if "block" in fault:
+            self.factors, self.score_block = None, self.some_block
         if fault == "frozen":
             self.requires_grad_(False)
 
@@ -196,6 +199,10 @@ class Odd(nn.Module):
         if self.fault == "whole numbers":
             return found.long()
         return found.detach() if self.fault == "detached" else found
+
+    def some_block(self, users, first, stop):
+        found = self.users(users) @ self.items.weight[first:stop].T
+        return found.repeat(1, 2) if self.fault == "a block" else 2 * found if self.fault == "other blocks" else found
 
     def factors(self, users):
         if self.fault == "no factors":
@@ -222,6 +229,11 @@ class Odd(nn.Module):
         ("no factors", r"the teacher Odd: factors gives tuple: it must be factors\(users: int64 \[B\]\) -> Factors"),
         ("some items", r"the teacher Odd: factors, item_factors gives the shape \[5, 4\], not \[50, 4\]"),
         ("contradiction", r"the teacher Odd: factors and score contradict each other"),
+        (
+            "a block",
+            r"the teacher Odd: score_block gives the shape \[2, 2\], not \[2, 1\]: it must be score_block\(users",
+        ),
+        ("other blocks", r"the teacher Odd: score_block and score contradict each other"),
         ("sparse", r"teacher.optimizer is adam, but the teacher Odd has parameters with sparse gradients"),
     ],
 )
@@ -259,6 +271,22 @@ def test_sparse_gradients_and_one_given_model(parts):
         config(teacher__optimizer="sparse_adam", student__dim=3), parts, teacher=Odd(parts, "sparse")
     ).fit()
     assert type(result.teacher) is Odd and type(result.student) is MF and result.student.dim == 3
+
+
+def test_models_of_two_sorts_learn_from_each_other(outside, parts, tmp_path):
+    """A teacher that is no dot product, or scores blocks; a student of tables, whose steps are fused."""
+    teachers = {"neural": outside("neural").modules(parts)["teacher"], "blocks": Odd(parts, "blocks")}
+    for name, teacher in teachers.items():
+        folder = tmp_path / name
+        settings = config(folder, student__optimizer="sparse_adam", student__dim=3, distill__resample_every=0)
+        trainer = Trainer(settings, parts, teacher=teacher)
+        assert isinstance(trainer.engine.learners["student"].update, FusedUpdate)
+        result = trainer.fit()
+        last = result.history[-1]
+        assert last["teacher/loss_distill"] > 0 and last["student/loss_distill"] > 0
+        opened = open_run(folder, teacher=teacher)
+        assert equal(opened.student, result.student) and equal(open_run(folder).student, result.student)
+        assert evaluate(opened.teacher, parts, "test", (5, 10)) == result.metrics["teacher"]["test"]
 
 
 def test_another_module_does_not_resume_the_run(outside, parts, tmp_path):

@@ -22,7 +22,8 @@ def modules(split):
 
 
 def train(config, split):
-    return Trainer(config, split, **modules(split)).fit()
+    models = modules(split)
+    return Trainer(config, split, teacher=models["teacher"], student=models["student"]).fit()
 
 
 register_model("neural", Neural)  # from here on: [teacher] kind = "neural", dim = 16
