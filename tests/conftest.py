@@ -99,6 +99,7 @@ def outside(monkeypatch):
         registries.LOSSES,
         registries.METRICS,
         registries.OPTIMIZERS,
+        registries.SCHEDULERS,
     ):
         list(registry)  # finds the names of the package
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))

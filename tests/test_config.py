@@ -85,6 +85,10 @@ def test_paper_preset_is_the_published_setting():
         ("teacher.lr", float("inf")),
         ("teacher.lr", "fast"),
         ("teacher.optimizer", "adamw"),
+        ("teacher.optimizer", "Optimizer"),
+        ("teacher.lr_scheduler", "cosin"),
+        ("student.clip_norm", -1.0),
+        ("student.optimizer_args", 3),
         ("train.negatives", 0),
         ("train.batch_size", 0),
         ("train.loss", "hinge"),
@@ -129,7 +133,22 @@ def test_python_construction_is_checked_too():
         ({"distill.to_teacher.kind": "linear", "distill.to_teacher.eps": 3.0}, r"to_teacher\.eps.*no sharpness"),
         ({"distill.lambda_teacher": 0, "distill.lambda_student": 0}, r"both 0.*distill\.method"),
         ({"distill.lambda_teacher": 0, "distill.negatives_from_samples": True}, r"negatives_from_samples needs"),
-        ({"teacher.optimizer": "sparse_adam", "teacher.weight_decay": 0.1}, r"teacher\.weight_decay must be 0"),
+        (
+            {"teacher.optimizer": "SparseAdam", "teacher.weight_decay": 0.1},
+            r"teacher\.weight_decay must be 0 with .*'SparseAdam'",
+        ),
+        ({"teacher.optimizer": "LBFGS"}, r"teacher\.optimizer LBFGS computes the loss several times"),
+        ({"teacher.optimizer_args": {"lr": 0.1}}, r"teacher\.optimizer_args\.lr is given by teacher\.lr: leave it out"),
+        (
+            {"student.optimizer": "AdamW", "student.optimizer_args": {"amsgrd": True}},
+            r"student\.optimizer_args\.amsgrd is no setting of the optimizer 'AdamW': did you mean amsgrad\?",
+        ),
+        ({"student.lr_scheduler_args": {"gamma": 0.5}}, r"there is no student\.lr_scheduler"),
+        ({"student.lr_scheduler": "StepLR"}, r"'StepLR' needs step_size: set student\.lr_scheduler_args\.step_size"),
+        (
+            {"student.lr_scheduler": "cosine", "student.lr_scheduler_args": {"epochs": 3}},
+            r"lr_scheduler_args\.epochs is given by the phase",
+        ),
     ],
 )
 def test_options_that_exclude_each_other(overrides, message):

@@ -42,7 +42,7 @@ ORDER = {  # rooms and files from the ground up: each imports from its own line 
     "bidistill": [
         ["errors", "seeds", "logs"],
         ["registry"],
-        ["options", "files", "models", "losses", "metrics"],
+        ["options", "files", "models", "losses", "metrics", "optimizers"],
         ["config"],
         ["data"],
         ["distributed"],

@@ -51,8 +51,10 @@ def train(settings, fuse):
 @pytest.mark.parametrize("off", ["nothing", "distill.lambda_teacher", "distill.lambda_student"])
 @pytest.mark.parametrize("cf", ["bce", "bpr"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "sparse_adam"])
-def test_fused_steps_are_the_eager_ones(optimizer, cf, off):
+@pytest.mark.parametrize("decay", [0.0, 0.05])
+def test_fused_steps_are_the_eager_ones(optimizer, cf, off, decay):
     settings = config(train__loss=cf, teacher__optimizer=optimizer, student__optimizer=optimizer)
+    settings = settings.with_overrides({"teacher.weight_decay": decay, "student.weight_decay": 2 * decay})
     settings = settings.with_overrides({} if off == "nothing" else {off: 0.0})
     fused, losses = train(settings, fuse=True)
     eager, wanted = train(settings, fuse=False)
@@ -91,8 +93,12 @@ class Scaled(MF):
         ({"optimizer": "sparse_adam"}, True),
         ({"optimizer": "sgd"}, True),
         ({"optimizer": "adagrad"}, True),
-        ({"optimizer": "adagrad", "weight_decay": 0.1}, False),  # decays rows that no batch touches
-        ({"optimizer": "adam"}, False),  # moves them too
+        ({"optimizer": "adagrad", "weight_decay": 0.1, "optimizer_args": {"eps": 1e-6}}, True),
+        ({"optimizer": "sparse_adam", "weight_decay": 0.1, "optimizer_args": {"betas": [0.8, 0.9]}}, True),
+        ({"optimizer": "sgd", "optimizer_args": {"momentum": 0.9}}, False),
+        ({"optimizer": "sgd", "clip_norm": 1.0}, False),
+        ({"optimizer": "Adagrad"}, False),  # torch's own, whose weight decay is for all rows
+        ({"optimizer": "adam"}, False),
     ],
 )
 def test_the_update_fits_the_optimizer(options, fused):

@@ -112,12 +112,11 @@ def test_other_reasons(parts):
     usual = {"train__loss": "bpr"}
     fused = Engine(settings("sparse_adam", **usual), parts)
     assert fused.unfused() == [] and isinstance(fused.learners["teacher"].update, FusedUpdate)
-    mixed = Engine(settings("sgd", teacher__weight_decay=0.1, **usual), parts)
-    assert mixed.unfused() == ["teacher trains without the fused step: weight_decay changes every row at every step"]
+    assert Engine(settings("sgd", teacher__weight_decay=0.1, **usual), parts).unfused() == []
+    mixed = Engine(settings("sgd", teacher__clip_norm=0.1, **usual), parts)
+    assert mixed.unfused() == ["teacher trains without the fused step: clip_norm needs the gradient of a whole step"]
     adam = Engine(settings("adam", **usual), parts)
-    assert adam.unfused() == told(
-        dict.fromkeys(("teacher", "student"), "the optimizer 'adam' changes every row at every step")
-    )
+    assert adam.unfused() == told(dict.fromkeys(("teacher", "student"), "the optimizer 'adam' has no fused form"))
     samples = Engine(settings("sparse_adam", distill__negatives_from_samples=True, **usual), parts)
     assert "distill.negatives_from_samples" in samples.unfused()[0]
 

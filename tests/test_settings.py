@@ -43,7 +43,11 @@ GROUPS = {
         "data.min_rating": 2.0, "data.header": True, "data.sep": ";", "data.quote": "none", "data.format": "table",
         "data.split": "ratio", "data.val": 0.2, "data.test": 0.2,
         "data.split_seed": 3, "data.min_per_user": 2, "teacher.weight_decay": 1e-4, "student.weight_decay": 1e-4,
-        "teacher.optimizer": "sgd", "student.optimizer": "adagrad", "train.loss": "bpr", "train.negatives": 2,
+        "teacher.optimizer": "sgd", "student.optimizer": "adagrad",
+        "teacher.optimizer_args": {"momentum": 0.5},
+        "student.optimizer_args": {"eps": 1e-6}, "teacher.clip_norm": 1.0, "student.clip_norm": 0.5,
+        "teacher.lr_scheduler": "StepLR", "teacher.lr_scheduler_args": {"step_size": 1, "gamma": 0.5},
+        "train.loss": "bpr", "train.negatives": 2,
         "train.batch_size": 300, "train.patience": 3, "train.eval_every": 2, "train.monitor": "recall@7",
         "distill.lambda_teacher": 0.3, "distill.lambda_student": 1.0, "distill.tau_learner": 2.0, "distill.tau_guide": 5.0,
         "distill.side": "under", "distill.samples": 2, "distill.resample_every": 0, "distill.to_student.kind": "exp",
@@ -55,7 +59,7 @@ GROUPS = {
         "data.train_path": "train.csv", "data.val_path": "val.csv", "data.test_path": "test.csv",
         "data.drop_seen_pairs": True, "data.drop_cold_users": True,
         "teacher.optimizer": "sparse_adam", "student.optimizer": "sparse_adam", "distill.resample": "gradual",
-        "distill.resample_every": 2,
+        "distill.resample_every": 2, "student.lr_scheduler": "cosine", "student.lr_scheduler_args": {"warmup": 1},
         "distill.pool": 4, "distill.subset": 30, "distill.to_student.kind": "rank_only", "distill.to_student.mu": 3.0,
         "distill.to_teacher.kind": "rank_only", "distill.to_teacher.mu": 4.0, "run.tensorboard": True, "run.device": "cpu:0",
     },
@@ -97,9 +101,12 @@ def files(tmp_path_factory, parts):
 
 
 def flags(values):
-    texts = {
-        name: ",".join(map(str, value)) if isinstance(value, tuple) else str(value) for name, value in values.items()
-    }
+    def text(value):
+        if isinstance(value, dict):
+            return ",".join(f"{name}={each}" for name, each in value.items())
+        return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    texts = {name: text(value) for name, value in values.items()}
     return [f"{OPTIONS[name].flag}={text}" for name, text in texts.items()]
 
 

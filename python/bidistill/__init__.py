@@ -22,6 +22,7 @@ from bidistill.evaluation.intervals import interval
 from bidistill.logs import log_to_terminal
 from bidistill.metrics import UserRanks
 from bidistill.models import MF, Recommender, build_model, register_model
+from bidistill.optimizers import register_optimizer, register_scheduler
 from bidistill.registry import LOSSES, METRICS
 from bidistill.training.callbacks import Callback, Run
 from bidistill.training.control import matched
@@ -60,5 +61,7 @@ __all__ = [
     "read",
     "register_method",
     "register_model",
+    "register_optimizer",
+    "register_scheduler",
     "split",
 ]

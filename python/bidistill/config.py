@@ -20,8 +20,9 @@ from bdkernels.checks import MAX_ITEMS
 from bidistill.errors import UserError
 from bidistill.files.access import replacing
 from bidistill.metrics import cut_off, heading, names_of
+from bidistill.optimizers import check_optimizer, check_scheduler, wants_sparse
 from bidistill.options import Option, option, options_of
-from bidistill.registry import LOSSES, METHODS, METRICS, MODELS
+from bidistill.registry import LOSSES, METHODS, METRICS, MODELS, OPTIMIZERS, SCHEDULERS
 
 # What the operators take, so that no value is refused after hours of training.
 TAU: dict[str, Any] = {"least": ranges.TAU.low, "most": ranges.TAU.high}
@@ -83,17 +84,31 @@ class ModelConfig:
     args: dict[str, Any] = option({}, "settings of that kind of model")  # noqa: RUF009
     dim: int = option(50, "length of a user's or an item's vector", least=1)
     lr: float = option(0.01, "learning rate", least=ranges.LR.low, most=MOST_LR)
-    weight_decay: float = option(0.0, "L2 regularisation, added to the gradient", **DECAY)
+    weight_decay: float = option(
+        0.0,
+        "L2 regularisation, added to the gradient; with sparse_adam, adagrad and sgd to that of the rows of a batch",
+        **DECAY,
+    )
     optimizer: str = option(
         "adam",
         "optimizer; sparse_adam, adagrad and sgd update only the rows of a batch, in one fused call: fast on large catalogs",
-        choices=("adam", "adagrad", "sgd", "sparse_adam"),
+        choices=OPTIMIZERS,
+    )
+    optimizer_args: dict[str, Any] = option({}, "settings of that optimizer besides lr and weight_decay")  # noqa: RUF009
+    lr_scheduler: str | None = option(
+        None,
+        "how the learning rate changes from epoch to epoch, anew in each phase; cosine, linear: down to 0 at the phase's last",
+        choices=SCHEDULERS,
+    )
+    lr_scheduler_args: dict[str, Any] = option({}, "settings of that schedule")  # noqa: RUF009
+    clip_norm: float = option(
+        0.0, "largest norm of a step's gradient, which is scaled down to it; steps are not fused then; 0: any", least=0
     )
 
     def build_config(self, n_users: int, n_items: int) -> dict[str, Any]:
         """What `build_model` makes a model of these settings from, for data of these sizes."""
         sizes = {"n_users": n_users, "n_items": n_items, "dim": self.dim}
-        return {"kind": self.kind, **sizes, "sparse": self.optimizer == "sparse_adam", "args": self.args}
+        return {"kind": self.kind, **sizes, "sparse": wants_sparse(self.optimizer), "args": self.args}
 
 
 @dataclass(frozen=True)
@@ -261,8 +276,8 @@ class Config:
                     f" {ranges.SLOPE.high!r}: lower distill.lambda_{name} or raise distill.tau_learner"
                 )
             model: ModelConfig = getattr(self, name)
-            if model.optimizer == "sparse_adam" and model.weight_decay:
-                raise UserError(f"{name}.weight_decay must be 0 with {name}.optimizer 'sparse_adam'")
+            check_optimizer(name, model.optimizer, model.weight_decay, model.optimizer_args)
+            check_scheduler(name, model.lr_scheduler, model.lr_scheduler_args)
 
     def check_catalog(self, n_items: int) -> None:
         """Raise UserError where an option asks for more items than the catalog has."""

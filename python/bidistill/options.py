@@ -145,7 +145,8 @@ class Option:
     def _wanted(self, found: Any = None) -> str:
         """What values are allowed; INT64 is named only where the value found is larger."""
         if self.choices:
-            return "one of " + ", ".join([*self.choices, *self.words])
+            also = getattr(self.choices, "also", "")  # of a ClassRegistry
+            return "one of " + ", ".join([*self.choices, *self.words]) + (f", or {also}" if also else "")
         kinds = {
             str: "text",
             int: "a whole number",

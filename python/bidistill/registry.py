@@ -137,8 +137,57 @@ class Registry(Generic[T]):
                 self.register(point.name, value)
 
 
+class ClassRegistry(Registry[Any]):
+    """A Registry whose names may also be those of classes in a module, such as AdamW in torch.optim.
+
+    Args:
+        what, group, home: see `Registry`.
+        module: where the classes are.
+        base: the name of the class there that they are subclasses of.
+        example: one of their names, for messages.
+    """
+
+    def __init__(self, what: str, group: str, home: str, module: str, base: str, example: str) -> None:
+        super().__init__(what, group, home)
+        self.module, self.base = module, base
+        self.also = f"a class of {module} such as {example}"
+
+    def register(self, name: str, value: Any, settings: type | None = None) -> None:
+        """See `Registry`. Raises UserError for the name of a class, too."""
+        if name in self.classes():
+            raise UserError(f"there is a {self.what} {name!r} in {self.module} already: choose another name")
+        super().register(name, value, settings)
+
+    def classes(self) -> dict[str, type]:
+        """The classes by name."""
+        found = vars(import_module(self.module))
+        base = found[self.base]
+        return {
+            name: each
+            for name, each in found.items()
+            if isinstance(each, type) and issubclass(each, base) and each is not base and not name.startswith("_")
+        }
+
+    def entry(self, name: str) -> Entry[Any]:
+        """Value and settings. Raises UserError for an unknown name."""
+        if not super().__contains__(name) and name in (classes := self.classes()):
+            return Entry(classes[name], None)
+        return super().entry(name)
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(name) or name in self.classes()
+
+
 MODELS: Registry[Any] = Registry("model", "models", "bidistill.models")
 METHODS: Registry[Any] = Registry("distillation method", "methods", "bidistill.distill")
 LOSSES: Registry[Any] = Registry("loss", "losses", "bidistill.losses")
 METRICS: Registry[Any] = Registry("metric", "metrics", "bidistill.metrics")
-OPTIMIZERS: Registry[Any] = Registry("optimizer", "optimizers", "bidistill.training.optimizers")
+OPTIMIZERS = ClassRegistry("optimizer", "optimizers", "bidistill.optimizers", "torch.optim", "Optimizer", "AdamW")
+SCHEDULERS = ClassRegistry(
+    "schedule of the learning rate",
+    "schedulers",
+    "bidistill.optimizers",
+    "torch.optim.lr_scheduler",
+    "LRScheduler",
+    "CosineAnnealingLR",
+)

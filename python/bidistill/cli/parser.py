@@ -120,7 +120,9 @@ def add_options(parser: Parser, names: Container[str] | None = None) -> None:
         if each.section not in groups:
             groups[each.section] = parser.add_argument_group(f"[{each.section}] {each.section_help}")
         text = each.help.replace("%", "%%") + ("" if each.default is None else f" (default: {_plain(each.default)})")
-        metavar = "{" + ",".join([*each.choices, *each.words]) + "}" if len(each.choices) else METAVARS[each.type]
+        more = ["..."] if hasattr(each.choices, "also") else []  # of a ClassRegistry
+        names = [*each.choices, *each.words, *more]
+        metavar = "{" + ",".join(names) + "}" if len(each.choices) else METAVARS[each.type]
         groups[each.section].add_argument(each.flag, dest=each.name, metavar=metavar, help=text)
 
 

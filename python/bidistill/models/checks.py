@@ -11,6 +11,8 @@ from bdkernels import Factors
 from bidistill.errors import UserError
 from bidistill.models.base import Recommender, tables_of
 from bidistill.models.modes import evaluating
+from bidistill.optimizers import FUSED, wants_sparse
+from bidistill.registry import OPTIMIZERS
 
 SCORE = "score(users: int64 [B], items: int64 [B, C]) -> float32 [B, C], with a gradient"
 FACTORS = "factors(users: int64 [B]) -> Factors(float32 [B, d], float32 [n_items, d], float32 [n_items] or None)"
@@ -84,7 +86,13 @@ def _check_scores(title: str, model: Any, n_users: int, n_items: int) -> None:
 
 def check_gradients(name: str, model: Recommender, optimizer: str) -> None:
     """Raise UserError where the named optimizer of torch does not take the gradients, dense or sparse, that the model gives."""
-    if tables_of(model) is not None or optimizer not in ("adam", "sparse_adam"):
+    sparse_only, either = wants_sparse(optimizer), ("adagrad", "sgd", "Adagrad", "SGD")
+    of_torch = optimizer in OPTIMIZERS.classes() or optimizer == "adam"
+    if (
+        (tables_of(model) is not None and optimizer in ("adam", *FUSED))
+        or not (sparse_only or of_torch)
+        or optimizer in either
+    ):
         return
     device = next(iter(model.parameters())).device
     parameters = [each for each in model.parameters() if each.requires_grad]
@@ -92,15 +100,15 @@ def check_gradients(name: str, model: Recommender, optimizer: str) -> None:
         ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
         grads = torch.autograd.grad(model.score(ids[0], ids).sum(), parameters, allow_unused=True)
     title, sparse = f"the {name} {type(model).__name__}", {grad.is_sparse for grad in grads if grad is not None}
-    if optimizer == "sparse_adam" and False in sparse:
+    if sparse_only and False in sparse:
         raise UserError(
-            f"{name}.optimizer is sparse_adam, but {title} has parameters with dense gradients (it takes those of"
+            f"{name}.optimizer is {optimizer}, but {title} has parameters with dense gradients (it takes those of"
             f" nn.Embedding(..., sparse=True) alone): set {name}.optimizer to adam, adagrad or sgd"
         )
-    if optimizer == "adam" and True in sparse:
+    if not sparse_only and True in sparse:
         raise UserError(
-            f"{name}.optimizer is adam, but {title} has parameters with sparse gradients: set {name}.optimizer to sparse_adam,"
-            " adagrad or sgd, or leave out sparse=True"
+            f"{name}.optimizer is {optimizer}, but {title} has parameters with sparse gradients: set {name}.optimizer to"
+            " sparse_adam, adagrad or sgd, or leave out sparse=True"
         )
 
 

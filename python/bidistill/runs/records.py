@@ -29,7 +29,6 @@ class Learned(Section):
     best_score: float | None
     best_epoch: int = Whole
     stale: int = Whole
-    lr: float | None
     optimizer: dict[str, int | float]
 
 

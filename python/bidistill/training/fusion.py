@@ -11,7 +11,7 @@ from bidistill.config import Config, ModelConfig
 from bidistill.distill import make_method
 from bidistill.models import Recommender
 from bidistill.models.base import tables_of
-from bidistill.training.optimizers import FUSED
+from bidistill.optimizers import no_fused_form
 
 
 def unfused(config: Config) -> str:
@@ -33,11 +33,14 @@ def obstacle(model: Recommender, config: ModelConfig) -> str:
         return "the model's score is more than a dot product of two tables"
     if tables[0].dtype != torch.float32:
         return f"the model's tables are {tables[0].dtype}"
-    if config.optimizer not in FUSED:
-        return f"the optimizer {config.optimizer!r} changes every row at every step"
-    if config.weight_decay:
-        return "weight_decay changes every row at every step"
-    return ""
+    return unfused_settings(config)
+
+
+def unfused_settings(config: ModelConfig) -> str:
+    """What in the settings of a model no fused step can do; "" where there is nothing."""
+    if config.clip_norm:
+        return "clip_norm needs the gradient of a whole step"
+    return no_fused_form(config.optimizer, config.optimizer_args)
 
 
 def told(reasons: Mapping[str, str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from bidistill.config import ModelConfig
 from bidistill.files.tensors import below
 from bidistill.models import Recommender
+from bidistill.optimizers import Schedule
 from bidistill.runs.growth import Growth
 from bidistill.training.strategy import Strategy
 from bidistill.training.types import Terms
@@ -26,9 +28,9 @@ class Learner:
         fuse: let steps be fused where model and optimizer allow it; False where a negative may be missing.
 
     Attributes:
+        schedule: of the learning rate in the phase.
         best_score, best_epoch: of the phase so far; -inf and 0 before the first evaluation.
         stale: evaluations since the best one.
-        own_lr: the learning rate that `set_lr` gave in this phase; None: that of the settings.
     """
 
     def __init__(
@@ -37,12 +39,13 @@ class Learner:
         self.model, self.config, self.terms, self.strategy, self.fuse = model, config, terms, strategy, fuse
         self.restart()
 
-    def restart(self) -> None:
-        """Begin a phase: keep the parameters, forget the optimizer's state and the best state."""
-        self.update = self.strategy.update(self.model, self.config, self.terms, fuse=self.fuse)
+    def restart(self, epochs: int = 1) -> None:
+        """Begin a phase of at most so many epochs: keep the parameters, forget the optimizer's state and the best state."""
+        config = self.config
+        self.update = self.strategy.update(self.model, config, self.terms, fuse=self.fuse)
+        self.schedule = Schedule(self.update.optimizer, config.lr_scheduler, config.lr_scheduler_args, epochs)
         self.best: dict[str, Tensor] = {}
         self.best_score, self.best_epoch, self.stale = -math.inf, 0, 0
-        self.own_lr: float | None = None
 
     @property
     def lr(self) -> float:
@@ -51,7 +54,6 @@ class Learner:
 
     def set_lr(self, value: float) -> None:
         """Learn at another rate from the next step of this phase on."""
-        self.own_lr = value
         for group in self.update.optimizer.param_groups:
             group["lr"] = value
 
@@ -82,12 +84,28 @@ class Learner:
         scalars: dict[str, Any] = {}
         for name, value in self.update.state().items():
             (tensors if isinstance(value, Tensor) else scalars)[f"optimizer.{name}"] = value
-        numbers = {"best_epoch": self.best_epoch, "stale": self.stale, "lr": self.own_lr, "optimizer": scalars}
+        numbers = {"best_epoch": self.best_epoch, "stale": self.stale, "optimizer": scalars}
         return tensors, numbers | {"best_score": self.best_score if self.best else None}
 
-    def load_state(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-        """Restore what `state` gave. Raises KeyError, RuntimeError or ValueError where it belongs to another model."""
-        self.restart()
+    def load_state(
+        self,
+        tensors: dict[str, Tensor],
+        numbers: dict[str, Any],
+        epochs: int = 1,
+        values: Sequence[float | None] = (),
+    ) -> None:
+        """Restore what `state` gave.
+
+        Args:
+            epochs: the most that the phase has.
+            values: the monitored metric after each epoch of the phase so far, where it was evaluated.
+
+        Raises:
+            KeyError, RuntimeError or ValueError: it belongs to another model.
+        """
+        self.restart(epochs)
+        for value in values:
+            self.schedule.step(value)
         self.model.load_state_dict(below("model.", tensors))
         self.best = below("best.", tensors)
         self.best_score = -math.inf if numbers["best_score"] is None else numbers["best_score"]
@@ -95,11 +113,16 @@ class Learner:
         device = next(iter(self.model.parameters())).device
         moved = {name: value.to(device) if value.dim() else value for name, value in tensors.items()}  # numbers stay
         self.update.load_state(below("optimizer.", moved | numbers["optimizer"]))
-        if numbers["lr"] is not None:
-            self.set_lr(numbers["lr"])
 
-    def load_grown(self, tensors: dict[str, Tensor], numbers: dict[str, Any], growth: Growth) -> None:
-        """Restore what `state` gave before users or items were added; theirs are the rows that this model has now.
+    def load_grown(
+        self,
+        tensors: dict[str, Tensor],
+        numbers: dict[str, Any],
+        growth: Growth,
+        epochs: int,
+        values: Sequence[float | None],
+    ) -> None:
+        """`load_state` of what `state` gave before users or items were added; theirs are the rows that this model has now.
 
         The best state is forgotten, since its score was that of other data.
         """
@@ -109,6 +132,8 @@ class Learner:
         fresh, grown = self.state()[0], {}
         for name, old in tensors.items():
             kind = next((kind for start, kind in kinds.items() if f"{name}.".startswith(f"{start}.")), None)
+            rows = {"users": growth.users, "items": growth.items}.get(kind or "", ())
+            by_rows = old.dim() > 0 and len(old) == len(rows)  # what an optimizer keeps may have another shape
             if not name.startswith("best."):
-                grown[name] = growth.rows(kind, old, fresh.get(name)) if kind is not None and old.dim() else old
-        self.load_state(grown, numbers | {"best_score": None, "best_epoch": 0, "stale": 0})
+                grown[name] = growth.rows(kind, old, fresh.get(name)) if kind is not None and by_rows else old
+        self.load_state(grown, numbers | {"best_score": None, "best_epoch": 0, "stale": 0}, epochs, values)

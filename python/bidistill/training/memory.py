@@ -16,10 +16,9 @@ from bidistill.distill import make_method
 from bidistill.distill.method import GUIDES
 from bidistill.models.kinds import takes
 from bidistill.models.sizes import ModelSize, size_of, size_of_kind
-from bidistill.training.fusion import unfused
+from bidistill.optimizers import state_size, wants_sparse
+from bidistill.training.fusion import unfused, unfused_settings
 
-STATES = {"adam": 2, "sparse_adam": 2, "adagrad": 1, "sgd": 0}  # of the optimizers, each as large as the tables
-DENSE = ("adam", "adagrad", "sgd")  # those whose gradient is as large as the tables, where no fused step stands in
 WIDEST = "the widest moment: an epoch's order, or the seen items of the test"
 WHOLE = ("Python and torch", "interactions", WIDEST)  # what is never divided
 STEP_NEGATIVE, STEP_SAMPLE = 55, 80  # bytes of a negative, a distilled item: seen in steps of 50,000 rows x 100 items
@@ -51,9 +50,14 @@ def learner(model: ModelConfig, sizes: Sizes, fused: bool, size: ModelSize | Non
     size: that of the model, where it is known.
     """
     size = described(model, sizes) if size is None else size
-    fused = fused and size.width is not None
-    dense = model.optimizer == "adam" or (not fused and model.optimizer in DENSE)
-    return size.state * (2 + STATES[model.optimizer] + dense)
+    fused = fused and size.width is not None and not unfused_settings(model)
+    dense = not fused and not wants_sparse(model.optimizer)
+    return math.ceil(size.state * (2 + states(model) + dense))
+
+
+def states(model: ModelConfig) -> float:
+    """Tensors as large as the parameters that the optimizer keeps."""
+    return state_size(model.optimizer, model.lr, model.weight_decay, model.optimizer_args)
 
 
 def pool(config: Config, sizes: Sizes) -> int:
@@ -80,9 +84,7 @@ def step(config: Config, sizes: Sizes, fused: bool, found: Mapping[str, ModelSiz
     negatives, samples = config.train.negatives, config.distill.samples * (config.distill.method != "none")
     lists = STEP_NEGATIVE * negatives + STEP_SAMPLE * samples
     eager = [
-        size.listed
-        for name, size in found.items()
-        if config[name].optimizer == "adam" or config[name].weight_decay or not fused or size.width is None
+        size.listed for name, size in found.items() if unfused_settings(config[name]) or not fused or size.width is None
     ]
     rows = max(eager, default=0) * (1 + negatives + samples)
     return min(config.train.batch_size, sizes.train) * (lists + rows)
@@ -91,7 +93,7 @@ def step(config: Config, sizes: Sizes, fused: bool, found: Mapping[str, ModelSiz
 def checkpoint(config: Config, sizes: Sizes) -> int:
     """Bytes on disk: all that training changes."""
     found = {name: described(config[name], sizes) for name in ("teacher", "student")}
-    models = sum(size.state * (2 + STATES[config[name].optimizer]) for name, size in found.items())
+    models = sum(math.ceil(size.state * (2 + states(config[name]))) for name, size in found.items())
     return models + pool(config, sizes) + frozen(config, found)
 
 

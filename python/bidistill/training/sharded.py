@@ -5,7 +5,7 @@ computes the gradient of its rows of the batch, and each then updates its users 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +20,16 @@ from bidistill.models import Recommender
 from bidistill.models.base import Tables, tables_of
 from bidistill.models.given import GIVEN
 from bidistill.models.kinds import may_lie_in_parts
+from bidistill.optimizers import FUSED
 from bidistill.registry import LOSSES
-from bidistill.training.optimizers import FUSED, load_state, state_of
+from bidistill.training.fusion import unfused_settings
 from bidistill.training.types import Batch, Terms
-from bidistill.training.updates import TABLE_KINDS, Update
+from bidistill.training.updates import TableUpdate, Update
+
+REMEDIES = {
+    "clip_norm": "set it to 0",
+    "optimizer": f"choose one of {', '.join(sorted(FUSED))} and leave out such optimizer_args",
+}
 
 
 class ShardedBatch(NamedTuple):
@@ -54,20 +60,15 @@ class Sharded:
                     f"the {name} {what}, which cannot be divided among several processes (no factory takes ranges of users and"
                     f" items): set {name}.kind to mf, or train without torchrun"
                 )
-            if model.optimizer not in FUSED:
+            if reason := unfused_settings(model):
+                setting = "clip_norm" if model.clip_norm else "optimizer"
                 raise UserError(
-                    f"{name}.optimizer {model.optimizer!r} changes every row at every step, which one process can do only:"
-                    f" choose one of {', '.join(sorted(FUSED))}, or train without torchrun"
-                )
-            if model.weight_decay:
-                raise UserError(
-                    f"{name}.weight_decay changes every row at every step, which one process can do only:"
-                    " set it to 0, or train without torchrun"
+                    f"{name}.{setting} works on one process only ({reason}): {REMEDIES[setting]}, or train without torchrun"
                 )
 
     def update(self, model: Recommender, config: ModelConfig, terms: Terms, *, fuse: bool) -> Update:
         """Fused but for the exchange of rows and gradients."""
-        return ShardedUpdate(own_tables(model), config, terms, fuse=fuse)
+        return ShardedUpdate(model, own_tables(model), config, terms, fuse=fuse)
 
     def guided(
         self,
@@ -114,7 +115,7 @@ class Sharded:
         return {name: ShardedBatch(batch, item_rows[name]) for name, batch in out.items()}
 
 
-class ShardedUpdate:
+class ShardedUpdate(TableUpdate):
     """The formula of a step on one process, whose sums are taken over the processes.
 
     Args:
@@ -122,9 +123,9 @@ class ShardedUpdate:
         fuse: False where a negative may be missing.
     """
 
-    def __init__(self, tables: Tables, config: ModelConfig, terms: Terms, *, fuse: bool) -> None:
+    def __init__(self, model: Recommender, tables: Tables, config: ModelConfig, terms: Terms, *, fuse: bool) -> None:
+        super().__init__(model, tables, config)
         self.terms, self.fuse = terms, fuse
-        self.optimizer = FUSED[config.optimizer](tables, lr=config.lr)
 
     def __call__(self, given: ShardedBatch, /) -> dict[str, Tensor]:
         """One step. The losses are this process's parts of those of the whole batch."""
@@ -186,15 +187,6 @@ class ShardedUpdate:
             loss = distill_loss(scores[:, 1 + m :], batch.guide_scores, tau_learner, tau_guide, batch.distill.mask)
             grads = torch.autograd.grad(cf_loss + self._lambda(rows) * loss, (users, items))
         return cf_loss.detach(), loss.detach(), *grads, listed
-
-    def state(self) -> dict[str, Any]:
-        return state_of(self.optimizer)
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        load_state(self.optimizer, state)
-
-    def row_kinds(self, model: Mapping[str, str]) -> dict[str, str]:
-        return TABLE_KINDS
 
 
 def own_tables(model: Recommender) -> Tables:

@@ -54,7 +54,7 @@ class Whole:
         """Fused where settings, model and optimizer allow it."""
         tables = tables_of(model)
         if fuse and tables is not None and not obstacle(model, config):
-            return FusedUpdate(tables, config, terms)
+            return FusedUpdate(model, tables, config, terms)
         return EagerUpdate(model, config, terms)
 
     def guided(

@@ -30,7 +30,7 @@ from bidistill.runs.records import Metrics, State
 from bidistill.training.callbacks import Callback, standard_callbacks
 from bidistill.training.engine import Engine, with_given
 from bidistill.training.interrupt import Interrupt
-from bidistill.training.phases import LEARN_IN, PHASES, Progress, Row, problems
+from bidistill.training.phases import LEARN_IN, PHASES, Progress, Row, problems, rows_of
 from bidistill.training.settings import resolve_config, set_threads
 from bidistill.training.steering import ELSEWHERE, Steered
 
@@ -221,14 +221,13 @@ class Trainer(Steered):
 
     def _run_phase(self, phase: str, interrupt: Interrupt) -> None:
         """Start or continue a phase until it is over; restore the best states."""
-        names, train = LEARN_IN[phase], self.config.train
-        epochs = train.epochs if phase == "joint" else train.pretrain_epochs
+        names, train, epochs = LEARN_IN[phase], self.config.train, self._most_epochs(phase)
         steps = math.ceil(self.interactions / train.batch_size)
         if self.progress.phase != phase:
             self.progress, self.sums, self.notes = Progress(phase), {}, {}
         if not self.progress.started:
             for name in names:
-                self.engine.learners[name].restart()
+                self.engine.learners[name].restart(epochs)
         self._tell("on_phase", phase, epochs, steps)
         if not self.progress.started:
             self.progress.started = True
@@ -297,6 +296,10 @@ class Trainer(Steered):
         for name in LEARN_IN[progress.phase]:
             learner = self.engine.learners[name]
             row[f"{name}/best_epoch"] = learner.best_epoch if learner.best else progress.epoch
+            if learner.schedule.lr is not None:
+                row[f"{name}/lr"] = learner.schedule.lr
+            if progress.epoch:
+                learner.schedule.step(row.get(f"{name}/{config.train.monitor}"))
         if (distiller := self._distilling()) is not None and progress.step == 0:
             row |= distiller.numbers(*self.engine.objective.pair, progress.epoch)
         times = {f"{part}_seconds": round(seconds, 3) for part, seconds in self.seconds.items()}
@@ -354,6 +357,16 @@ class Trainer(Steered):
         if self.progress.phase == "joint" and self.config.distill.method != "none":
             remedy += f" or {' or '.join(f'distill.lambda_{name}' for name in names)}, or raise distill.tau_learner"
         return UserError(f"{' and '.join(names)} diverged {progress}: {remedy}")
+
+    def _most_epochs(self, phase: str) -> int:
+        """How many a phase has, if it does not end early."""
+        return self.config.train.epochs if phase == "joint" else self.config.train.pretrain_epochs
+
+    def _schedule(self, name: str, state: State) -> tuple[int, list[float | None]]:
+        """What the learning rate of a model has met in the phase of a checkpoint: see `Learner.load_state`."""
+        phase = state.place.phase
+        rows = [row for row in rows_of(state.history, phase) if row["epoch"] and name in LEARN_IN[phase]]
+        return self._most_epochs(phase), [row.get(f"{name}/{self.config.train.monitor}") for row in rows]
 
     def _over(self, names: Sequence[str]) -> bool:
         """Whether a phase ends before its last epoch: no model gets better, or a callback has asked for it."""
@@ -413,7 +426,9 @@ class Trainer(Steered):
         assert self.folder is not None
         with self._fitting():
             for name, learner in self.engine.learners.items():
-                learner.load_grown(below(f"{name}.", tensors), getattr(state, name).model_dump(), growth)
+                learner.load_grown(
+                    below(f"{name}.", tensors), getattr(state, name).model_dump(), growth, *self._schedule(name, state)
+                )
             if self.distiller is not None:
                 models = {name: learner.model for name, learner in self.engine.learners.items()}
                 self.distiller.load_grown(below("method.", tensors), growth, models)
@@ -428,7 +443,8 @@ class Trainer(Steered):
     def _load(self, tensors: dict[str, Tensor], state: State) -> None:
         with self._fitting():
             for name, learner in self.engine.learners.items():
-                learner.load_state(below(f"{name}.", tensors), getattr(state, name).model_dump())
+                numbers = getattr(state, name).model_dump()
+                learner.load_state(below(f"{name}.", tensors), numbers, *self._schedule(name, state))
             if self.distiller is not None:
                 self.distiller.load_tensors(below("method.", tensors))
         self.progress = Progress(**state.place.model_dump())

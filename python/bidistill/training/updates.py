@@ -12,17 +12,20 @@ from bdkernels import NonFiniteLoss, StepLoss, distill_loss, fused_step
 from bidistill.config import ModelConfig
 from bidistill.models import Recommender
 from bidistill.models.base import Tables
+from bidistill.optimizers import clip, load_state, make_fused, make_optimizer, state_of
 from bidistill.registry import LOSSES
-from bidistill.training.optimizers import FUSED, OPTIMIZERS, load_state, state_of
 from bidistill.training.types import Batch, Terms
-
-TABLE_KINDS = {"0": "users", "1": "items", "2": "items"}  # of a user table, an item table and its bias
 
 
 class Update(Protocol):
     """Changes a model by one step a call, and owns its optimizer."""
 
     optimizer: torch.optim.Optimizer
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """What a schedule of the learning rate changes."""
+        ...
 
     def __call__(self, batch: Any, /) -> dict[str, Tensor]:
         """One step on what the strategy gives for a batch.
@@ -52,9 +55,9 @@ class EagerUpdate:
     """Any model and any optimizer."""
 
     def __init__(self, model: Recommender, config: ModelConfig, terms: Terms) -> None:
-        self.model, self.terms = model, terms
-        decay = {"weight_decay": config.weight_decay} if config.weight_decay else {}
-        self.optimizer = OPTIMIZERS[config.optimizer](model.parameters(), lr=config.lr, **decay)
+        self.model, self.terms, self.clip_norm = model, terms, config.clip_norm
+        settings = config.lr, config.weight_decay, config.optimizer_args
+        self.optimizer = make_optimizer(config.optimizer, model.parameters(), *settings)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         cf, distill_weight, tau_learner, tau_guide, own = self.terms
@@ -72,6 +75,8 @@ class EagerUpdate:
             loss, losses["distill"] = loss + distill_weight * distill, distill.detach()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        if self.clip_norm:
+            clip(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         return losses
 
@@ -86,12 +91,48 @@ class EagerUpdate:
         return {str(index): model[name] for index, name in enumerate(names) if name in model}
 
 
-class FusedUpdate:
+class TableUpdate:
+    """What updates have in common that change tables in place.
+
+    State is named by the numbers of the model's parameters, as in `EagerUpdate`, so that either goes on where the other stopped.
+
+    Args:
+        model: whose tables they are.
+        tables: all of it, or the rows that are here.
+    """
+
+    def __init__(self, model: Recommender, tables: Tables, config: ModelConfig) -> None:
+        settings = config.lr, config.weight_decay, config.optimizer_args
+        self.optimizer = make_fused(config.optimizer, tables, *settings)
+        places = {parameter.data_ptr(): at for at, parameter in enumerate(model.parameters())}
+        found = [places.get(table.data_ptr(), -1) for table in tables if table is not None]
+        self.numbers = list(range(len(found))) if -1 in found else found
+
+    def state(self) -> dict[str, Any]:
+        return self._renamed(state_of(self.optimizer), dict(enumerate(self.numbers)))
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        load_state(self.optimizer, self._renamed(state, {number: at for at, number in enumerate(self.numbers)}))
+
+    def row_kinds(self, model: Mapping[str, str]) -> dict[str, str]:
+        return {str(number): "items" if at else "users" for at, number in enumerate(self.numbers)}
+
+    def _renamed(self, state: Mapping[str, Any], numbers: Mapping[int, int]) -> dict[str, Any]:
+        """The state by other numbers of the tables; settings, by "group", keep their names."""
+        split = [(*name.partition("."), value) for name, value in state.items()]
+        return {
+            f"{numbers[int(at)] if at.isdecimal() else at}.{rest}": value
+            for at, _, rest, value in split
+            if not at.isdecimal() or int(at) in numbers
+        }
+
+
+class FusedUpdate(TableUpdate):
     """Tables whose dot product is the whole score, an optimizer of FUSED, and batches without missing negatives."""
 
-    def __init__(self, tables: Tables, config: ModelConfig, terms: Terms) -> None:
+    def __init__(self, model: Recommender, tables: Tables, config: ModelConfig, terms: Terms) -> None:
+        super().__init__(model, tables, config)
         self.terms = terms[:4]
-        self.optimizer = FUSED[config.optimizer](tables, lr=config.lr)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         cf, distill_weight, tau_learner, tau_guide = self.terms
@@ -114,12 +155,3 @@ class FusedUpdate:
             nan = batch.guide_scores.new_full((), torch.nan)
             found = StepLoss(nan, nan, nan)
         return {"cf": found.cf, "distill": found.distill} if batch.distill.ids.shape[1] else {"cf": found.cf}
-
-    def state(self) -> dict[str, Any]:
-        return state_of(self.optimizer)
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        load_state(self.optimizer, state)
-
-    def row_kinds(self, model: Mapping[str, str]) -> dict[str, str]:
-        return TABLE_KINDS
