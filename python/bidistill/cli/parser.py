@@ -121,8 +121,8 @@ def add_options(parser: Parser, names: Container[str] | None = None) -> None:
             groups[each.section] = parser.add_argument_group(f"[{each.section}] {each.section_help}")
         text = each.help.replace("%", "%%") + ("" if each.default is None else f" (default: {_plain(each.default)})")
         more = ["..."] if hasattr(each.choices, "also") else []  # of a ClassRegistry
-        names = [*each.choices, *each.words, *more]
-        metavar = "{" + ",".join(names) + "}" if len(each.choices) else METAVARS[each.type]
+        allowed = [*each.choices, *each.words, *more]
+        metavar = "{" + ",".join(allowed) + "}" if len(each.choices) else METAVARS[each.type]
         groups[each.section].add_argument(each.flag, dest=each.name, metavar=metavar, help=text)
 
 
