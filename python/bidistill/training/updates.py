@@ -20,11 +20,9 @@ from bidistill.training.types import Batch, Terms
 class Update(Protocol):
     """Changes a model by one step a call, and owns its optimizer."""
 
-    optimizer: torch.optim.Optimizer
-
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """What a schedule of the learning rate changes."""
+        """Whose param_groups have the learning rate."""
         ...
 
     def __call__(self, batch: Any, /) -> dict[str, Tensor]:
