@@ -77,7 +77,7 @@ class Remembering(Method):
     def draw(self, teacher, student, asked):
         models, found = {"student": teacher, "teacher": student}, {}
         for at, learner in enumerate(asked.learners):
-            best = topk(models[learner].factors(asked.users), 20, asked.seen).ids
+            best = topk(asked.scorer(models[learner]), 20, asked.seen).ids
             generator = torch.Generator().manual_seed(asked.seed * 1000 + asked.step * 2 + at + self.seed)
             turn = torch.randint(20, (len(best), asked.k), generator=generator) + self.given[asked.users, at][:, None]
             ids = best.gather(1, turn % 20)
@@ -200,7 +200,9 @@ def test_in_a_loop_by_hand(outside, parts, method):
     state = copy.deepcopy(stopped.state_dict())
     stopped.run(1)  # must not touch what was saved
     second.load_state_dict(state)
+    kept = copy.deepcopy(state)
     assert second.run(13) == losses[14:]
+    assert torch.equal(state["distiller"]["pool"], kept["distiller"]["pool"])
     for a, b in zip(whole.models, second.models, strict=True):
         assert equal(a, b)
     assert second.distiller.step == 27
@@ -427,7 +429,14 @@ def test_methods_that_are_wrong(outside, parts):
         made(Method())(users, *models)
     with pytest.raises(TypeError, match=r"method: expected a bidistill\.Method, got str"):
         made("bidirectional")
-    for wrong in ({"learners": ["x"]}, {"learners": []}, {"resample": "now"}):
+    for wrong in (
+        {"learners": ["x"]},
+        {"learners": []},
+        {"resample": "now"},
+        {"samples": 0},
+        {"pool": 1.5},
+        {"resample_every": -1},
+    ):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):
             Distiller(Bidirectional(), seen_items(parts, "val"), parts.n_items, **wrong)
     register_method("no_method", lambda **settings: 3)
@@ -444,6 +453,20 @@ def test_on_several_processes_only_what_can_be_divided(outside):
     outside("top_of_guide")
     with pytest.raises(UserError, match=r"distill\.method 'top_of_guide' works on one process only"):
         Sharded(None).check(config(distill__method="top_of_guide", **optimizers))
+
+
+@pytest.mark.parametrize("method", ["top_of_guide", "remembering"])
+def test_a_method_and_models_from_outside(outside, parts, tmp_path, method):
+    """In the Trainer, with models that have `score` alone: stopped within an epoch and resumed bit for bit."""
+    own = outside("neural")
+    outside("top_of_guide")
+    register_method("remembering", Remembering)
+    given = {"distill__method": method, "train__pretrain_epochs": 1}
+    whole = Trainer(config(**given), parts, **own.modules(parts)).fit()
+    trainer = Trainer(config(tmp_path, **given), parts, **own.modules(parts), callbacks=[StopAfter(10)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert same(Trainer.resume(tmp_path, **own.modules(parts)).fit(), whole)
 
 
 def test_the_report_names_the_method(outside, parts, tmp_path):

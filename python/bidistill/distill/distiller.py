@@ -77,6 +77,9 @@ class Distiller:
             raise ValueError(f"resample: expected 'at_once' or 'gradual', got {resample!r}")
         if not learners or not {*learners} <= {*LEARNERS}:
             raise ValueError(f"learners: expected some of {list(LEARNERS)}, got {list(learners)}")
+        for name, value, least in (("samples", samples, 1), ("resample_every", resample_every, 0), ("pool", pool, 1)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
         self.method, self.seen, self.seed = method, seen, seed
         self.partition = partition or Partition.whole(len(seen.indptr) - 1, n_items)
         self.learners = tuple(name for name in LEARNERS if name in learners)
@@ -287,12 +290,12 @@ class Distiller:
             raise UserError(f"{title} must have a finite gradient by the learner's scores, for rows without a draw too")
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a loop needs to go on bit for bit: tensors, and the number of the step."""
+        """All that a loop needs to go on bit for bit: the tensors themselves, not copies, and the number of the step."""
         return {"step": self.step, **self.tensors()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
-        self.load_tensors({name: value for name, value in state.items() if name != "step"})
+        """Restore what `state_dict` gave, from copies of its tensors."""
+        self.load_tensors({name: value.clone() for name, value in state.items() if name != "step"})
         self.step = int(state["step"])
 
     def tensors(self) -> dict[str, Tensor]:
