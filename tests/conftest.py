@@ -32,6 +32,7 @@ LONG = (
     "test_million.py",
     "test_benchmarks_scale.py",
     "test_distributed.py",
+    "test_models_outside.py",
     "test_trainer.py",
     "test_triton_compiled.py",
     "test_derived.py",

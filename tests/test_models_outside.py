@@ -1,6 +1,5 @@
 """Models from outside the package: given to the Trainer, or registered by name; stopped, resumed, saved and opened again."""
 
-import json
 import os
 import re
 import signal
@@ -17,8 +16,10 @@ from bidistill.data.sizes import Sizes
 from bidistill.data.write import write_interactions
 from bidistill.models.kinds import config_of
 from bidistill.models.sizes import size_of_kind
+from bidistill.plan import costs, make_plan
+from bidistill.plan.cluster import Network, world_plan
 from bidistill.registry import MODELS
-from bidistill.report import CONTROL, DISTILLED, SEPARATE, results
+from bidistill.report import CONTROL, DISTILLED, SEPARATE, results, write_report
 from bidistill.training.callbacks import Callback
 from bidistill.training.timing import draw_share
 from bidistill.training.updates import FusedUpdate
@@ -301,7 +302,7 @@ def test_another_module_does_not_resume_the_run(outside, parts, tmp_path):
         _ = open_run(tmp_path, **wider).teacher
 
 
-def test_a_warm_start_of_given_modules(outside, parts, tmp_path):
+def test_a_warm_start_of_given_modules(outside, parts, tmp_path, capsys):
     """A control in Python: the same modules from the same pretraining."""
     own = outside("two_tower")
     run = Trainer(config(tmp_path / "run"), parts, **own.modules(parts))
@@ -311,6 +312,9 @@ def test_a_warm_start_of_given_modules(outside, parts, tmp_path):
     opened = open_run(tmp_path / "run", **own.modules(parts))
     assert opened.control is not None and opened.control.pretrained == opened.pretrained
     assert results(opened).labels == [SEPARATE, CONTROL, DISTILLED]
+    assert write_report(opened) == tmp_path / "run" / "report.html"
+    assert main(["report", str(tmp_path / "run")]) == 2
+    assert "the teacher is a module that a program gave (TwoTower)" in capsys.readouterr().err
 
 
 def test_given_modules_grow(outside, parts, tmp_path):
@@ -359,24 +363,24 @@ def test_a_given_module_counts_in_the_memory_that_a_run_needs(outside, parts, mo
         Trainer(config(), parts, teacher=large)
 
 
-def test_the_plan_and_subset_auto_know_any_kind(outside, parts, capsys):
+def test_the_plan_and_subset_auto_know_any_kind(outside, parts, monkeypatch):
     """Memory by the model's own state, time by its own steps, draws and ranks."""
-    name = "neural"
-    outside(name)
-    kinds = ["--teacher-kind", name, "--student-kind", name, "--student-dim", "4"]
-    sizes = ["--users", "60", "--items", "80", "--interactions", "1200"]
-    assert main(["plan", *sizes, *kinds, "--json"]) == 0
-    plan = json.loads(capsys.readouterr().out)
-    model = MODELS[name](60, 80, dim=4)
+    outside("neural")
+    for name in ("program_seconds", "read_seconds"):
+        monkeypatch.setattr(costs, name, lambda: 1e-3)
+    monkeypatch.setattr(costs, "save_seconds", lambda folder: 1e-9)
+    settings = config(teacher__kind="neural", student__kind="neural", student__dim=4, distill__subset="auto")
+    sizes = Sizes.of_split(parts, settings)
+    measured = costs.measure(settings, sizes)
+    plan = make_plan(settings, sizes, measured)
+    model = MODELS["neural"](parts.n_users, parts.n_items, dim=4)
     state = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    assert (
-        plan["memory"]["student: tables, best state, optimizer"] == 5 * state
-    )  # itself, the best, Adam's two, a gradient
-    assert all(time["seconds"] > 0 for time in plan["times"] if "draws" in time["name"] or "evaluation" in time["name"])
-    assert main(["plan", *sizes, *kinds, "--world", "2"]) == 2
-    assert f"teacher.kind '{name}' cannot lie on several processes" in capsys.readouterr().err
-    settings = config(teacher__kind=name, student__kind=name, distill__subset="auto")
-    assert 0 < draw_share(settings, Sizes.of_split(parts, settings)) < 1
+    memory = {part.name: part.bytes for part in plan.memory}
+    assert memory["student: tables, best state, optimizer"] == 5 * state  # itself, the best, Adam's two, a gradient
+    assert all(job.seconds > 0 for job in plan.times if "resampling" in job.name or "evaluation" in job.name)
+    with pytest.raises(UserError, match="teacher.kind 'neural' cannot lie on several processes: plan without --world"):
+        world_plan(settings, sizes, measured, 2, Network())
+    assert 0 < draw_share(settings, sizes) < 1
     assert Trainer(settings, parts).config.distill.subset == 0
 
 
@@ -385,9 +389,9 @@ FAKE = """[bidistill.models]
 """
 
 
-@pytest.mark.parametrize(("name", "factory"), [("two_tower", "TwoTower"), ("neural", "Neural")])
-def test_an_installed_package_registers_its_kind(outside, parts, tmp_path, name, factory):
+def test_an_installed_package_registers_its_kind(outside, tmp_path):
     """By an entry point: another process, which imports nothing of it itself, trains and recommends."""
+    name, factory = "two_tower", "TwoTower"
     package = tmp_path / "site" / "their_models-1.0.dist-info"
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.1\nName: their-models\nVersion: 1.0\n")

@@ -80,7 +80,9 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    kind: str = option("mf", "kind of model: mf is matrix factorisation with an item bias", choices=MODELS)
+    kind: str = option(
+        "mf", "kind of model: mf is matrix factorisation with an item bias; others are registered", choices=MODELS
+    )
     args: dict[str, Any] = option({}, "settings of that kind of model")  # noqa: RUF009
     dim: int = option(50, "length of a user's or an item's vector", least=1)
     lr: float = option(0.01, "learning rate", least=ranges.LR.low, most=MOST_LR)

@@ -24,11 +24,11 @@ from bidistill.training.finished import FinishedRun, open_run
 from bidistill.training.phases import TITLES
 
 
-def write_report(run: str | Path, control: str | Path | None = None) -> Path:
+def write_report(run: str | Path | FinishedRun, control: str | Path | None = None) -> Path:
     """Write report.html into the folder of a finished run.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or what `open_run` gave, with its control: for a run with modules that a program gave.
         control: folder of the run without distillation from the same start; unset: RUN/control, if it is one.
 
     Returns:
@@ -37,7 +37,7 @@ def write_report(run: str | Path, control: str | Path | None = None) -> Path:
     Raises:
         UserError: a folder is no run, not finished or damaged, the given control does not match, or nothing can be written.
     """
-    found = open_run(run, control)
+    found = run if isinstance(run, FinishedRun) else open_run(run, control)
     path = found.path / "report.html"
     text = render(found)
     RunFolder(found.path).claim(path.name)
