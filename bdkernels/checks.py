@@ -368,9 +368,11 @@ def finite_losses(cf: Tensor, distill: Tensor) -> None:
 
 def own_step(s: StepInputs) -> StepInputs:
     """The step with `own` ids and mask, whose values are checked; the ids that are masked out are 0."""
-    mask = None if s.distill_mask is None else own(s.distill_mask)
+    users, positives, negatives, mask = s.users, s.positives, s.negatives, s.distill_mask
+    if users.device.type not in ASSERTS:  # `own`
+        users, positives, negatives = users.clone(), positives.clone(), negatives.clone()
+        mask = None if mask is None else mask.clone()
     listed = own(s.distill_ids) if mask is None else s.distill_ids.where(mask, 0)
-    users, positives, negatives = own(s.users), own(s.positives), own(s.negatives)
     n_users, n_items = s.user_table.shape[0], s.item_table.shape[0]
     if _asserts(users) or not _in_range(users, n_users, (positives, negatives, listed), n_items):
         ids_values("distill_ids", listed, n_items)
@@ -378,7 +380,7 @@ def own_step(s: StepInputs) -> StepInputs:
         ids_values("positives", positives, n_items)
         ids_values("negatives", negatives, n_items)
     return StepInputs(
-        *s.tables, users, positives, negatives, listed, s.guide_scores, mask,
+        s.user_table, s.item_table, s.item_bias, users, positives, negatives, listed, s.guide_scores, mask,
         s.cf, s.distill_weight, s.tau_learner, s.tau_guide,
     )  # fmt: skip
 

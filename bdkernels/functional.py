@@ -102,8 +102,10 @@ def score(factors: Factors, ids: Tensor, *, sparse: bool = False, backend: str |
     Returns:
         [B, C] float32 (float64 for float64 factors). Gradients have the dtypes of the factors.
     """
-    checks.instance("sparse", sparse, bool)
-    return torch.ops.bdkernels.score(*_parts(factors), _tensor("ids", ids), sparse=sparse, backend=_name(backend))
+    if not (isinstance(sparse, bool) and isinstance(ids, Tensor) and (backend is None or isinstance(backend, str))):
+        checks.instance("sparse", sparse, bool)
+        _tensor("ids", ids), _name(backend)
+    return torch.ops.bdkernels.score(*_parts(factors), ids, sparse=sparse, backend=backend or "")
 
 
 def rank(scorer: Scorer, ids: Tensor, seen: Seen | None = None, *, backend: str | None = None) -> Tensor:
@@ -344,7 +346,8 @@ def fused_loss(
     ids, mask = distill
     batch = users, positives, negatives, ids, guide_scores, mask
     step = StepInputs(user_table, item_table, item_bias, *batch, cf, distill_weight, tau_learner, tau_guide)
-    _check_step(step)
+    if not step.typed():
+        _check_step(step)
     step = step._replace(guide_scores=guide_scores.detach())
     return StepLoss(*torch.ops.bdkernels.fused_loss(*step, sparse=sparse, backend=_name(backend)))
 
@@ -390,13 +393,16 @@ def fused_step(
         checks.instance("optimizer", optimizer, RowOptimizer)
         checks.instance("distill", distill, Draws)
     ids, mask = distill
-    user_table, item_table, *bias = (table.detach() for table in optimizer.tables().values())
-    tables, batch = (user_table, item_table, bias[0] if bias else None), (users, positives, negatives)
-    step = StepInputs(*tables, *batch, ids, guide_scores, mask, cf, distill_weight, tau_learner, tau_guide)
-    _check_step(step)
-    step = step._replace(guide_scores=guide_scores.detach())
+    user_table, item_table, *bias = [table.detach() for table in optimizer.tables().values()]
+    step = StepInputs(
+        user_table, item_table, bias[0] if bias else None, users, positives, negatives, ids,
+        guide_scores.detach() if isinstance(guide_scores, Tensor) else guide_scores, mask,
+        cf, distill_weight, tau_learner, tau_guide,
+    )  # fmt: skip
+    if not step.typed():
+        _check_step(step)
     cf_loss, distill_loss = torch.ops.bdkernels.fused_step(
-        *step, optimizer.row_state(), *optimizer.rule(), backend=_name(backend)
+        *step, optimizer.row_state(), *optimizer.rule(), backend="" if backend is None else _name(backend)
     )
     optimizer.count_step()
     return StepLoss(cf_loss + distill_weight * distill_loss, cf_loss, distill_loss)
@@ -434,8 +440,6 @@ def _samples(ids: tuple[Tensor, Tensor], weights: tuple[WeightCode, WeightCode])
 
 def _check_step(step: StepInputs) -> None:
     """Their Python types, under the names that the public functions give them."""
-    if step.typed():
-        return
     checks.instance("cf", step.cf, str)
     for name in ("distill_weight", "tau_learner", "tau_guide"):
         checks.float64(name, getattr(step, name))
@@ -457,10 +461,13 @@ def _name(backend: str | None) -> str:
 
 
 def _parts(f: Factors, name: str = "factors") -> tuple[Tensor, Tensor, Tensor | None]:
-    checks.instance(name, f, Factors)
-    users, items = _tensor(f"{name}.user_factors", f.user_factors), _tensor(f"{name}.item_factors", f.item_factors)
-    if f.item_bias is not None:
-        _tensor(f"{name}.item_bias", f.item_bias)
+    if not isinstance(f, Factors):
+        checks.instance(name, f, Factors)
+    users, items, bias = f
+    if not (isinstance(users, Tensor) and isinstance(items, Tensor) and (bias is None or isinstance(bias, Tensor))):
+        for part, t in zip(f._fields, f, strict=True):
+            if t is not None or part != "item_bias":
+                _tensor(f"{name}.{part}", t)
     return users, items, f.flat_bias
 
 

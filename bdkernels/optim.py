@@ -92,7 +92,10 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def row_state(self) -> list[Tensor]:
         """The tensors of the rule, shaped like the tables: those of the user table, of the item table, of the bias."""
-        return [self.state[table][name] for table in self.param_groups[0]["params"] for name in self.names]
+        found: list[Tensor] = []
+        for table in self.param_groups[0]["params"]:
+            found.extend(map(self.state[table].__getitem__, self.names))
+        return found
 
     def rule(self) -> Rule:
         """What the next step does. Raises ValueError for a setting out of its range."""
@@ -268,7 +271,7 @@ class SparseAdam(RowOptimizer):
         group = self.param_groups[0]
         (beta1, beta2), rule, t = group["betas"], super().rule(), self.step_count + 1
         lr = rule.lr * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
-        return rule._replace(lr=lr, beta1=beta1, beta2=beta2, eps=group["eps"])
+        return Rule(self.kind, lr, rule.weight_decay, beta1, beta2, group["eps"])
 
 
 def sparse_step(optimizer: RowOptimizer, **rows: tuple[Tensor, Tensor]) -> None:

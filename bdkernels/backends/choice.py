@@ -113,9 +113,11 @@ def _best(device: torch.device, dtype: torch.dtype) -> Backend:
     """Raises BackendError where the environment asks for something of a backend of the device, which is not there."""
     for backend in reversed(BACKENDS.values()):
         if device.type in backend.default_on:
-            reason = _missing[backend.name]
-            if reason is None and _refuses(backend, device, dtype) is None:
-                return backend
+            reason, devices = _missing[backend.name], backend.devices
+            if reason is None:
+                usual = isinstance(devices, tuple) and device.type in devices and backend.refuses is None
+                if (usual and dtype != torch.float64) or _refuses(backend, device, dtype) is None:
+                    return backend
             given = [f"{name}={os.environ[name]}" for name in backend.variables if os.environ.get(name)]
             if reason is not None and given:
                 raise BackendError(f"{' '.join(given)}: the backend {backend.name!r} is not there: {reason}")

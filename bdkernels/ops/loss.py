@@ -86,7 +86,8 @@ def _check_update(u: UpdateInputs) -> tuple[Tensor, Tensor]:
 
 def _fused_step(u: UpdateInputs, backend: str) -> tuple[Tensor, Tensor]:
     s, state, rule = u
-    checks.within("lr", rule.lr, ranges.STEP_SIZE)
+    if rule.lr not in ranges.STEP_SIZE:
+        checks.within("lr", rule.lr, ranges.STEP_SIZE)
     if type(rule.lr) is not float:  # a Scalar may be an integer
         rule = rule._replace(lr=float(rule.lr))
     mapped.trainable(s.user_table, s.item_table, s.item_bias)

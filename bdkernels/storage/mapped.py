@@ -100,7 +100,7 @@ def trainable(user_table: Tensor, item_table: Tensor, item_bias: Tensor | None) 
 
 def take(table: Tensor, ids: Tensor) -> Tensor:
     """Rows `ids` ([n] int64, in range) of a table, in memory; a mapped one is read in the order of its rows, and given back."""
-    mapping = mapping_of(table)
+    mapping = mapping_of(table) if _live else None
     if mapping is None or not len(ids):
         return table.index_select(0, ids)
     mapping.check()

@@ -229,7 +229,7 @@ class Distiller:
         if self.pool is None:  # the rows of a user are numbered in the whole batch, so that each draws items of its own
             nth = share.keep(occurrence(share.everyone))
             return self._ask(teacher, student, users, self.samples, step, nth, queries)
-        places = torch.randint(self.most, (len(share.everyone), self.samples), generator=generator)
+        places = torch.randint(self.most, (share.everyone.shape[0], self.samples), generator=generator)
         places = share.keep(places).to(users.device) + users[:, None] * self.pool.shape[1]
         found = [self.pool.take(places + at * self.most).long() for at in range(len(self.learners))]
         return {name: Draws(ids, ids >= 0) for name, ids in zip(self.learners, found, strict=True)}

@@ -82,4 +82,6 @@ class TableModel(FactorModel, Protocol):
 
 def tables_of(model: Recommender) -> Tables | None:
     """The tables of a TableModel; None of any other model."""
-    return model.tables() if isinstance(model, TableModel) else None
+    tables = getattr(model, "tables", None)  # isinstance would look at every name of the protocol, in each step
+    found: Tables | None = tables() if callable(tables) else None
+    return found

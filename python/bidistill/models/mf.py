@@ -63,9 +63,8 @@ class MF(nn.Module):
 
     def tables(self) -> tuple[Tensor, Tensor, Tensor]:
         """The parameters themselves, detached: [n_users, dim], [n_items, dim], [n_items]."""
-        parameters = self.user_factors.weight, self.item_factors.weight, self.item_bias.weight.squeeze(1)
-        user_table, item_table, item_bias = (each.detach() for each in parameters)
-        return user_table, item_table, item_bias
+        user_table, item_table = self.user_factors.weight.detach(), self.item_factors.weight.detach()
+        return user_table, item_table, self.item_bias.weight.detach().squeeze(1)
 
     def row_kinds(self) -> dict[str, str]:
         """The user table grows with the users, the item table and its bias with the items."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bdkernels import Factors, Scorer, score
+from bdkernels.storage import mapped
 from bidistill.errors import UserError
 from bidistill.models.base import tables_of
 from bidistill.models.modes import evaluating
@@ -62,8 +63,9 @@ def listed_scores(model: Any, queries: Any, ids: Tensor) -> Tensor:
 
 def guide_scores(model: Any, queries: Any, ids: Tensor) -> Tensor:
     """[B, C] float32: the same without gradient, in evaluation mode; of a model with tables the bits that `rank` counts."""
-    if tables_of(model) is not None:
-        return score(model.factors(queries), ids)
+    if (tables := tables_of(model)) is not None:
+        user_table, item_table, item_bias = tables
+        return score(Factors(mapped.take(user_table, queries), item_table, item_bias), ids)
     with evaluating(model):
         return listed_scores(model, queries, ids).float()
 

@@ -105,4 +105,4 @@ class Objective:
             distill = drawn.get(name, nothing)
             unscored = torch.empty(distill.ids.shape, device=users.device)
             batches[name] = Batch(users, positives, distill if own else negatives, distill, unscored)
-        return self.strategy.guided(self.models, guides, batches, len(share.everyone), fuse=self.fuse)
+        return self.strategy.guided(self.models, guides, batches, share.everyone.shape[0], fuse=self.fuse)

@@ -37,7 +37,7 @@ class NegativeSampler:
         """
         unseen = self.unseen.counts[users][:, None]  # [B, 1]
         share = share or Share(users, None, users)
-        uniform = torch.rand(len(share.everyone), n, generator=generator, dtype=torch.float64)
+        uniform = torch.rand(share.everyone.shape[0], n, generator=generator, dtype=torch.float64)
         uniform = share.keep(uniform).to(users.device)
         nth = torch.minimum((uniform * unseen).long(), unseen - 1).clamp(min=0)
         ids = self.unseen.nth(users, nth)

@@ -70,7 +70,7 @@ class Whole:
         guided = {}
         for name, batch in batches.items():
             scores = guide_scores(guides[name], batch.users, batch.distill.ids.clamp(min=0))
-            guided[name] = batch._replace(guide_scores=scores)
+            guided[name] = Batch(batch.users, batch.positives, batch.negatives, batch.distill, scores)
         return guided
 
 
