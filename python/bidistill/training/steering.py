@@ -56,8 +56,8 @@ class Steered:
     def set_lr(self, name: str, value: float) -> None:
         """From the next step of the running phase on, the "teacher" or the "student" learns at this rate.
 
-        A phase begins with the rate of the settings, and an `lr_scheduler` may change the rate after each epoch. Programs that train
-        together must all ask for the same rate.
+        A phase begins with the rate of the settings, and an `lr_scheduler` may change the rate after each epoch. Programs that
+        train together must all ask for the same rate.
 
         Raises:
             UserError: no such model, or a rate that the settings may not have.
