@@ -147,7 +147,7 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     written = capsys.readouterr().out
     assert "300 users x 2,000 items, 5,400 of 6,000 interactions train; teacher 4" in written
     assert "run, if no phase ends early" in written
-    assert "\nteacher and student train without the fused step: the optimizer 'adam' changes every row" in written
+    assert "\nteacher and student train without the fused step: the optimizer 'adam' has no fused form" in written
     assert "joint phase: checkpoint" in written and not any(tmp_path.iterdir())  # planned for, without a folder made
     assert main([*arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
