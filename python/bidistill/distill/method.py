@@ -87,6 +87,7 @@ class Method:
     """A distillation method. Only `draw` has to be written.
 
     A method that draws at random seeds its generator by (asked.seed, asked.step) alone: then a resumed run goes on bit for bit.
+    It is made more than once, to check settings and to plan: what takes time or memory belongs in `prepare`.
 
     Attributes:
         options: names of options of [distill] that the method understands besides those of every method, for `from_config`.
