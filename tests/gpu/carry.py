@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdkernels import checks
+from bdkernels import checks, scorers
 from bdkernels.backends import choice
 from bdkernels.backends.backend import Steps
 from bdkernels.ops import define, loss, rank
+from bdkernels.sampling import subset
 
 
 def carry(device: torch.device) -> None:
@@ -25,7 +26,7 @@ def carry(device: torch.device) -> None:
 
     choice._refuses = lambda backend, at, dtype: refuses(backend, at if backend.name == "cpu" else device, dtype)
     choice.steps = carried
-    for module in (define, loss, rank):  # all that import it
+    for module in (define, loss, rank, scorers, subset):  # all that import it
         module.steps = carried
 
 
