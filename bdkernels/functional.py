@@ -372,8 +372,8 @@ def fused_step(
     batch touches. Repeats of a user or an item are summed before the rule is applied, in the order of the batch, so that the
     result does not depend on the thread count. On an error nothing has changed.
 
-    torch.compile makes constants of the numbers in a global variable, so hand it the optimizer as an argument; it compiles again
-    where lr changes. A captured CUDA graph repeats the numbers of its capture: lr, and the step that SparseAdam's lr_t uses.
+    torch.compile makes constants of the numbers in a global variable, so hand it the optimizer as an argument; lr may then change
+    from step to step. A captured CUDA graph repeats the numbers of its capture: lr, and the step that SparseAdam's lr_t uses.
 
     Args:
         optimizer: `SGD`, `Adagrad` or `SparseAdam` of (user_table, item_table, item_bias or None). Parameters that require
@@ -401,8 +401,11 @@ def fused_step(
     )  # fmt: skip
     if not step.typed():
         _check_step(step)
+    rule, lr = optimizer.rule(), None
+    if torch.compiler.is_dynamo_compiling():
+        rule, lr = rule._replace(lr=0.0), torch.ones((), dtype=torch.float64) * rule.lr
     cf_loss, distill_loss = torch.ops.bdkernels.fused_step(
-        *step, optimizer.row_state(), *optimizer.rule(), backend="" if backend is None else _name(backend)
+        *step, optimizer.row_state(), *rule, lr, backend="" if backend is None else _name(backend)
     )
     optimizer.count_step()
     return StepLoss(cf_loss + distill_weight * distill_loss, cf_loss, distill_loss)

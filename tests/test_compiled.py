@@ -101,9 +101,10 @@ def test_numbers_that_change(backend):
 @RULES
 @pytest.mark.parametrize("lower", ["aot_eager", "inductor"])
 def test_fused_step(lower, backend, rule):
-    """Its number of steps does not end up in the graph: of SparseAdam it changes the rate of each step."""
+    """Neither the number of steps nor the learning rate, which a scheduler changes, ends up in the graph."""
     tables, _ = tables_and_batch(1, 1, 1)
     optimizers = [rule([t.clone() for t in tables], lr=0.1) for _ in range(2)]
+    schedulers = [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8) for optimizer in optimizers]
 
     def run(optimizer, batch):
         return bd.fused_step(optimizer, *batch, backend=backend).loss
@@ -114,6 +115,8 @@ def test_fused_step(lower, backend, rule):
     for i in range(12):
         batch = tables_and_batch(3 + i % 5, 2, 3)[1]
         torch.testing.assert_close(step(optimizers[0], batch), run(optimizers[1], batch))
+        for scheduler in schedulers:
+            scheduler.step()
     assert counter.frame_count <= 3
     assert optimizers[0].step_count == optimizers[1].step_count == 12
     for one, other in zip(optimizers[0].row_state(), optimizers[1].row_state(), strict=True):

@@ -22,11 +22,15 @@ class DistillGradInputs(NamedTuple):
 
 
 class UpdateInputs(NamedTuple):
-    """A step, the optimizer's state of its tables, one table after the other, and what it does to a row."""
+    """A step, the optimizer's state of its tables, one table after the other, and what it does to a row.
+
+    lr: [] float64 on the CPU, in the place of the rule's: of a number torch.compile makes a constant, and compiles again.
+    """
 
     step: StepInputs
     state: list[Tensor]
     rule: Rule
+    lr: Tensor | None = None
 
 
 def _check_distill(s: DistillInputs) -> Tensor:
@@ -75,8 +79,10 @@ define("fused_gradient", StepInputs, "(Tensor, Tensor, Tensor, Tensor, Tensor)",
 
 
 def _check_update(u: UpdateInputs) -> tuple[Tensor, Tensor]:
-    s, state, rule = u
+    s, state, rule, lr = u
     checks.step(s)
+    if lr is not None:
+        checks.tensor("lr", lr, (), (torch.float64,), torch.device("cpu"))
     checks.in_place(*s.tables)
     checks.choice("rule", rule.kind, RULES)
     checks.state(list(s.named_tables.values()), state, RULES.index(rule.kind))
@@ -85,7 +91,9 @@ def _check_update(u: UpdateInputs) -> tuple[Tensor, Tensor]:
 
 
 def _fused_step(u: UpdateInputs, backend: str) -> tuple[Tensor, Tensor]:
-    s, state, rule = u
+    s, state, rule, lr = u
+    if lr is not None:
+        rule = rule._replace(lr=float(lr))
     if rule.lr not in ranges.STEP_SIZE:
         checks.within("lr", rule.lr, ranges.STEP_SIZE)
     if type(rule.lr) is not float:  # a Scalar may be an integer
