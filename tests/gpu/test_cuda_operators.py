@@ -3,7 +3,7 @@
 from apart import python
 from simulation import SIMULATED, build_simulation
 
-FILES = ("score", "rank", "sample", "topk", "loss", "update", "errors", "fuzz")
+FILES = ("score", "rank", "sample", "topk", "scorers", "loss", "update", "errors", "fuzz")
 # Those that take a backend, and the fuzzing of its operators; not what is asked of the threads of a CPU.
 TESTS = "(cuda or (fuzz and (score or rank or count or topk or step))) and not threads"
 
