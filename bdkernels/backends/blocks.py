@@ -22,7 +22,7 @@ from bdkernels.types.factors import Factors
 from bdkernels.types.scorers import ItemScorer, Scores
 from bdkernels.types.seen import Seen
 
-ELEMENTS = 1 << 18  # users x items of a block; tests change it, results do not
+ELEMENTS = 1 << 20  # users x items of a block; tests change it, results do not
 GPU_ELEMENTS = 1 << 22  # the same on a GPU, where a small block is mostly the launch
 MEMBERS = ("n_rows", "n_items", "device", "block")
 
@@ -273,6 +273,9 @@ def topk(steps: Steps, f: Model, k: int, seen: Seen | None) -> tuple[Tensor, Ten
     if isinstance(f, Factors):
         return steps.topk(f, k, seen)
     best = torch.full((f.n_rows, k), reference.NO_KEY, dtype=torch.int64, device=f.device)
+    tile = max(k, reference.tile_size(f.n_rows))  # keys take several times the memory of scores
     for first, block in f.passes():
-        best = reference.merge_best(best, block, first, seen)
+        for part in block.split(tile, dim=1):
+            best = reference.merge_best(best, part, first, seen)
+            first += part.shape[1]
     return reference.listed_keys(best)

@@ -19,6 +19,8 @@ from bidistill.errors import UserError
 from bidistill.models.base import tables_of
 from bidistill.models.modes import evaluating
 
+PAIRS = 1 << 18  # queries x items that `score` is asked for at a time: it may make a vector of each
+
 
 def scorer_of(model: Any, queries: Any, n_items: int | None = None) -> Scorer:
     """What `bdkernels.rank`, `topk`, `count_above` and `sample` take of this model, for these queries.
@@ -97,13 +99,13 @@ class ModelScorer:
         shape = [self.n_rows, stop - first]
         with evaluating(self.model):
             if callable(score_block := getattr(self.model, "score_block", None)):
-                what, found = "score_block(queries, first, stop)", score_block(self.queries, first, stop)
-            else:
-                ids = torch.arange(first, stop, device=self.device).expand(*shape)
-                what, found = "score(queries, items)", self.model.score(self.queries, ids)
-        if not isinstance(found, Tensor) or list(found.shape) != shape:
-            raise _wrong(self.model, what, shape, found)
-        return found.float()
+                found = score_block(self.queries, first, stop)
+                if not isinstance(found, Tensor) or list(found.shape) != shape:
+                    raise _wrong(self.model, "score_block(queries, first, stop)", shape, found)
+                return found.float()
+            items = torch.arange(first, stop, device=self.device).split(max(1, PAIRS // max(1, self.n_rows)))
+            parts = [listed_scores(self.model, self.queries, some.expand(self.n_rows, -1)).float() for some in items]
+        return torch.cat(parts, 1)
 
     def take(self, rows: Tensor) -> ModelScorer:
         """The scorer of some of the rows."""
