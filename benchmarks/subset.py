@@ -65,7 +65,7 @@ def cost(n_items: int) -> list[dict[str, Any]]:
     return [{"items": n_items, "catalog": m, **quartiles(found), "repeats": ROUNDS} for m, found in times.items()]
 
 
-def log_weights(batch: sampler.Batch, counts: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+def log_weights(batch: sampler.Group, counts: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
     """[B, N] of each direction, from how many of the counted items come before each item; -inf for what is seen."""
     teacher, student = (batch.ranks(c) for c in counts)
     found = {}
@@ -77,7 +77,7 @@ def log_weights(batch: sampler.Batch, counts: tuple[Tensor, Tensor]) -> dict[str
     return found
 
 
-def counts(batch: sampler.Batch) -> tuple[Tensor, ...]:
+def counts(batch: sampler.Group) -> tuple[Tensor, ...]:
     """[B, N] by teacher and student."""
     every = torch.arange(batch.teacher.n_items).expand(len(batch.user_ids), -1).contiguous()
     ties = every if batch.subset is None else torch.searchsorted(batch.subset.ids, every)
@@ -87,7 +87,7 @@ def counts(batch: sampler.Batch) -> tuple[Tensor, ...]:
     )
 
 
-def error(batch: sampler.Batch, m: int, strata: bd.PopularityStrata | None) -> dict[str, Any]:
+def error(batch: sampler.Group, m: int, strata: bd.PopularityStrata | None) -> dict[str, Any]:
     """Of ranks and draws, on users of trained models; by items drawn from strata, or from all alike."""
     exact = counts(batch)
     p = {name: log_w.softmax(1).nan_to_num_(0.0) for name, log_w in log_weights(batch, exact).items()}
@@ -119,7 +119,7 @@ def error(batch: sampler.Batch, m: int, strata: bd.PopularityStrata | None) -> d
     return row
 
 
-def users_of(trainer: Trainer) -> sampler.Batch:
+def users_of(trainer: Trainer) -> sampler.Group:
     """Some users of the trainer's models, as they stand."""
     users = torch.arange(0, trainer.split.n_users, max(1, trainer.split.n_users // USERS))[:USERS]
     seen, models = (
@@ -127,7 +127,7 @@ def users_of(trainer: Trainer) -> sampler.Batch:
         [trainer.engine.learners[name].model for name in ("teacher", "student")],
     )
     candidates = reference.candidate_counts(trainer.split.n_items, len(users), seen, users.device)
-    return sampler.Batch(*(model.factors(users) for model in models), seen, users, candidates)
+    return sampler.Group(*(model.factors(users) for model in models), seen, users, candidates)
 
 
 def one_seed(split: Split, config: Config, catalogs: list[int], errors: bool) -> tuple[dict[str, Any], list[dict]]:

@@ -286,7 +286,7 @@ def checkpoints_go_to_any_number_of_processes(c: Check) -> None:
     stopped = Trainer(config, data(), callbacks=stop)
     with pytest.raises(KeyboardInterrupt):
         stopped.fit()
-    assert stopped.progress.step and c.exchange.agree("place", stopped.progress.step) == [stopped.progress.step] * 3
+    assert stopped.progress.step and c.exchange.agree("progress", stopped.progress.step) == [stopped.progress.step] * 3
     if c.rank == 0:
         for name in ("stopped three", "stopped for one"):
             shutil.copytree(out, c.folder / name)

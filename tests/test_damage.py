@@ -130,10 +130,10 @@ def test_a_model_with_half_of_it_zero_is_refused(work, capsys, name):
 
 
 EDITS = {
-    "step": lambda s: s["place"].update(step=s["place"]["step"] + 2),
-    "epoch": lambda s: s["place"].update(epoch=-1),
+    "step": lambda s: s["progress"].update(step=s["progress"]["step"] + 2),
+    "epoch": lambda s: s["progress"].update(epoch=-1),
     "best score": lambda s: s["teacher"].update(best_score=9),
-    "missing key": lambda s: s.pop("place"),
+    "missing key": lambda s: s.pop("progress"),
     "wrong type": lambda s: s.update(history="none"),
     "unknown key": lambda s: s.update(more=1),
 }

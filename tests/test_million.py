@@ -73,7 +73,7 @@ def test_a_million_items(tmp_path):
     assert peak < MOST_GB
 
     tensors, state = load_checkpoint(run / "checkpoint")
-    assert (state["place"]["phase"], state["place"]["epoch"]) == ("joint", 2)
+    assert (state["progress"]["phase"], state["progress"]["epoch"]) == ("joint", 2)
     rows = [row for row in state["history"] if row["phase"] == "joint"]
     assert rows[-1]["teacher/loss_cf"] < rows[1]["teacher/loss_cf"]
     metrics = json.loads((run / "metrics.json").read_text())["metrics"]
@@ -84,7 +84,7 @@ def test_a_million_items(tmp_path):
 def halfway(run: Path) -> bool:
     """A checkpoint in the joint phase, within an epoch, with some pools filled and some not."""
     try:
-        place = json.loads((run / "checkpoint" / "state.json").read_text())["state"]["place"]
+        place = json.loads((run / "checkpoint" / "state.json").read_text())["state"]["progress"]
     except (OSError, ValueError):
         return False
     return place["phase"] == "joint" and place["step"] > 0

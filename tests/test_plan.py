@@ -14,13 +14,13 @@ from bidistill.plan.cluster import Network, draw_bytes, step_bytes, world_plan
 from bidistill.training import memory as arrays
 from bidistill.training import settings as automatic
 from bidistill.training.memory import WHOLE, checkpoint, learner, memory, pool
-from bidistill.training.timing import Line, draw_share
+from bidistill.training.timing import Cost, draw_share
 
 COSTS = Costs(
     program=3.0,
     step={"pretrain_teacher": 0.01, "pretrain_student": 0.005, "joint": 0.02},
-    draw=Line(1e-4, 1e-9),
-    rank={"teacher": Line(0.0, 1e-9), "student": Line(0.0, 1e-10)},
+    draw=Cost(1e-4, 1e-9),
+    rank={"teacher": Cost(0.0, 1e-9), "student": Cost(0.0, 1e-10)},
     read=1e-6,
     start=1e-6,
     tables=1e-9,

@@ -22,14 +22,14 @@ def test_checkpoints_within_an_epoch(parts, tmp_path):
     class Look(Callback):
         def on_step(self, trainer):
             state = tmp_path / "checkpoint" / "state.json"
-            found.append(json.loads(state.read_text())["state"]["place"] if state.exists() else None)
+            found.append(json.loads(state.read_text())["state"]["progress"] if state.exists() else None)
 
     trainer = Trainer(config(run__out=str(tmp_path), run__checkpoint_steps=2), parts, callbacks=[Look()])
     trainer.fit()
     assert [(place["epoch"], place["step"]) for place in found[:8]] == [
         (0, 0), (0, 0), (0, 2), (0, 2), (0, 4), (1, 0), (1, 0), (1, 2),
     ]  # fmt: skip
-    assert load_checkpoint(tmp_path / "checkpoint")[1]["place"]["phase"] == "joint"
+    assert load_checkpoint(tmp_path / "checkpoint")[1]["progress"]["phase"] == "joint"
 
 
 @pytest.mark.parametrize("full", ["no room", "in the middle"])

@@ -109,7 +109,7 @@ def accept(
 def draw(
     batch: Any, k: int, weights: tuple[WeightCode, WeightCode], seed: int, step: int, limits: tuple[int, int, int]
 ) -> tuple[Tensor, Tensor]:
-    """The whole of `sampler` in one call; `batch` is its Batch."""
+    """The whole of `sampler` in one call; `batch` is its Group."""
     counted = _subset(batch)
     to_student, to_teacher, model, row, item = torch.ops.bdkernels_cpu.draw(
         *native.factors(batch.teacher), *native.factors(batch.student), *native.seen(batch.seen, batch.row_keys),

@@ -12,7 +12,7 @@ from torch import Tensor
 from bdkernels.backends.backend import Steps
 from bdkernels.distributed.collectives import Exchange
 from bdkernels.distributed.shard import Catalog, Visit, receive
-from bdkernels.sampling.sampler import ROWS, Batch, Items
+from bdkernels.sampling.sampler import ROWS, Group, Items
 
 NAMES = ("teacher", "student")
 
@@ -33,7 +33,7 @@ class ShardedItems(Items):
     def at_once(self, k: int) -> int:
         return max(1, ROWS // self._exchange.world)
 
-    def subset(self, batch: Batch, ids: Tensor) -> Batch:
+    def subset(self, batch: Group, ids: Tensor) -> Group:
         starts = torch.searchsorted(ids, ids.new_tensor(self._catalog.offsets)).tolist()
         self._counted = Catalog(starts, ids)
         place = self._exchange.rank
@@ -47,7 +47,7 @@ class ShardedItems(Items):
             self._sizes = [min(max(total - start, 0), size) for total in totals]
             yield rows[start : start + size]
 
-    def meet(self, batch: Batch) -> None:
+    def meet(self, batch: Group) -> None:
         models, counted = (dict(zip(NAMES, (b.teacher, b.student), strict=True)) for b in (batch, batch.counted))
         part = None if batch.subset is None else counted
         self._visit = receive(
@@ -60,13 +60,13 @@ class ShardedItems(Items):
         self._sizes = self._exchange.agree("sample: round", len(rows))
         return any(self._sizes)
 
-    def counts(self, b: Batch, rows: Tensor, listed: Tensor, **live: Tensor) -> list[Tensor]:
+    def counts(self, b: Group, rows: Tensor, listed: Tensor, **live: Tensor) -> list[Tensor]:
         asked = self._exchange.gather(torch.cat([rows[:, None], listed], 1).int(), self._sizes).long()
         visit, ids = self._visit.take(asked[:, 0] + self._starts(), self._sizes), asked[:, 1:]
         ties = ids if b.subset is None else torch.searchsorted(b.subset.ids, ids.contiguous())
         return list(visit.counts(visit.scores(ids), ties).unbind(1))
 
-    def full_scores(self, b: Batch, rows: Tensor, model: int) -> Tensor:
+    def full_scores(self, b: Group, rows: Tensor, model: int) -> Tensor:
         """The scores come from all shards to the process of the user: the one question whose traffic is O(N) a row."""
         asked = self._exchange.gather(rows.int(), self._sizes).long()
         return self._visit.take(asked + self._starts(), self._sizes).full_scores(NAMES[model])

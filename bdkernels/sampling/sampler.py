@@ -42,8 +42,8 @@ ROW_ELEMENTS = 1 << 20  # users x items ranked at once by the fallback (one user
 OFF = WeightCode()  # of a direction that draws nothing
 
 
-class Batch(NamedTuple):
-    """Users that are sampled together."""
+class Group(NamedTuple):
+    """Users that are sampled together, of the rows of a call."""
 
     teacher: Model
     student: Model
@@ -52,10 +52,10 @@ class Batch(NamedTuple):
     candidates: Tensor  # [B] int64, unseen items of each user
     subset: "Subset | None" = None  # of the items, to count ranks over; None: all
 
-    def take(self, rows: Tensor) -> "Batch":
+    def take(self, rows: Tensor) -> "Group":
         """The same for some rows, none of them twice; rising, unless the steps are queued."""
         nnz = None if self.seen is None or len(rows) < len(self.row_keys) else len(self.seen.indices)
-        return Batch(
+        return Group(
             take(self.teacher, rows),
             take(self.student, rows),
             None if self.seen is None else self.seen.rows(rows, nnz),
@@ -64,18 +64,18 @@ class Batch(NamedTuple):
             None if self.subset is None else Subset(self.subset.ids, self.subset.batch.take(rows)),
         )
 
-    def among(self, ids: Tensor, rows: Tensor) -> "Batch":
+    def among(self, ids: Tensor, rows: Tensor) -> "Group":
         """The same users, with ranks from the items `ids`, rising, of which those in these rows of the tables are here."""
         seen = None if self.seen is None else subset.seen_among(self.seen, ids)
         candidates = reference.candidate_counts(len(ids), len(self.row_keys), seen, ids.device)
         teacher, student = (
             f.among(ids) if isinstance(f, Blocks) else subset.among(f, rows) for f in (self.teacher, self.student)
         )
-        part = Batch(teacher, student, seen, self.row_keys, candidates)
+        part = Group(teacher, student, seen, self.row_keys, candidates)
         return self._replace(subset=Subset(ids, part))
 
     @property
-    def counted(self) -> "Batch":
+    def counted(self) -> "Group":
         """The same users with just the items that ranks are counted over."""
         return self if self.subset is None else self.subset.batch
 
@@ -90,7 +90,7 @@ class Subset(NamedTuple):
     """Some items of a catalog: item i of the batch is item ids[i]."""
 
     ids: Tensor  # [m] int64, rising
-    batch: Batch
+    batch: Group
 
     @contextmanager
     def named(self) -> Iterator[None]:
@@ -118,7 +118,7 @@ class Items:
             return IN_FLIGHT // _first_round(self.steps, k)
         return QUEUED_ROWS if self.steps.queued else ROWS
 
-    def subset(self, batch: Batch, ids: Tensor) -> Batch:
+    def subset(self, batch: Group, ids: Tensor) -> Group:
         """The batch with ranks from the items `ids` alone."""
         return batch.among(ids, ids)
 
@@ -126,14 +126,14 @@ class Items:
         """The rows [n], at most `size` at a time."""
         yield from rows.split(size) if rows.numel() else ()
 
-    def meet(self, batch: Batch) -> None:
+    def meet(self, batch: Group) -> None:
         """The rows of the following questions are rows of this batch."""
 
     def any(self, rows: Tensor) -> bool:
         """Whether anyone has a row to ask for."""
         return bool(rows.numel())
 
-    def counts(self, b: Batch, rows: Tensor, listed: Tensor, **live: Tensor) -> list[Tensor]:
+    def counts(self, b: Group, rows: Tensor, listed: Tensor, **live: Tensor) -> list[Tensor]:
         """Of the teacher and the student: [R, C] int64, how many unseen counted items come before the listed ids [R, C].
 
         `b` is rows [R] of the batch.
@@ -148,7 +148,7 @@ class Items:
                 counts.append(self.steps.count_above(among, scores, ties, part.seen, 0, **live))
         return counts
 
-    def full_scores(self, b: Batch, rows: Tensor, model: int) -> Tensor:
+    def full_scores(self, b: Group, rows: Tensor, model: int) -> Tensor:
         """[R, n] float32 scores of all n counted items under the teacher (0) or the student (1); no NaN among them."""
         scores = self.steps.score_block((b.counted.teacher, b.counted.student)[model])
         with nullcontext() if b.subset is None else b.subset.named():
@@ -189,7 +189,7 @@ def sample(
     draw = steps.draw if items is None else None
     items = items or Items(steps, teacher.n_items)
     candidates = reference.candidate_counts(items.n_items, len(row_keys), seen, row_keys.device)
-    everyone = Batch(teacher, student, seen, row_keys, candidates)
+    everyone = Group(teacher, student, seen, row_keys, candidates)
     if counted is not None:
         everyone = items.subset(everyone, counted.to(row_keys.device))
     draw = draw or partial(_draw, items)
@@ -208,7 +208,7 @@ def sample(
 
 def _draw(
     items: Items,
-    everyone: Batch,
+    everyone: Group,
     k: int,
     weights: tuple[WeightCode, WeightCode],
     seed: int,
@@ -254,7 +254,7 @@ def _may_ask(device: torch.device) -> bool:
 
 
 def _accept_in_rounds(
-    items: Items, batch: Batch, directions: list[Direction], k: int, seed: int, step: int, limits: tuple[int, int, int]
+    items: Items, batch: Group, directions: list[Direction], k: int, seed: int, step: int, limits: tuple[int, int, int]
 ) -> None:
     steps = items.steps
     probe, min_hits, cap = limits
@@ -294,7 +294,7 @@ def _place(d: Direction, rows: Tensor, ids: Tensor, hit: Tensor, k: int) -> None
     d.hits[rows] += hit.sum(1)
 
 
-def _draw_from_full_rows(items: Items, b: Batch, d: Direction, rows: Tensor, seed: int, step: int) -> None:
+def _draw_from_full_rows(items: Items, b: Group, d: Direction, rows: Tensor, seed: int, step: int) -> None:
     """Fill the missing draws of these rows from the cumulative weights of all candidates: float64, from log-weights."""
     kind, parameter, flipped = d.weight
     part = b.counted
@@ -317,7 +317,7 @@ def _draw_from_full_rows(items: Items, b: Batch, d: Direction, rows: Tensor, see
     d.ids[rows, :-1] = torch.where(index < d.hits[rows, None], d.ids[rows, :-1], drawn)
 
 
-def _full_ranks(items: Items, b: Batch, rows: Tensor, model: int) -> Tensor:
+def _full_ranks(items: Items, b: Group, rows: Tensor, model: int) -> Tensor:
     """[B, n] integer ranks of the unseen ones of the n counted items by a model, and anything for seen ones. The widest
     moment of the library: a row takes about 40 bytes an item, which is why rows come one by one where the catalog is large."""
     seen, scores = b.counted.seen, items.full_scores(b, rows, model)

@@ -270,14 +270,14 @@ class Config:
         if self.distill.method != "none":
             METHODS.settings(self.distill.method, self.distill.args, "distill.args")
         for name in ("teacher", "student"):
-            MODELS.settings(self[name].kind, self[name].args, f"{name}.args")
+            model = self.model(name)
+            MODELS.settings(model.kind, model.args, f"{name}.args")
             slope = getattr(self.distill, f"lambda_{name}") / self.distill.tau_learner
             if self.distill.method != "none" and slope not in ranges.SLOPE:
                 raise UserError(
                     f"distill.lambda_{name} / distill.tau_learner is {slope:g}, a factor of the gradient that must be at most"
                     f" {ranges.SLOPE.high!r}: lower distill.lambda_{name} or raise distill.tau_learner"
                 )
-            model: ModelConfig = getattr(self, name)
             check_optimizer(name, model.optimizer, model.weight_decay, model.optimizer_args)
             check_scheduler(name, model.lr_scheduler, model.lr_scheduler_args)
 
@@ -339,7 +339,7 @@ class Config:
         for name, value in values.items():
             table, _, key = name.rpartition(".")
             if name not in names and table in names and names[table].type is dict:  # an entry of a table
-                tables[table] = value = {**tables.get(table, self[table]), key: value}
+                tables[table] = value = {**tables.get(table, _get(self, table)), key: value}
                 name = table
             if name not in names:
                 close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
@@ -356,7 +356,11 @@ class Config:
         """A value in the type of "section.option". Raises UserError where the option may not have it."""
         return next(each for each in options() if each.name == name).check(value)
 
-    def __getitem__(self, name: str) -> Any:
+    def model(self, name: str) -> ModelConfig:
+        """The settings of the "teacher" or of the "student"."""
+        return {"teacher": self.teacher, "student": self.student}[name]
+
+    def __getitem__(self, name: str) -> object:
         """The value of "section.option"."""
         return _get(self, name)
 

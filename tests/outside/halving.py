@@ -21,5 +21,5 @@ class Halving(Callback):
             run.set_lr(self.name, run.lr(self.name) / 2)
         run.log(f"{self.name}/lr", run.lr(self.name))
         self.writer.add_scalar(f"{row['phase']}/{self.name}/lr", run.lr(self.name), row["epoch"])
-        if run.lr(self.name) < run.config[f"{self.name}.lr"] / 1000:
+        if run.lr(self.name) < run.config.model(self.name).lr / 1000:
             run.end_phase(f"the {self.name}'s learning rate is spent")

@@ -1,6 +1,7 @@
 """An optimizer of one's own: each number moves by lr in the direction of its average gradient."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from bidistill import register_optimizer
@@ -18,7 +19,7 @@ class SignMomentum(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "beta": beta})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure=None) -> Any:
         for group in self.param_groups:
             for x in group["params"]:
                 if x.grad is not None:

@@ -96,7 +96,7 @@ def describe(arguments: argparse.Namespace) -> None:
         print(json.dumps(parts.describe(), indent=2))
         tell(parts, sys.stderr)
         return
-    columns = {name.removeprefix("data."): config[name] for name in READING}
+    columns: dict[str, Any] = {name.removeprefix("data."): config[name] for name in READING}
     print(json.dumps(read(arguments.file, **columns).describe(), indent=2))
 
 

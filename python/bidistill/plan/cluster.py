@@ -45,9 +45,11 @@ def widths(config: Config) -> int:
     """Numbers of a row of both models' tables. Raises UserError where a model cannot lie on several processes."""
     total = 0
     for name in ("teacher", "student"):
-        width = size_of_kind(config[name].build_config(1, 1)).width
+        width = size_of_kind(config.model(name).build_config(1, 1)).width
         if width is None:
-            raise UserError(f"{name}.kind {config[name].kind!r} cannot lie on several processes: plan without --world")
+            raise UserError(
+                f"{name}.kind {config.model(name).kind!r} cannot lie on several processes: plan without --world"
+            )
         total += width
     return total
 

@@ -21,7 +21,7 @@ from bidistill.runs.checkpoint import save_checkpoint
 from bidistill.training.engine import Engine
 from bidistill.training.memory import memory, shortage, tables
 from bidistill.training.phases import PHASES
-from bidistill.training.timing import MOST, Line, draw_line, exact, rank_line, step_seconds
+from bidistill.training.timing import MOST, Cost, draw_cost, exact, rank_cost, step_seconds
 
 ROWS = 200_000  # of the file that is read
 BLOCK = 1 << 24  # floats of the checkpoint that is written: 64 MB
@@ -47,8 +47,8 @@ class Costs:
 
     program: float
     step: dict[str, float]
-    draw: Line
-    rank: dict[str, Line]
+    draw: Cost
+    rank: dict[str, Cost]
     read: float
     start: float
     tables: float
@@ -77,9 +77,9 @@ def measure(config: Config, sizes: Sizes) -> Costs:
     start = time.perf_counter() - began
     size = tables(config.teacher, little) + tables(config.student, little)
     of_tables = seconds(lambda: [engine.new_model(name) for name in engine.learners])
-    draw = draw_line(engine) if engine.objective.distiller is not None else Line(0.0, 0.0)
+    draw = draw_cost(engine) if engine.objective.distiller is not None else Cost(0.0, 0.0)
     step = {phase: step_seconds(engine, phase) for phase in PHASES}
-    ranks = {name: rank_line(engine, name) for name in engine.learners}
+    ranks = {name: rank_cost(engine, name) for name in engine.learners}
     start = max(0.0, start - of_tables) / little.train
     read, save = read_seconds(), save_seconds(folder)
     program, unfused = program_seconds(), engine.unfused()

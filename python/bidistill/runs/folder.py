@@ -224,8 +224,8 @@ class RunFolder:
         path = self.path / "checkpoint" / "state.json"
         state = checked(path, State, record.state, Checkpoint.REMEDY)
         last = state.history[-1] if state.history else {}
-        if (last.get("phase"), last.get("epoch")) != (state.place.phase, state.place.epoch):
-            raise UserError(f"{path} contradicts itself (its place is not that of its history): {Checkpoint.REMEDY}")
+        if (last.get("phase"), last.get("epoch")) != (state.progress.phase, state.progress.epoch):
+            raise UserError(f"{path} contradicts itself (its progress is not that of its history): {Checkpoint.REMEDY}")
         return state
 
     def write_config(self, config: Config) -> None:
@@ -363,7 +363,7 @@ class RunFolder:
     def _check_config(self, saved: Config, config: Config) -> None:
         """Raise UserError where the settings differ in more than a resumed run may change."""
         for name in saved.differences(config):
-            if not _free(name) and not (name == "train.epochs" and config[name] > saved[name]):
+            if not _free(name) and not (name == "train.epochs" and config.train.epochs > saved.train.epochs):
                 raise UserError(
                     f"{self.path} was trained with {name} = {saved[name]!r}, not {config[name]!r}:"
                     " resume it with the old value, or start a new run"

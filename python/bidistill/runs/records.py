@@ -44,7 +44,7 @@ class State(Section):
     split: str
     config: dict[str, Any]
     versions: dict[str, str]
-    place: Progress
+    progress: Progress
     history: list[dict[str, int | float | str]]
     pretrained: Metrics
     sums: dict[str, list[float]]

@@ -62,7 +62,7 @@ class Engine:
         models = {name: self.given[name] if name in self.given else self.new_model(name) for name in NAMES}
         for name, model in models.items():
             check_model(name, model, split.n_users, split.n_items)
-            check_gradients(name, model, config[name].optimizer)
+            check_gradients(name, model, config.model(name).optimizer)
             model.to(self.device)
             model.train(True)
         check_apart(models)
@@ -71,7 +71,7 @@ class Engine:
         strategy.check(config)
         self.objective = Objective(config, models, self.seen, strategy, self.partition, popularity)
         self.learners = {
-            name: Learner(model, config[name], self.objective.terms(name), strategy, fuse=self.objective.fuse)
+            name: Learner(model, config.model(name), self.objective.terms(name), strategy, fuse=self.objective.fuse)
             for name, model in models.items()
         }
 
@@ -81,7 +81,7 @@ class Engine:
             copied: Recommender = copy.deepcopy(self.given[name])
             return copied
         seed = seed_of(self.config.run.seed, name)
-        model: Recommender = new_model(self.config[name], self.partition, seed).to(self.device)
+        model: Recommender = new_model(self.config.model(name), self.partition, seed).to(self.device)
         return model
 
     def learner(self, name: str) -> Learner:
@@ -139,8 +139,8 @@ def with_given(config: Config, given: Mapping[str, Any]) -> Config:
     for name, module in given.items():
         config = config.with_overrides({f"{name}.{key}": value for key, value in given_config(module).items()})
     for name in NAMES:
-        if config[name].kind == GIVEN and name not in given:
-            raise missing(name, config[name].args.get("module", ""))
+        if config.model(name).kind == GIVEN and name not in given:
+            raise missing(name, config.model(name).args.get("module", ""))
     return config
 
 

@@ -84,7 +84,9 @@ def step(config: Config, sizes: Sizes, fused: bool, found: Mapping[str, ModelSiz
     negatives, samples = config.train.negatives, config.distill.samples * (config.distill.method != "none")
     lists = STEP_NEGATIVE * negatives + STEP_SAMPLE * samples
     eager = [
-        size.listed for name, size in found.items() if unfused_settings(config[name]) or not fused or size.width is None
+        size.listed
+        for name, size in found.items()
+        if unfused_settings(config.model(name)) or not fused or size.width is None
     ]
     rows = max(eager, default=0) * (1 + negatives + samples)
     return min(config.train.batch_size, sizes.train) * (lists + rows)
@@ -92,8 +94,8 @@ def step(config: Config, sizes: Sizes, fused: bool, found: Mapping[str, ModelSiz
 
 def checkpoint(config: Config, sizes: Sizes) -> int:
     """Bytes on disk: all that training changes."""
-    found = {name: described(config[name], sizes) for name in ("teacher", "student")}
-    models = sum(math.ceil(size.state * (2 + states(config[name]))) for name, size in found.items())
+    found = {name: described(config.model(name), sizes) for name in ("teacher", "student")}
+    models = sum(math.ceil(size.state * (2 + states(config.model(name)))) for name, size in found.items())
     return models + pool(config, sizes) + frozen(config, found)
 
 
@@ -104,7 +106,7 @@ def memory(config: Config, sizes: Sizes, given: Mapping[str, Any] | None = None)
     """
     given = given or {}
     found = {
-        name: size_of(given[name]) if name in given else described(config[name], sizes)
+        name: size_of(given[name]) if name in given else described(config.model(name), sizes)
         for name in ("teacher", "student")
     }
     fused = not unfused(config)
@@ -115,8 +117,8 @@ def memory(config: Config, sizes: Sizes, given: Mapping[str, Any] | None = None)
     models = {
         name: Allocation(
             f"{name}: tables, best state, optimizer",
-            learner(config[name], sizes, fused, found[name]),
-            f"{name}.dim" if takes(config[name].kind, "dim") else f"the size of the {name}",
+            learner(config.model(name), sizes, fused, found[name]),
+            f"{name}.dim" if takes(config.model(name).kind, "dim") else f"the size of the {name}",
         )
         for name in ("teacher", "student")
     }

@@ -53,7 +53,7 @@ class Sharded:
                 f"distill.method {config.distill.method!r} works on one process only: choose another, or train without torchrun"
             )
         for name in ("teacher", "student"):
-            model: ModelConfig = config[name]
+            model: ModelConfig = config.model(name)
             if not may_lie_in_parts(model.kind):
                 what = "is a module that a program gives" if model.kind == GIVEN else f"has the kind {model.kind!r}"
                 raise UserError(

@@ -30,7 +30,7 @@ OWN = 0.5  # standard deviation of the part that is not shared: a correlation of
 
 
 @dataclass(frozen=True)
-class Line:
+class Cost:
     """A cost that grows with the catalog: fixed + slope * items."""
 
     fixed: float
@@ -44,12 +44,12 @@ def draw_share(config: Config, sizes: Sizes) -> float:
     """The share of the joint phase's time that exact draws would take, measured in a few seconds."""
     little = sizes.at_most(**MOST)
     engine = Engine(exact(config), made_up(little))
-    return share_of(config, sizes, draw_line(engine), step_seconds(engine, "joint"))
+    return share_of(config, sizes, draw_cost(engine), step_seconds(engine, "joint"))
 
 
-def share_of(config: Config, sizes: Sizes, line: Line, step: float) -> float:
+def share_of(config: Config, sizes: Sizes, cost: Cost, step: float) -> float:
     """The same from the cost of exact draws and of a step of the joint phase."""
-    draw = line.at(sizes.items)
+    draw = cost.at(sizes.items)
     steps = math.ceil(sizes.train / config.train.batch_size)
     every = config.distill.resample_every
     users = sizes.users / (every * steps) if every else config.train.batch_size  # drawn for in a step
@@ -71,7 +71,7 @@ def step_seconds(engine: Engine, phase: str, repeats: int = 8) -> float:
     return median(times[2:])
 
 
-def draw_line(engine: Engine) -> Line:
+def draw_cost(engine: Engine) -> Cost:
     """Draws for as many users as resampling takes at once, over SCANNED items and over a quarter of them.
 
     How many proposals must be counted depends on how alike the two models rank. Those here are untrained; biases that they share
@@ -99,15 +99,15 @@ def draw_line(engine: Engine) -> Line:
         distiller, (teacher, student) = drawing(n)
         distiller.draw(teacher, student, users, 0, torch.Generator())
 
-    return line(len(users), engine.partition.n_items, call)
+    return cost(len(users), engine.partition.n_items, call)
 
 
-def rank_line(engine: Engine, name: str) -> Line:
+def rank_cost(engine: Engine, name: str) -> Cost:
     """`rank` of one item for the users of a batch of evaluation, over SCANNED items and over a quarter of them."""
     users = some_users(engine, engine.config.eval.batch_size)
     first = cut(engine.learners[name].model, users)
     ids = torch.zeros(len(users), 1, dtype=torch.int64, device=engine.device)
-    return line(len(users), engine.partition.n_items, lambda n: rank(scorer_of(first(n), users), ids))
+    return cost(len(users), engine.partition.n_items, lambda n: rank(scorer_of(first(n), users), ids))
 
 
 def some_users(engine: Engine, n: int) -> Tensor:
@@ -157,7 +157,7 @@ class FirstItems(torch.nn.Module):
         return self.model.score(users, items)
 
 
-def line(users: int, n_items: int, call: Callable[[int], Any]) -> Line:
+def cost(users: int, n_items: int, call: Callable[[int], Any]) -> Cost:
     """Seconds a user of calls over n items, for SCANNED items and a quarter of them in turns."""
     items = min(SCANNED, n_items)
     few = max(1, items // 4)
@@ -167,7 +167,7 @@ def line(users: int, n_items: int, call: Callable[[int], Any]) -> Line:
         times.append((seconds(lambda: call(few)), seconds(lambda: call(items))))
     short, long = (median(column) / users for column in zip(*times, strict=True))
     slope = max(0.0, long - short) / max(1, items - few)
-    return Line(max(0.0, long - slope * items), slope)
+    return Cost(max(0.0, long - slope * items), slope)
 
 
 def exact(config: Config) -> Config:

@@ -364,7 +364,7 @@ class Trainer(Steered):
 
     def _schedule(self, name: str, state: State) -> tuple[int, list[float | None]]:
         """What the learning rate of a model has met in the phase of a checkpoint: see `Learner.load_state`."""
-        phase = state.place.phase
+        phase = state.progress.phase
         rows = [row for row in rows_of(state.history, phase) if row["epoch"] and name in LEARN_IN[phase]]
         return self._most_epochs(phase), [row.get(f"{name}/{self.config.train.monitor}") for row in rows]
 
@@ -409,7 +409,11 @@ class Trainer(Steered):
         if self.folder is None:
             return
         tensors: dict[str, Tensor] = {}
-        state: dict[str, Any] = {"place": asdict(self.progress), "history": self.history, "pretrained": self.pretrained}
+        state: dict[str, Any] = {
+            "progress": asdict(self.progress),
+            "history": self.history,
+            "pretrained": self.pretrained,
+        }
         columns = self.partition.columns("save", [float(total) for total in self.sums.values()])
         state |= {"stopped": self.stopped, "notes": self.notes}
         state["sums"] = dict(zip(self.sums, columns, strict=True))
@@ -432,7 +436,7 @@ class Trainer(Steered):
             if self.distiller is not None:
                 models = {name: learner.model for name, learner in self.engine.learners.items()}
                 self.distiller.load_grown(below("method.", tensors), growth, models)
-        self.progress, self.history = Progress(**state.place.model_dump() | {"step": 0}), state.history
+        self.progress, self.history = Progress(**state.progress.model_dump() | {"step": 0}), state.history
         self.stopped = state.stopped
         for name in state.pretrained:
             model = self.engine.new_model(name)
@@ -447,7 +451,7 @@ class Trainer(Steered):
                 learner.load_state(below(f"{name}.", tensors), numbers, *self._schedule(name, state))
             if self.distiller is not None:
                 self.distiller.load_tensors(below("method.", tensors))
-        self.progress = Progress(**state.place.model_dump())
+        self.progress = Progress(**state.progress.model_dump())
         self.history, self.pretrained = state.history, state.pretrained
         self.stopped, self.notes = state.stopped, {**state.notes}
         for name, sums in state.sums.items():
