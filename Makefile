@@ -42,6 +42,7 @@ lint: $(VENV)/.built $(VENV)/.tools-test $(VENV)/.tools-lint  ## ruff, clang-for
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(SOURCES)
 	$(PY) -m mypy
+	$(PY) -m mypy --config-file tests/mypy.ini tests
 	@mkdir -p build && sed -n '/^```python/,/^```/{/^```/!p}' README.md > build/readme.py
 	$(VENV)/bin/basedpyright --pythonpath $(PY)
 

@@ -90,7 +90,7 @@ def main() -> None:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         for name in args.sizes:
-            result["sizes"].append(one_size(name, folder, SETTINGS))
+            result["sizes"].append(one_size(name, folder, SETTINGS))  # type: ignore[attr-defined]
             if args.folder is None:
                 shutil.rmtree(folder / name)
                 (folder / f"{name}.csv").unlink()

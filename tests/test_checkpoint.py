@@ -132,7 +132,7 @@ def test_a_model_with_mapped_tables(tmp_path):
     mapped = load_model(path, mapped=True)
     assert config_of(mapped) == config_of(model) and all(mapping_of(p) is not None for p in mapped.parameters())
     users = torch.tensor([7, 3, 3, 39])
-    want, got = model.factors(users), mapped.factors(users)
+    want, got = model.factors(users), mapped.factors(users)  # type: ignore[attr-defined]
     assert torch.equal(want.user_factors, got.user_factors) and mapping_of(got.user_factors) is None
     assert mapping_of(got.item_factors) is not None and mapping_of(got.item_bias) is not None
     assert all(map(torch.equal, topk(want, 9), topk(got, 9)))

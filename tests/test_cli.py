@@ -325,7 +325,7 @@ class Interrupted(Callback):
     def __init__(self, steps: int) -> None:
         self.left = steps
 
-    def on_step(self, trainer: Trainer) -> None:
+    def on_step(self, trainer: Trainer) -> None:  # type: ignore[override]
         self.left -= 1
         if self.left == 0:
             os.kill(os.getpid(), signal.SIGINT)

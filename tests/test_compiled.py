@@ -25,7 +25,7 @@ def compiled():
     def compile(function):
         return torch.compile(function, fullgraph=True, backend=counter)
 
-    compile.counter = counter
+    compile.counter = counter  # type: ignore[attr-defined]
     return compile
 
 

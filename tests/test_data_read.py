@@ -177,7 +177,7 @@ def test_times(texts: list[str], expected: np.ndarray, tmp_path: Path) -> None:
 
 def test_times_of_tables() -> None:
     dates = pd.to_datetime(["2020-01-01", "2020-01-02"])
-    assert np.diff(read(pd.DataFrame({"user": [1, 2], "item": [1, 2], "date": dates})).times).tolist() == [
+    assert np.diff(read(pd.DataFrame({"user": [1, 2], "item": [1, 2], "date": dates})).times).tolist() == [  # type: ignore[type-var]
         86400 * 10**6
     ]
     assert read(pd.DataFrame({"user": [1, 2], "item": [1, 2], "ts": [0.5, 2]})).times.tolist() == [0.5, 2.0]
@@ -361,7 +361,7 @@ def test_describe_and_fingerprint() -> None:
 
 # Ids that mean themselves in a text file too: no surrounding blanks, no word for "missing", not all of them numbers.
 NAMES = st.text(string.ascii_letters + 'éß東_-:;," \t', min_size=1, max_size=8).map(lambda text: f"x{text}x")
-TABLES = st.one_of(
+TABLES = st.one_of(  # type: ignore[call-overload]
     st.tuples(st.lists(st.tuples(names, names, st.integers(-(2**62), 2**62)), min_size=1, max_size=30), st.booleans())
     for names in (NAMES, st.integers(0, 2**63 - 1), st.integers(0, 4))
 )

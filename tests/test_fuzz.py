@@ -258,7 +258,7 @@ def test_sample(case):
         return None
     settings = {"to_student": weight, "to_teacher": weight, "seed": seed, "step": step, "user_ids": users}
     occurrence = data.occurrences(case)
-    settings |= {"occurrence": occurrence, "independent_directions": bool(case.rng(19).integers(2))}
+    settings |= {"occurrence": occurrence, "independent_directions": bool(case.rng(19).integers(2))}  # type: ignore[dict-item]
     given = data.given(t, s, seen, users, occurrence)
     got = everywhere(case, lambda name: bd.sample(t, s, k, seen, **settings, backend=name), *given)
     bad = data.bad_factors(t) or data.bad_factors(s) or data.bad_seen(seen, case.b, case.n) or (case.n < 1 and "N")

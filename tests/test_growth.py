@@ -115,7 +115,7 @@ def test_after_a_crash_it_grows_again(tmp_path, monkeypatch):
     assert again.pretrained == whole.pretrained
     first, second = whole.fit(), again.fit()
     assert first.metrics == second.metrics
-    assert torch.equal(first.teacher.item_factors.weight, second.teacher.item_factors.weight)
+    assert torch.equal(first.teacher.item_factors.weight, second.teacher.item_factors.weight)  # type: ignore[attr-defined]
 
 
 def test_growing_takes_nothing_away(tmp_path):

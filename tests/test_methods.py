@@ -18,7 +18,7 @@ from bidistill.runs.growth import Growth
 from bidistill.training.callbacks import Callback
 from bidistill.training.engine import Engine
 from bidistill.training.memory import memory
-from bidistill.training.timing import draw_line, step_seconds
+from bidistill.training.timing import draw_cost, step_seconds
 
 from bdkernels import Draws, Exp, Scores, Seen, Tanh, distill_loss, rank, sample, topk
 
@@ -139,7 +139,7 @@ def test_a_method_from_outside_trains_stops_and_resumes(outside, parts, tmp_path
 
     settings = config(tmp_path, distill__method="top_of_guide", **given)
     trainer = Trainer(settings, parts, callbacks=[StopAfter(stop)])
-    assert isinstance(trainer.distiller, Distiller) and trainer.distiller.method.tau == 2.0
+    assert isinstance(trainer.distiller, Distiller) and trainer.distiller.method.tau == 2.0  # type: ignore[attr-defined]
     said = [each for each in trainer.engine.unfused() if "distill" in each]
     assert said == [
         "teacher and student train without the fused step: distill.method 'top_of_guide' has a loss of its own"
@@ -276,7 +276,7 @@ def test_models_that_are_no_dot_product(outside, parts):
     drawn = Distiller(own.TopOfGuide(), seen, parts.n_items, samples=3).draw(*pair, everyone, 0, torch.Generator())
     assert torch.equal(drawn["student"].ids, topk(dense[0], 3, seen).ids)
     drawn = Distiller(Bidirectional(Tanh(2.0), Exp(2.0)), seen, parts.n_items, samples=3, seed=5)
-    drawn = drawn.draw(*pair, everyone, 7, torch.Generator())
+    drawn = drawn.draw(*pair, everyone, 7, torch.Generator())  # type: ignore[attr-defined]
     wanted = sample(*dense, 3, seen, to_student=Tanh(2.0), to_teacher=Exp(2.0), user_ids=everyone, step=7, seed=5)
     for name, draws in wanted._asdict().items():
         assert torch.equal(drawn[name].ids, draws.ids)
@@ -321,7 +321,7 @@ def test_frozen_guides_and_a_state_of_its_own_are_resumed(outside, parts, tmp_pa
         trainer.fit()
     start = Trainer(config(**given, train__epochs=0), parts).fit()  # the best states of the pretraining
     saved, _ = load_checkpoint(tmp_path / "checkpoint")
-    assert torch.equal(saved["method.guides.teacher.item_factors.weight"], start.teacher.item_factors.weight)
+    assert torch.equal(saved["method.guides.teacher.item_factors.weight"], start.teacher.item_factors.weight)  # type: ignore[attr-defined]
     assert saved["method.state.given"].shape == (parts.n_users, 2) and saved["method.state.steps"] == 7
     again = Trainer.resume(tmp_path)
     assert same(again.fit(), result)
@@ -392,7 +392,7 @@ def test_the_plan_of_a_method_from_outside(outside, parts):
     called = []
     draw = METHODS["top_of_guide"].draw
     METHODS["top_of_guide"].draw = lambda *rest: called.append(rest[3].k) or draw(*rest)
-    assert draw_line(engine).at(50) > 0 and set(called) == {6}
+    assert draw_cost(engine).at(50) > 0 and set(called) == {6}
     assert step_seconds(engine, "joint", repeats=1) > 0
     sizes = Sizes.of_split(parts, config())
     parts_of = {part.name: part.bytes for part in memory(config(distill__method="remembering"), sizes)}
@@ -416,5 +416,5 @@ def test_bidirectional_by_hand_is_that_of_the_trainer(parts):
     assert torch.equal(by_hand.pool, engine.objective.distiller.pool)
     found = by_hand.numbers(*engine.objective.pair, 0)
     assert 0 < found["rank_error"] < found["rank_error_bound"]
-    ranks = rank(engine.objective.pair[0].factors(torch.arange(2)), torch.zeros(2, 1, dtype=torch.int64))
+    ranks = rank(engine.objective.pair[0].factors(torch.arange(2)), torch.zeros(2, 1, dtype=torch.int64))  # type: ignore[attr-defined]
     assert ranks.shape == (2, 1)

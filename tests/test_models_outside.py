@@ -424,4 +424,4 @@ def test_the_page_on_models(outside, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "page"}
     exec(compile("\n".join(blocks), "docs/models.md", "exec"), names)
-    assert names["run"].student.layers[0].in_features == 8 and (tmp_path / "named" / "metrics.json").exists()
+    assert names["run"].student.layers[0].in_features == 8 and (tmp_path / "named" / "metrics.json").exists()  # type: ignore[attr-defined]

@@ -216,9 +216,9 @@ def test_either_update_goes_on_where_the_other_stopped(name, model):
     again.load_state(fused.state())
     found = {key: value for key, value in again.state().items() if isinstance(value, torch.Tensor) and value.dim()}
     wanted = {key: value for key, value in state.items() if isinstance(value, torch.Tensor) and value.dim()}
-    assert found.keys() == wanted.keys() and len(found) == 3 * len(fused.optimizer.names)
+    assert found.keys() == wanted.keys() and len(found) == 3 * len(fused.optimizer.names)  # type: ignore[attr-defined]
     assert all(torch.equal(found[key], value) for key, value in wanted.items())
-    named = fused.optimizer.state[fused.optimizer.item_table]
+    named = fused.optimizer.state[fused.optimizer.item_table]  # type: ignore[attr-defined]
     assert all(each.shape == (6, 3) and (each == each[0, 0]).all() and each[0, 0] > 0 for each in named.values())
 
 
@@ -238,7 +238,7 @@ def test_what_is_refused():
             self.state[self.param_groups[0]["params"][0]]["words"] = "text"
 
     register_optimizer("odd", Odd)
-    register_optimizer("nothing", lambda params, lr: None)
+    register_optimizer("nothing", lambda params, lr: None)  # type: ignore[return-value]
     for name, args, words in (
         ("odd", {}, "the optimizer 'odd' keeps words, which is a str"),
         ("nothing", {}, "'nothing' must return a torch.optim.Optimizer, found NoneType"),
@@ -292,4 +292,4 @@ def test_a_run_grows_with_any_optimizer(optimizer, tmp_path):
     grown = Trainer.resume(tmp_path, split=more, grow=True)
     assert grown.engine.learners["teacher"].schedule.lr == pytest.approx(0.5 * 0.007 * (1 + math.cos(math.pi / 4)))
     grown.fit()
-    assert len(grown.engine.learners["teacher"].model.user_factors.weight) == more.n_users > parts.n_users
+    assert len(grown.engine.learners["teacher"].model.user_factors.weight) == more.n_users > parts.n_users  # type: ignore[attr-defined]

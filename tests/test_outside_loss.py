@@ -76,7 +76,7 @@ def test_steps_are_those_of_torch_by_hand(outside, parts, optimizer):
     ]
     assert found == pytest.approx(wanted, rel=1e-5)
     assert wanted[-1] < wanted[0]
-    got = engine.learners["teacher"].model.tables()
+    got = engine.learners["teacher"].model.tables()  # type: ignore[attr-defined]
     for mine, theirs in zip(got, (*tables[:2], tables[2][:, 0]), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=2e-5)
 

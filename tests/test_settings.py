@@ -114,7 +114,7 @@ def test_every_option_has_a_case_that_is_not_its_default():
     # In every group, and in test_methods.py and test_models_outside.py.
     covered = {"run.out", "distill.args", "teacher.kind", "teacher.args", "student.kind", "student.args"}
     for values in (SMALL, *GROUPS.values()):
-        covered |= {n for n, v in values.items() if v != OPTIONS[n].default or tuple(OPTIONS[n].choices) == (v,)}
+        covered |= {n for n, v in values.items() if v != OPTIONS[n].default or tuple(OPTIONS[n].choices) == (v,)}  # type: ignore[attr-defined]
     assert {*OPTIONS} - covered == set()
 
 

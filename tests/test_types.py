@@ -92,8 +92,8 @@ def test_a_bias_of_one_column(backend):
     for sparse in (False, True):
         bias.weight.grad = None
         bd.score(column, ids, sparse=sparse, backend=backend).sum().backward()
-        assert bias.weight.grad.is_sparse == sparse
-        assert torch.equal(bias.weight.grad.to_dense()[:, 0], ids.flatten().bincount(minlength=31).float())
+        assert bias.weight.grad.is_sparse == sparse  # type: ignore[attr-defined]
+        assert torch.equal(bias.weight.grad.to_dense()[:, 0], ids.flatten().bincount(minlength=31).float())  # type: ignore[attr-defined]
 
 
 def test_factors_go_to_another_device():

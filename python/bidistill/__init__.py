@@ -9,7 +9,7 @@ print(result.metrics["student"]["test"])
 
 from importlib.util import find_spec
 
-for _name in ("pyarrow", "pydantic", "safetensors", "tqdm"):
+for _name in ("pyarrow", "pydantic", "safetensors", "tomlkit", "tqdm"):
     if find_spec(_name) is None:  # bdkernels alone is installed
         raise ImportError(f"bidistill needs {_name}: install it with pip install 'bdkernels[train]'")
 

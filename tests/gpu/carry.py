@@ -27,7 +27,7 @@ def carry(device: torch.device) -> None:
     choice._refuses = lambda backend, at, dtype: refuses(backend, at if backend.name == "cpu" else device, dtype)
     choice.steps = carried
     for module in (define, loss, rank, scorers, subset):  # all that import it
-        module.steps = carried
+        module.steps = carried  # type: ignore[attr-defined]
 
 
 def _all(steps: Steps, device: torch.device) -> dict[str, Any]:
