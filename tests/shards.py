@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from draws import numbered
 
 import bdkernels as bd
+from bdkernels.backends import choice, cpu
 from bdkernels.distributed import ShardedCatalog, ShardError
 from bdkernels.distributed import sampler as lockstep
 from bdkernels.distributed.collectives import Exchange
@@ -420,8 +422,8 @@ def lose(rank: int, found: dict[str, str]) -> None:
         elif way == "absent":
             time.sleep(8)  # there, for longer than the time-out and the roll call
         else:
-            steps = bd.backends.cpu.STEPS
-            bd.backends.cpu.STEPS = steps._replace(topk=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            stages = cpu.STEPS._replace(topk=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            choice.BACKENDS["cpu"] = replace(cpu.BACKEND, stages=stages)
             shards.topk(f, 5)
 
 
