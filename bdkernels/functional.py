@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from bdkernels import checks, ops, scorers  # noqa: F401 (register the operators)
-from bdkernels.backends.blocks import Blocks
+from bdkernels.backends.blocks import Blocks, Model
 from bdkernels.ops import autograd  # noqa: F401 (register the operators)
+from bdkernels.ops.sample import SampleInputs
 from bdkernels.optim import RowOptimizer
 from bdkernels.types.factors import Factors
 from bdkernels.types.scorers import Scorer
@@ -257,16 +258,13 @@ def sample(
     weights = _codes(k, seed, step, (to_student, to_teacher), pair[0].n_items)
     checks.instance("independent_directions", independent_directions, bool)
     rows = _tensor("user_ids", user_ids), None if occurrence is None else _tensor("occurrence", occurrence)
+    asked = SampleInputs(
+        *pair, _rows(seen), rows[0], k, seed, step, *weights, m, counted, rows[1], independent_directions
+    )
     if isinstance(pair[0], Factors) and isinstance(pair[1], Factors):
-        drawn = torch.ops.bdkernels.sample(
-            *pair[0], *pair[1], *_pair(seen), rows[0], k, seed, step, *weights[0], *weights[1],
-            m, counted, rows[1], independent_directions, backend=_name(backend),
-        )  # fmt: skip
+        drawn = torch.ops.bdkernels.sample(*asked.arguments(), backend=_name(backend))
     else:
-        drawn = scorers.sample(
-            *pair, k, _rows(seen), weights, seed, step, rows[0], m, counted, rows[1], independent_directions,
-            _name(backend),
-        )  # fmt: skip
+        drawn = scorers.sample(asked, _name(backend))
     return _samples(drawn, weights)
 
 
@@ -479,7 +477,7 @@ def _detach(f: Factors, name: str = "factors") -> tuple[Tensor, Tensor, Tensor |
     return users.detach(), items.detach(), None if bias is None else bias.detach()
 
 
-def _model(name: str, scorer: Scorer) -> Factors | Blocks:
+def _model(name: str, scorer: Scorer) -> Model:
     return Factors(*_detach(scorer, name)) if isinstance(scorer, Factors) else Blocks.of(name, scorer)
 
 

@@ -14,11 +14,9 @@ from bdkernels.backends.backend import Steps
 from bdkernels.backends.blocks import Blocks, plain
 from bdkernels.ops.define import stages
 from bdkernels.ops.rank import ids_or_bounds
-from bdkernels.sampling import keys, sampler
-from bdkernels.sampling.subset import items_of
+from bdkernels.ops.sample import SampleInputs, check_asked, drawn
 from bdkernels.types.factors import Factors
 from bdkernels.types.seen import Seen
-from bdkernels.weights import WeightCode
 
 
 def rank(f: Blocks, ids: Tensor, seen: Seen | None, backend: str) -> Tensor:
@@ -52,24 +50,10 @@ def topk(f: Blocks, k: int, seen: Seen | None, backend: str) -> tuple[Tensor, Te
         return blocks.topk(_steps(backend, f), f, k, seen)
 
 
-def sample(
-    teacher: Factors | Blocks,
-    student: Factors | Blocks,
-    k: int,
-    seen: Seen | None,
-    weights: tuple[WeightCode, WeightCode],
-    seed: int,
-    step: int,
-    user_ids: Tensor,
-    subset: int,
-    counted: Tensor | None,
-    occurrence: Tensor | None,
-    independent_directions: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    """`functional.sample`, as ids [B, k] to the student and to the teacher; `subset` and `counted` as its operator takes them."""
-    (n_rows, n_items, device), others = _sizes(teacher), _sizes(student)
-    for name, f in (("teacher.", teacher), ("student.", student)):
+def sample(s: SampleInputs, backend: str) -> tuple[Tensor, Tensor]:
+    """`functional.sample`, as ids [B, k] to the student and to the teacher."""
+    (n_rows, n_items, device), others = _sizes(s.teacher), _sizes(s.student)
+    for name, f in (("teacher.", s.teacher), ("student.", s.student)):
         if isinstance(f, Factors):
             checks.factors(f, name)
     checks.same("student: number of users", others[0], n_rows)
@@ -77,20 +61,8 @@ def sample(
     checks.same("student: device", others[2], device)
     checks.integer("number of items", n_items, 1)
     with plain(device):
-        checks.seen(seen, n_rows, device)
-        checks.tensor("user_ids", user_ids, (n_rows,), (torch.int64,), device)
-        checks.sample(k, step, subset, n_items, weights)
-        if occurrence is not None:
-            checks.tensor("occurrence", occurrence, (n_rows,), (torch.int64,), device)
-        if counted is not None:
-            checks.tensor("subset", counted, ("m",), (torch.int64,), device)
-            counted = checks.own_rising_ids("subset", counted, n_items)
-        seen = checks.own_seen(seen, n_items)
-        counted = items_of(n_items, subset, seed, step) if counted is None else counted
-        return sampler.sample(
-            _stages(backend, teacher, student), teacher, student, k, seen, weights, seed, step,
-            keys.of_rows(user_ids, occurrence), counted, independent_directions=independent_directions,
-        )  # fmt: skip
+        check_asked(s, n_rows, n_items, device)
+        return drawn(s, _stages(backend, s.teacher, s.student))
 
 
 def _sizes(f: Factors | Blocks) -> tuple[int, int, torch.device]:
