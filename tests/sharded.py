@@ -25,6 +25,7 @@ from bidistill.runs.checkpoint import load_model
 from bidistill.training import trainer
 from bidistill.training.callbacks import Callback
 from bidistill.training.phases import Progress
+from runs import timeless
 from shards import forked
 from torch.nn.functional import softplus
 
@@ -372,10 +373,6 @@ def a_damaged_shard_is_found(c: Check) -> None:
     c.exchange.agree("damaged")
     with raises(UserError, "is damaged (its checksum is not the one in state.json)"):
         Trainer.resume(folder)
-
-
-def timeless(history):
-    return [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in history]
 
 
 def run(rank: int, processes: int, folder: Path, errors: dict[str, str]) -> None:

@@ -12,7 +12,8 @@ from bidistill.logs import shown_in_terminal
 from bidistill.report import open_run, results, write_report
 from bidistill.training.phases import PHASES, rows_of
 from bidistill.training.updates import EagerUpdate, FusedUpdate
-from test_trainer import StopAfter, config, parts, same, timeless  # noqa: F401 (fixtures)
+from runs import StopAfter, same, timeless
+from test_trainer import config, parts  # noqa: F401 (fixtures)
 
 pytestmark = [
     pytest.mark.usefixtures("heard_signals"),

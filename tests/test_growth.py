@@ -12,7 +12,7 @@ from bidistill.data import Interactions
 from bidistill.data.write import write_interactions
 from bidistill.runs.checkpoint import load_checkpoint
 from bidistill.runs.growth import Growth
-from bidistill.training.callbacks import Callback
+from runs import StopAt
 
 SETTINGS = {
     "teacher.dim": 6,
@@ -26,14 +26,6 @@ SETTINGS = {
     "run.progress": False,
     "distill.pool": 5,
 }
-
-
-class Stop(Callback):
-    """Ctrl-C in the middle of the second joint epoch."""
-
-    def on_step(self, trainer):
-        if (trainer.progress.phase, trainer.progress.epoch, trainer.progress.step) == ("joint", 1, 2):
-            raise KeyboardInterrupt
 
 
 def rows(texts=False):
@@ -56,7 +48,7 @@ def start(folder, optimizer, parts):
     settings = Config().with_overrides(
         SETTINGS | {"teacher.optimizer": optimizer, "student.optimizer": optimizer, "run.out": str(folder)}
     )
-    trainer = Trainer(settings, parts, callbacks=[Stop()])
+    trainer = Trainer(settings, parts, callbacks=[StopAt(1, 2)])
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     trainer.save()

@@ -2,8 +2,6 @@
 
 import copy
 import itertools
-import os
-import signal
 from dataclasses import dataclass
 
 import pytest
@@ -15,10 +13,10 @@ from bidistill.registry import METHODS
 from bidistill.report import open_run, results, table, write_report
 from bidistill.runs.checkpoint import load_checkpoint
 from bidistill.runs.growth import Growth
-from bidistill.training.callbacks import Callback
 from bidistill.training.engine import Engine
 from bidistill.training.memory import memory
 from bidistill.training.timing import draw_cost, step_seconds
+from runs import StopAfter, equal, same
 
 from bdkernels import Draws, Exp, Scores, Seen, Tanh, distill_loss, rank, sample, topk
 
@@ -99,33 +97,6 @@ class Remembering(Method):
 class Silent(Remembering):
     def row_kinds(self):
         return {"given": "users"}
-
-
-class StopAfter(Callback):
-    """Sends Ctrl-C to this process after some steps."""
-
-    def __init__(self, steps):
-        self.left = steps
-
-    def on_step(self, run):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
-
-
-def timeless(history):
-    return [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in history]
-
-
-def equal(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
-
-
-def same(first, second):
-    assert equal(first.teacher, second.teacher) and equal(first.student, second.student)
-    assert first.metrics == second.metrics and first.pretrained == second.pretrained
-    assert timeless(first.history) == timeless(second.history)
-    return True
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sparse_adam"])

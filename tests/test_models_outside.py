@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +19,9 @@ from bidistill.plan import costs, make_plan
 from bidistill.plan.cluster import Network, world_plan
 from bidistill.registry import MODELS
 from bidistill.report import CONTROL, DISTILLED, SEPARATE, results, write_report
-from bidistill.training.callbacks import Callback
 from bidistill.training.timing import draw_share
 from bidistill.training.updates import FusedUpdate
+from runs import StopAfter, equal, same
 from torch import nn
 
 from bdkernels import Factors
@@ -52,33 +51,6 @@ def parts():
 def config(folder=None, **overrides):
     named = {name.replace("__", "."): value for name, value in overrides.items()}
     return Config().with_overrides(BASE | {"run.out": None if folder is None else str(folder)} | named)
-
-
-def timeless(history):
-    return [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in history]
-
-
-def equal(a, b):
-    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
-
-
-def same(first, second):
-    assert equal(first.teacher, second.teacher) and equal(first.student, second.student)
-    assert first.metrics == second.metrics and first.pretrained == second.pretrained
-    assert timeless(first.history) == timeless(second.history)
-    return True
-
-
-class StopAfter(Callback):
-    """Sends Ctrl-C to this process after some steps."""
-
-    def __init__(self, steps):
-        self.left = steps
-
-    def on_step(self, run):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("name", OWN)

@@ -8,9 +8,9 @@ from bidistill import MF, Config, Trainer, UserError, generate, register_optimiz
 from bidistill.config import ModelConfig
 from bidistill.optimizers import KEPT, Schedule, clip, load_state, make_fused, make_optimizer, state_of, state_size
 from bidistill.registry import OPTIMIZERS, SCHEDULERS
-from bidistill.training.callbacks import Callback
 from bidistill.training.types import Terms
 from bidistill.training.updates import EagerUpdate, FusedUpdate
+from runs import StopAt, timeless
 from test_growth import rows as growing
 
 BASE = {
@@ -34,17 +34,6 @@ def parts():
 
 def settings(**overrides):
     return Config().with_overrides(BASE | {name.replace("__", "."): value for name, value in overrides.items()})
-
-
-class Stop(Callback):
-    """Ctrl-C in an epoch of the joint phase."""
-
-    def __init__(self, epoch, step):
-        self.place = "joint", epoch, step
-
-    def on_step(self, run):
-        if (run.progress.phase, run.progress.epoch, run.progress.step) == self.place:
-            raise KeyboardInterrupt
 
 
 def both(**options):
@@ -77,10 +66,6 @@ RUNS = {
 }
 
 
-def timeless(history):
-    return [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in history]
-
-
 @pytest.fixture
 def named(outside):
     outside("sign_momentum")
@@ -93,12 +78,12 @@ def test_a_resumed_run_goes_on_bit_for_bit(name, parts, tmp_path):
     """Stopped within an epoch and at its end; the other run is not disturbed."""
     whole = Trainer(settings(**RUNS[name]), parts).fit()
     trainer = Trainer(
-        settings(**RUNS[name], run__out=str(tmp_path), run__checkpoint_steps=1), parts, callbacks=[Stop(1, 2)]
+        settings(**RUNS[name], run__out=str(tmp_path), run__checkpoint_steps=1), parts, callbacks=[StopAt(1, 2)]
     )
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     trainer.save()
-    again = Trainer.resume(tmp_path, callbacks=[Stop(3, 1)])
+    again = Trainer.resume(tmp_path, callbacks=[StopAt(3, 1)])
     with pytest.raises(KeyboardInterrupt):
         again.fit()
     again = Trainer.resume(tmp_path)  # from the last checkpoint
@@ -285,7 +270,7 @@ def test_settings_that_change_are_kept():
 def test_a_run_grows_with_any_optimizer(optimizer, tmp_path):
     parts, more = (split(each) for each in growing())
     config = settings(**both(optimizer=optimizer, lr_scheduler="cosine"), run__out=str(tmp_path))
-    trainer = Trainer(config, parts, callbacks=[Stop(1, 2)])
+    trainer = Trainer(config, parts, callbacks=[StopAt(1, 2)])
     with pytest.raises(KeyboardInterrupt):
         trainer.fit()
     trainer.save()

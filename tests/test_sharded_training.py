@@ -16,6 +16,7 @@ from bidistill import Trainer
 from bidistill.files.records import read_record
 from bidistill.runs.checkpoint import load_model, save_model
 from bidistill.runs.records import Finished
+from runs import timeless
 
 HERE = Path(__file__).resolve().parent
 NAMES = [f"{size}: {variant}" for size, variant in sharded.RUNS]
@@ -99,5 +100,5 @@ def test_a_killed_process_under_torchrun(found, folder, tmp_path):
     assert records[0].metrics == records[1].metrics and records[0].pretrained == records[1].pretrained
     assert records[0].files == records[1].files
     rows = [list(csv.DictReader((run / "metrics.csv").open())) for run in (kill, calm)]
-    assert sharded.timeless(rows[0]) == sharded.timeless(rows[1])
+    assert timeless(rows[0]) == timeless(rows[1])
     assert (kill / "report.html").is_file() and not list(kill.glob("**/.*unfinished*"))

@@ -18,6 +18,7 @@ from bidistill.registry import MODELS
 from bidistill.runs.checkpoint import load_model, save_model
 from bidistill.training.callbacks import Callback
 from bidistill.training.updates import FusedUpdate
+from runs import StopAfter, same, timeless
 
 import bdkernels
 
@@ -68,32 +69,6 @@ def config(**overrides):
 
 def variant(name, **overrides):
     return config(**overrides).with_overrides(VARIANTS[name])
-
-
-def same(first, second):
-    """Whether two results agree bit for bit: parameters, metrics, history (but for the time)."""
-    for a, b in ((first.teacher, second.teacher), (first.student, second.student)):
-        assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
-    assert first.metrics == second.metrics
-    assert first.pretrained == second.pretrained
-    assert timeless(first.history) == timeless(second.history)
-    return True
-
-
-def timeless(history):
-    return [{name: value for name, value in row.items() if not name.endswith("seconds")} for row in history]
-
-
-class StopAfter(Callback):
-    """Sends Ctrl-C to this process after some steps."""
-
-    def __init__(self, steps):
-        self.left = steps
-
-    def on_step(self, trainer):
-        self.left -= 1
-        if self.left == 0:
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_it_learns_and_reports(parts, tmp_path):

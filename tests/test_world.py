@@ -13,6 +13,7 @@ from bidistill import Trainer, UserError
 from bidistill.distributed.partition import Partition
 from bidistill.distributed.processes import Processes, launch, using
 from bidistill.distributed.rendezvous import common_name, join
+from runs import timeless
 
 
 class Member(Processes):
@@ -94,7 +95,7 @@ def test_a_restart_goes_on_with_its_own_run_alone(launched, tmp_path):
     again = Trainer(config, sharded.data()).fit()
     whole = Trainer(sharded.settings("usual"), sharded.data()).fit()
     assert again.metrics == whole.metrics
-    assert sharded.timeless(again.history) == sharded.timeless(whole.history)
+    assert timeless(again.history) == timeless(whole.history)
 
 
 def test_a_restart_before_the_first_checkpoint_starts_anew(launched, tmp_path):
