@@ -191,6 +191,14 @@ def no_nan_at(at: Tensor | int, n: int, item_offset: int = 0) -> None:
         raise NaNScore("factors", int(at) // n, item_offset + int(at) % n)
 
 
+def no_nan_in_rows(at: Tensor, n: int, rows: Tensor) -> None:
+    """The same of some models, at [M]: places in the list of rows instead of rows."""
+    if _asserts(at):
+        torch._assert_async((at < 0).all(), "factors: expected finite scores")
+    elif (found := int(at.max())) >= 0:
+        raise NaNScore("factors", int(rows[found // n]), found % n)
+
+
 def no_nan_listed(scores: Tensor, ids: Tensor) -> None:
     """The same for scores [B, C] of listed items."""
     bad = scores.isnan()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bdkernels.types.factors import Factors
+from bdkernels.types.round import Round
 from bdkernels.types.rule import Rule
 from bdkernels.types.seen import Seen
 from bdkernels.types.step import StepInputs
@@ -60,6 +61,8 @@ class Steps(NamedTuple):
     fused_step: Callable[[StepInputs, list[Tensor], Rule], tuple[Tensor, Tensor]] = Missing("fused_step")
     # The whole sampler in one call, where a backend has that; else `sampler` makes it of the steps above.
     draw: Callable[..., tuple[Tensor, Tensor]] | None = None
+    # One round of it for the proposals start .. stop - 1, in place, where a backend has that; see types/round.py.
+    draw_round: Callable[[Round, int, int], None] | None = None
     # No step waits for the device, and count_above takes `live`, int64 []: only so many rows, the first, have to be counted.
     queued: bool = False
     # A pass over the items is dear, whatever it counts: the sampler's rounds are few and large.

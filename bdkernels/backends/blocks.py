@@ -227,6 +227,7 @@ def blocked(steps: Steps, *, dear: bool) -> Steps:
         count_above=partial(count_above, steps),
         topk=partial(topk, steps),
         draw=None,
+        draw_round=None,
         queued=False,
         few_rounds=dear or steps.few_rounds,
     )

@@ -28,6 +28,7 @@ def streamed(steps: Steps) -> Steps:
         count_above=partial(count_above, steps),
         topk=partial(topk, steps),
         draw=None,
+        draw_round=None,
         queued=False,
         few_rounds=True,
     )

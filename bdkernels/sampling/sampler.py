@@ -3,8 +3,9 @@
 The rounds are the same for every backend: a backend supplies the steps (`backends.Steps`). Draw i of a row is its i-th accepted
 proposal in the order of the proposals' counters, so the size of a round, the batch and the number k asked for change nothing.
 
-Where the steps are queued on a GPU, nothing here waits for it but one question at the end: does any user need the full row? A
-CUDA graph that is being captured cannot ask, so there such a user gets fewer draws (they are exact), the rest is -1.
+Where the steps are queued on a GPU, the host asks one question after a round: is any user left? A CUDA graph that is being
+captured cannot ask, so there all rounds are queued, and a user who needs the full row gets fewer draws (they are exact), the
+rest is -1. A backend that does a whole round on its device in one stage has rounds of its own (rounds.py).
 
 Ranks may be counted over a random subset of the catalog instead (subset.py): proposals still come from all of it, and what the
 full row would give comes from the subset's row.
@@ -26,7 +27,8 @@ from bdkernels.backends import reference
 from bdkernels.backends.backend import Steps
 from bdkernels.backends.blocks import Blocks, Model, counts_of, take
 from bdkernels.checks import NaNScore
-from bdkernels.sampling import keys, subset
+from bdkernels.sampling import keys, rounds, subset
+from bdkernels.types.round import Round
 from bdkernels.types.seen import Seen
 from bdkernels.weights import WeightCode
 
@@ -37,7 +39,6 @@ PROBE, MIN_HITS, CAP = 1024, 16, 4096
 ROUND = 256  # most proposals in one round
 IN_FLIGHT = 1 << 18  # proposals of a round over all users, at most, where rounds are few; they bound the scratch memory
 ROWS = 1024  # most users in flight, which bounds the scratch memory
-QUEUED_ROWS = 16 << 10  # the same where the steps are queued: the next chunk waits for the device
 ROW_ELEMENTS = 1 << 20  # users x items ranked at once by the fallback (one user at least)
 OFF = WeightCode()  # of a direction that draws nothing
 
@@ -53,7 +54,7 @@ class Group(NamedTuple):
     subset: "Subset | None" = None  # of the items, to count ranks over; None: all
 
     def take(self, rows: Tensor) -> "Group":
-        """The same for some rows, none of them twice; rising, unless the steps are queued."""
+        """The same for some rows, none of them twice; rising, unless a graph is being captured."""
         nnz = None if self.seen is None or len(rows) < len(self.row_keys) else len(self.seen.indices)
         return Group(
             take(self.teacher, rows),
@@ -114,9 +115,7 @@ class Items:
 
     def at_once(self, k: int) -> int:
         """Most users in flight, for k draws each."""
-        if self.steps.few_rounds:
-            return IN_FLIGHT // _first_round(self.steps, k)
-        return QUEUED_ROWS if self.steps.queued else ROWS
+        return IN_FLIGHT // _first_round(self.steps, k) if self.steps.few_rounds else ROWS
 
     def subset(self, batch: Group, ids: Tensor) -> Group:
         """The batch with ranks from the items `ids` alone."""
@@ -161,7 +160,7 @@ class Direction(NamedTuple):
 
     to_teacher: int  # 0 or 1, its place in every pair
     weight: WeightCode
-    ids: Tensor  # [B, k + 1] int64, -1 where not drawn; the last column is waste
+    ids: Tensor  # [B, k] int64, -1 where not drawn
     hits: Tensor  # [B] int64, how many were accepted; may pass k
     open: Tensor  # [B] bool, which users still take proposals
 
@@ -173,8 +172,8 @@ def sample(
     k: int,
     seen: Seen | None,
     weights: tuple[WeightCode, WeightCode],
-    seed: int,
-    step: int,
+    seed: int | Tensor,
+    step: int | Tensor,
     row_keys: Tensor,
     counted: Tensor | None = None,
     items: Items | None = None,
@@ -184,9 +183,14 @@ def sample(
 
     `weights` are those to the student and to the teacher; a direction whose kind is "" is off and has no columns. Ranks are
     counted over the items `counted` [m], rising; over all by default. `items` says where they are: in the tables. Independent
-    directions take a pass each, with row keys that have nothing in common.
+    directions take a pass each, with row keys that have nothing in common. Seed and step may lie on the device, int64 [], where
+    only a backend with `draw_round` leaves them.
     """
     draw = steps.draw if items is None else None
+    if items is None and counted is None and steps.draw_round is not None:
+        draw = partial(_draw_on_device, steps)
+    else:
+        seed, step = int(seed), int(step)
     items = items or Items(steps, teacher.n_items)
     candidates = reference.candidate_counts(items.n_items, len(row_keys), seen, row_keys.device)
     everyone = Group(teacher, student, seen, row_keys, candidates)
@@ -216,8 +220,8 @@ def _draw(
     limits: tuple[int, int, int],
 ) -> tuple[Tensor, Tensor]:
     """`sample` made of the steps of a backend."""
-    n_users, n_counted = len(everyone.row_keys), items.n_items if everyone.subset is None else len(everyone.subset.ids)
-    out = [everyone.row_keys.new_full((n_users, k + 1), -1) for _ in weights]
+    n_users = len(everyone.row_keys)
+    out = [everyone.row_keys.new_full((n_users, k), -1) for _ in weights]
     for rows in items.turns(torch.arange(n_users, device=everyone.row_keys.device), items.at_once(k)):
         batch = everyone.take(rows)
         directions = [
@@ -228,13 +232,40 @@ def _draw(
         items.meet(batch)
         _accept_in_rounds(items, batch, directions, k, seed, step, limits)
         for d in directions:
-            if _may_ask(rows.device):
-                missing = ((d.hits < k) & (batch.candidates > 0)).nonzero().squeeze(1)
-                for some in items.turns(missing, max(1, ROW_ELEMENTS // n_counted)):
-                    _draw_from_full_rows(items, batch.take(some), d, some, seed, step)
+            if rounds.may_ask(rows.device):
+                _fill(items, batch, d, seed, step)
             out[d.to_teacher][rows] = d.ids
-    to_student, to_teacher = (ids[:, :k].contiguous() for ids in out)
+    to_student, to_teacher = out
     return to_student, to_teacher
+
+
+def _draw_on_device(
+    steps: Steps,
+    everyone: Group,
+    k: int,
+    weights: tuple[WeightCode, WeightCode],
+    seed: int | Tensor,
+    step: int | Tensor,
+    limits: tuple[int, int, int],
+) -> tuple[Tensor, Tensor]:
+    """`sample` where the backend does a whole round on its device."""
+    candidates = everyone.candidates
+    rows, live = torch.arange(len(candidates), device=candidates.device), None
+    if everyone.seen is not None:  # the rows with candidates first
+        rows, live = candidates.argsort(descending=True), candidates.count_nonzero()
+    ids, hits = candidates.new_full((2, len(candidates), k), -1), candidates.new_zeros(2, len(candidates))
+    zeros = candidates.new_zeros(3)
+    seed_at, step_at = (n if isinstance(n, Tensor) else candidates.new_full((), n) for n in (seed, step))
+    state = Round(
+        everyone.teacher, everyone.student, everyone.seen, everyone.row_keys, candidates, weights, limits,
+        seed_at, step_at, rows, zeros[0], ids, hits, torch.empty_like(rows), zeros[1], zeros[2], candidates.new_full((2,), -1),
+    )  # fmt: skip
+    if rounds.run(steps, state, live):
+        for to_teacher, weight in enumerate(weights):
+            if weight[0]:
+                direction = Direction(to_teacher, weight, ids[to_teacher], hits[to_teacher], candidates > 0)
+                _fill(Items(steps, everyone.teacher.n_items), everyone, direction, int(seed), int(step))
+    return ids[0], ids[1]
 
 
 def _live(scores: Tensor, live: Tensor | None = None) -> Tensor:
@@ -249,10 +280,6 @@ def _first_round(steps: Steps, k: int) -> int:
     return min(PROBE if steps.few_rounds else ROUND, max(32, 8 * k))
 
 
-def _may_ask(device: torch.device) -> bool:
-    return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
-
-
 def _accept_in_rounds(
     items: Items, batch: Group, directions: list[Direction], k: int, seed: int, step: int, limits: tuple[int, int, int]
 ) -> None:
@@ -262,7 +289,7 @@ def _accept_in_rounds(
     start = 0
     while directions and start < cap:
         is_open = torch.stack([d.open for d in directions]).any(0)
-        if steps.queued:  # all rows, the open ones first
+        if steps.queued and not rounds.may_ask(is_open.device):  # all rows, the open ones first
             rows, live = is_open.logical_not().sort(stable=True).indices, {"live": is_open.sum()}
         else:
             rows, live = is_open.nonzero().squeeze(1), {}
@@ -288,10 +315,19 @@ def _accept_in_rounds(
 
 
 def _place(d: Direction, rows: Tensor, ids: Tensor, hit: Tensor, k: int) -> None:
-    """Write the accepted proposals behind those that the users have already, up to k; everything else into the waste."""
+    """Write the accepted proposals behind those that the users have already, up to k."""
     position = d.hits[rows, None] + hit.cumsum(1) - 1
-    d.ids[rows] = d.ids[rows].scatter(1, position.where(hit & (position < k), k), ids)
+    wide = torch.nn.functional.pad(d.ids[rows], (0, 1))  # by a column for all the others
+    d.ids[rows] = wide.scatter(1, position.where(hit & (position < k), k), ids)[:, :k]
     d.hits[rows] += hit.sum(1)
+
+
+def _fill(items: Items, batch: Group, d: Direction, seed: int, step: int) -> None:
+    """The draws that the rounds have not given, of all rows of the batch that have candidates."""
+    n_counted = items.n_items if batch.subset is None else len(batch.subset.ids)
+    missing = ((d.hits < d.ids.shape[1]) & (batch.candidates > 0)).nonzero().squeeze(1)
+    for some in items.turns(missing, max(1, ROW_ELEMENTS // n_counted)):
+        _draw_from_full_rows(items, batch.take(some), d, some, seed, step)
 
 
 def _draw_from_full_rows(items: Items, b: Group, d: Direction, rows: Tensor, seed: int, step: int) -> None:
@@ -308,13 +344,13 @@ def _draw_from_full_rows(items: Items, b: Group, d: Direction, rows: Tensor, see
     top = log_w.amax(1, keepdim=True)
     cumulative = (log_w - top).exp_().nan_to_num_(0.0).cumsum_(1)  # NaN: no weight anywhere
     total = cumulative[:, -1:].contiguous()
-    index = torch.arange(d.ids.shape[1] - 1, device=rows.device)
+    index = torch.arange(d.ids.shape[1], device=rows.device)
     words = reference.philox(seed, index, reference.FALLBACK, b.row_keys[:, None], step)
     u = reference.uniform(*words[2:]) if d.to_teacher else reference.uniform(*words[:2])
     last = torch.searchsorted(cumulative, total)  # the last item with weight: u * total may round up to total
     drawn = torch.searchsorted(cumulative, u * total, right=True).minimum(last)
     drawn = torch.where(total > 0, drawn if b.subset is None else b.subset.ids[drawn], -1)
-    d.ids[rows, :-1] = torch.where(index < d.hits[rows, None], d.ids[rows, :-1], drawn)
+    d.ids[rows] = torch.where(index < d.hits[rows, None], d.ids[rows], drawn)
 
 
 def _full_ranks(items: Items, b: Group, rows: Tensor, model: int) -> Tensor:
