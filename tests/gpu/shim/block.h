@@ -217,6 +217,10 @@ CUSIM_UNWATCHED inline void async_wait(int pending) {
 
 // ---- launch ----
 
+extern "C" {
+inline __attribute__((used, visibility("default"))) int64_t cusim_launches = 0;  // of all kernels so far
+}
+
 CUSIM_UNWATCHED inline void open_barrier() {
   Thread* first = nullptr;
   for (unsigned i = 0; i < sim.n; ++i) {
@@ -280,6 +284,7 @@ CUSIM_UNWATCHED void launch(dim3 grid, dim3 block, size_t dynamic_bytes, Body ru
   if (dynamic_bytes > kSharedLimit) raise("too much dynamic shared memory", {});
   if (!sim.threads) sim.threads = new Thread[kMaxThreads], sim.warps = new Warp[kMaxThreads / 32];
   const std::function<void()> body = run;
+  cusim_launches++;
   sim.grid = grid;
   sim.block = block;
   sim.n = static_cast<unsigned>(threads);

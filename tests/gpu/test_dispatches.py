@@ -1,0 +1,45 @@
+"""No call drowns in launches: what each dispatches has a bound, whatever its size."""
+
+from functools import partial
+
+import pytest
+import torch
+from dispatches import dispatched
+from stages import problem
+
+import bdkernels as bd
+from bdkernels.backends import cuda
+
+
+@pytest.fixture
+def p(cuda_device):
+    return problem().to(cuda_device)
+
+
+def test_the_count_sees_what_it_should(cuda_device):
+    """Torch's operators but views, and the launches inside of our own operators."""
+    t = torch.ones(3, 4, device=cuda_device)
+    assert dispatched(lambda: t.T[1].detach().view(-1)[0], "cuda") == {}
+    assert dispatched(lambda: (t + t, t.new_empty(3), t.sum().item()), "cuda") == {
+        "aten::add": 1, "aten::new_empty": 1, "aten::sum": 1, "aten::_local_scalar_dense": 1,
+    }  # fmt: skip
+    ids = torch.zeros(3, 2, dtype=torch.int64, device=cuda_device)
+    found = dispatched(lambda: bd.score(bd.Factors(t, t), ids, backend="cuda"), "cuda")
+    assert found["launch"] == 1 or not cuda.simulated()
+    assert found["aten::new_empty"] > 0 and found["aten::_assert_async"] > 0
+    assert found.total() < 20
+
+
+# Each call's bound. What is not launched is checks of the arguments, allocations and what torch itself does.
+CALLS = {
+    "rank": (lambda p: bd.rank(p.teacher, p.ids, p.seen, backend="cuda"), 50),
+    "topk": (lambda p: bd.topk(p.teacher, 10, p.seen, backend="cuda"), 50),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_call_dispatches_no_more_than(p, name):
+    call, bound = CALLS[name]
+    found = dispatched(partial(call, p), "cuda")
+    print(name, found.total(), dict(found))
+    assert 0 < found.total() <= bound, found
