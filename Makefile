@@ -13,7 +13,7 @@ BENCH   := $(PY) -m pytest benchmarks/suite.py -q -s --timeout 3600 --results $(
 SOURCES := $(shell find csrc tests/sanitize tests/gpu -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize gpu-proof gpu-check fuzz lint format bench bench-full quality subset scale million bench-report clean
+.PHONY: help demo test sanitize gpu-proof gpu-model gpu-check fuzz lint format bench bench-full quality subset scale million bench-report clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -30,6 +30,10 @@ sanitize: $(VENV)/.built $(VENV)/.tools-test  ## The C++ backend under address, 
 gpu-proof: $(VENV)/.built $(VENV)/.tools-test  ## Compile every GPU kernel for every target, hold it to tests/gpu/derived.md, and run the GPU tests (half an hour; needs nvcc)
 	$(PY) setup.py -q build_cuda
 	BDKERNELS_PROOF=1 BDKERNELS_CUDA_ARCHS="80 90 100" BDKERNELS_TORCHES="$(TORCHES)" $(PY) -m pytest -q tests/gpu
+
+gpu-model: $(VENV)/.built $(VENV)/.tools-test  ## What the compiled CUDA kernels need, by a model, beside their floors: tests/gpu/model.md (minutes; needs nvcc)
+	BDKERNELS_CUDA_ARCHS=90 $(PY) setup.py -q build_cuda --out build/model/libbdkernels_model.so
+	$(PY) tests/gpu/model.py build/model/libbdkernels_model.so
 
 gpu-check: $(VENV)/.tools-test  ## On a machine with a CUDA GPU: build, check and time everything; one report in RESULTS/gpu
 	$(PY) tests/gpu/check.py --out $(RESULTS)/gpu
