@@ -4,6 +4,9 @@ VENV   ?= .venv
 PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check install -q -c .ci/constraints.txt
 # TORCHES: interpreters with other releases of torch, the oldest and the newest supported, for `make gpu-proof`.
+# ARCHS, GPU_PYTHON: the GPU and the Python of the machine that `make gpu-libs` is for.
+ARCHS      ?= 90
+GPU_PYTHON ?= 3.12
 # FOLDER: where `make million` keeps its data and runs; else they are removed.
 # JOBS: test files that run at a time; each takes one core and up to 2 GB.
 JOBS    ?= 2
@@ -13,7 +16,7 @@ BENCH   := $(PY) -m pytest benchmarks/suite.py -q -s --timeout 3600 --results $(
 SOURCES := $(shell find csrc tests/sanitize tests/gpu -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize gpu-proof gpu-model gpu-check fuzz lint format bench bench-full quality subset scale million bench-report clean
+.PHONY: help demo test sanitize gpu-proof gpu-model gpu-check gpu-quick gpu-libs fuzz lint format bench bench-full quality subset scale million bench-report clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -37,6 +40,13 @@ gpu-model: $(VENV)/.built $(VENV)/.tools-test  ## What the compiled CUDA kernels
 
 gpu-check: $(VENV)/.tools-test  ## On a machine with a CUDA GPU: build, check and time everything; one report in RESULTS/gpu
 	$(PY) tests/gpu/check.py --out $(RESULTS)/gpu
+
+gpu-libs: $(VENV)/.base  ## Both libraries for GPUs of ARCHS (90), in bdkernels/lib, to travel to a machine that builds nothing
+	BDKERNELS_STRICT_BUILD=1 BDKERNELS_BUILD_CUDA=1 BDKERNELS_CUDA_ARCHS="$(ARCHS)" $(PY) setup.py -q build_kernels
+	$(PIP) --target build/gpu-site --upgrade --python-version $(GPU_PYTHON) --only-binary=:all: pydantic tomlkit
+
+gpu-quick:  ## On a bare machine with a CUDA GPU: checks and times in eight minutes, nothing is installed (docs/gpu.md)
+	PYTHONPATH=.:python $(PYTHON) tests/gpu/quick.py
 
 fuzz: $(VENV)/.built $(VENV)/.tools-test  ## Random arguments against dense oracles, FUZZ_EXAMPLES (3000) for each operator (minutes)
 	$(PY) tests/fuzz_long.py

@@ -22,13 +22,9 @@ torch.set_float32_matmul_precision("highest")  # the environment may ask for TF3
 
 def machine() -> dict[str, Any]:
     """Date, commit, versions, CPU or GPU, threads, backend."""
-    commit = _git("rev-parse", "--short", "HEAD")
-    changed = _git(
-        "status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!README.md"
-    )  # what benchmarks write
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": f"{commit}-dirty" if changed else commit,
+        "commit": commit(),
         "bdkernels": bd.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -38,6 +34,16 @@ def machine() -> dict[str, Any]:
         "backend": bd.backends.choose(DEVICE),
         "isa": cpu.isa() if bd.backends.missing("cpu") is None else None,
     }
+
+
+def commit() -> str:
+    """Of this checkout, such as 1a2b3c4-dirty; "no git" where there is none, or where this is a copy without its history."""
+    try:
+        head = _git("rev-parse", "--short", "HEAD")
+        changed = _git("status", "--porcelain", "-uno", "--", ".", ":!benchmarks/results", ":!README.md")
+    except OSError:
+        return "no git"
+    return f"{head}-dirty" if head and changed else head or "no git"  # but for what benchmarks write
 
 
 def memory_gb() -> float:

@@ -15,7 +15,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from bidistill import registry as registries
 from chosen import BACKENDS
 from modes import flushed
 
@@ -94,6 +93,8 @@ def heard_signals():
 @pytest.fixture
 def outside(monkeypatch):
     """Imports a file of tests/outside by its name, as a program of a user would; what is registered is gone after the test."""
+    from bidistill import registry as registries  # late: tests of the kernels run where bidistill cannot be had
+
     for registry in (
         registries.MODELS,
         registries.METHODS,

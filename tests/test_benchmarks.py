@@ -25,6 +25,7 @@ pytest.importorskip("matplotlib", reason="the report's plots need matplotlib")
 from benchmarks import cases, evaluate, report, sample, suite, targets, topk  # noqa: E402
 from benchmarks.case import Case  # noqa: E402
 from benchmarks.floor import Floor, Tile, product  # noqa: E402
+from benchmarks.machine import commit  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,16 @@ def test_every_case_leaves_rows_with_machine_and_numbers(results):
     first = next(row for row in rows if (row["case"], row["contender"]) == ("sample/a", "bdkernels"))
     assert first["ns_a_score"] > 0 and first["gflops"] > 0 and first["times_the_floor"] > 0
     assert first["peak_extra_mb"] is not None or not Path("/proc/self/clear_refs").exists()
+
+
+@pytest.mark.parametrize("left", ["no program", "no history"])
+def test_without_git(monkeypatch, tmp_path, left):
+    """A copy of the sources on a machine of somebody else is measured all the same."""
+    if left == "no program":
+        monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    assert commit() == "no git"
 
 
 def test_report_renders(results, tmp_path):

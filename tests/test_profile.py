@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bdkernels.tools import profile
-from bdkernels.tools.measure import Peaks, Work, extra_mb, peaks, quartiles, rates
+from bdkernels.tools.cards import Card, card, floor_s
+from bdkernels.tools.measure import Peaks, Work, device_seconds, extra_mb, peaks, quartiles, rates
 
 SMALL = ["--users", "3", "--items", "50", "--repeats", "2"]
 # Operators that the public ones call:
@@ -119,3 +121,71 @@ def test_memory_of_a_gpu_is_that_of_the_second_call(monkeypatch):
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     assert extra_mb(call) == 3
+
+
+H100 = SimpleNamespace(
+    name="NVIDIA H100 80GB HBM3", major=9, minor=0, multi_processor_count=132, clock_rate=1_980_000,
+    memory_clock_rate=2_619_000, memory_bus_width=5120,
+)  # fmt: skip
+
+
+def test_floor_of_a_card():
+    """By its own description: 132 multiprocessors of 128 multiply-adds a clock, and 640 bytes on both edges of the memory's."""
+    found = Card.of(H100)
+    assert found.peaks() == pytest.approx((66_908, 3_352), rel=1e-3)
+    work = Work(scores=10**9, flops=133_816 * 10**6, bytes=10**6)
+    assert floor_s(work, found.peaks()) == pytest.approx(2e-3, rel=1e-3)
+    assert floor_s(Work(1, 0, 3_352 * 10**6), found.peaks()) == pytest.approx(1e-3, rel=1e-3)
+    line = profile.report([0.008] * 3, work, Peaks(60_000.0, 3_000.0), 1.0, found).splitlines()[4]
+    assert line.startswith(
+        "floor      2.000 ms by arithmetic, of which 25.0 % was reached (NVIDIA H100 80GB HBM3, 132 multi"
+    )
+    assert "at 1.98 GHz: 66.9 TFLOP/s of fp32, 3.35 TB/s" in line
+    line = profile.report([0.008] * 3, Work(1, 0, 10**9), Peaks(60_000.0, 3_000.0), 1.0, found)
+    assert "ms by memory" in line
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        ({"major": 13}, "compute capability 13.0 is not one"),
+        ({"clock_rate": 0}, f"torch {torch.__version__} does not say"),
+    ],
+)
+def test_a_card_that_is_not_known(other, why):
+    found = Card.of(SimpleNamespace(**vars(H100) | other))
+    line = profile.report([0.008], Work(1, 1, 1), Peaks(1.0, 1.0), None, found).splitlines()[4]
+    assert line.startswith("floor      not known for NVIDIA H100") and why in line
+
+
+def test_a_card_of_an_older_torch():
+    """Whose description has no clocks."""
+    few = SimpleNamespace(name="a card", major=8, minor=0, multi_processor_count=108)
+    assert "does not say its clocks" in Card.of(few).unknown
+    assert card("cpu") is None
+
+
+def test_times_on_a_gpu_are_between_two_events(monkeypatch):
+    order = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            order.append("event")
+
+        def synchronize(self):
+            order.append("wait")
+
+        def elapsed_time(self, end):
+            return 12.0
+
+    for name, fake in {
+        "is_initialized": lambda: True,
+        "synchronize": lambda: order.append("wait"),
+        "Event": Event,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    assert device_seconds(lambda: order.append("call"), calls=3) == pytest.approx(0.004)
+    assert order == ["wait", "event", "call", "call", "call", "event", "wait"]

@@ -47,6 +47,28 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def device_seconds(call: Callable[[], Any], calls: int = 1) -> float:
+    """Seconds of one call, the mean of `calls` in a row: between two events of the GPU where one is in use, else wall time.
+
+    The events lie on the current stream, and nothing else is queued there: what the host takes to launch is part of the time
+    where the GPU has to wait for it.
+    """
+
+    def all_of_them() -> None:
+        for _ in range(calls):
+            call()
+
+    if not torch.cuda.is_initialized():
+        return seconds(all_of_them) / calls
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    _synchronize()
+    start.record()
+    all_of_them()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3 / calls
+
+
 def quartiles(times: list[float]) -> dict[str, float]:
     """{"median_s", "q25_s", "q75_s"} of measured seconds."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else times * 3

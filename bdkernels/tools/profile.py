@@ -2,6 +2,7 @@
 
 Prints the median time with quartiles, ns a score, GFLOP/s of the products, GB/s (inputs and outputs once), each beside the
 machine's measured peak, and the peak extra memory; --trace writes a Chrome trace in which every operator has its own name.
+On a GPU the time is that between two events, and the floor is printed: what the work takes at the card's own peaks, at least.
 Losses are timed forward and backward, fused_step with SparseAdam. Inputs are made up: uniform factors, random seen items.
 """
 
@@ -17,7 +18,8 @@ from torch import Tensor
 
 from bdkernels import backends, functional
 from bdkernels.optim import SparseAdam
-from bdkernels.tools.measure import Peaks, Work, extra_mb, peaks, quartiles, rates, seconds
+from bdkernels.tools.cards import Card, card, floor_s
+from bdkernels.tools.measure import Peaks, Work, device_seconds, extra_mb, peaks, quartiles, rates
 from bdkernels.types.factors import Factors
 from bdkernels.types.seen import Seen
 
@@ -245,8 +247,8 @@ def describe(args: argparse.Namespace) -> str:
     return f"{args.operator}: {sizes}; {where}, torch {torch.__version__}"
 
 
-def report(times: list[float], work: Work, best: Peaks, extra: float | None) -> str:
-    """What was measured, one figure a line."""
+def report(times: list[float], work: Work, best: Peaks, extra: float | None, gpu: Card | None = None) -> str:
+    """What was measured, one figure a line; on a GPU the floor, too."""
     t = quartiles(times)
     r = rates(work, t["median_s"], best)
     quart = f"{t['q25_s'] * 1e3:.3f}-{t['q75_s'] * 1e3:.3f}"
@@ -255,8 +257,23 @@ def report(times: list[float], work: Work, best: Peaks, extra: float | None) -> 
     for name, unit, key, peak in (("products", "GFLOP/s", "gflops", best.gflops), ("traffic", "GB/s", "gbs", best.gbs)):
         share = f"{r[key]:.2f} {unit}, {r[f'percent_of_peak_{key}']:.1f} % of" if r[key] else "none;"
         lines.append(f"{name:<10} {share} the {peak:.1f} {unit} that torch reaches here")
+    if gpu is not None:
+        lines.append(f"floor      {floor_line(work, t['median_s'], gpu)}")
     lines.append("memory     " + ("not known on this system" if extra is None else f"{extra:.1f} MB above the inputs"))
     return "\n".join(lines)
+
+
+def floor_line(work: Work, median_s: float, gpu: Card) -> str:
+    """The least time by the card's description, and how much of it was achieved."""
+    if gpu.unknown:
+        return f"not known for {gpu}: {gpu.unknown}"
+    best = gpu.peaks()
+    least = floor_s(work, best)
+    bound = "arithmetic" if work.flops / best.gflops > work.bytes / best.gbs else "memory"
+    return (
+        f"{least * 1e3:.3f} ms by {bound}, of which {100 * least / median_s:.1f} % was reached ({gpu}: "
+        f"{best.gflops / 1e3:.1f} TFLOP/s of fp32, {best.gbs / 1e3:.2f} TB/s)"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -264,9 +281,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         job = prepare(args)
         extra = extra_mb(job.call)  # the first call, before anything has memory to spare; it warms up, too
-        times = [seconds(job.call) for _ in range(args.repeats)]
+        times = [device_seconds(job.call) for _ in range(args.repeats)]
         if args.trace:
             write_trace(job.call, args.trace)
     except (ValueError, backends.BackendError, torch.OutOfMemoryError, OSError) as error:
         parser.error(str(error))
-    sys.stdout.write(describe(args) + "\n" + report(times, job.work, peaks(args.device), extra) + "\n")
+    found = report(times, job.work, peaks(args.device), extra, card(args.device))
+    sys.stdout.write(describe(args) + "\n" + found + "\n")

@@ -30,6 +30,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from kernel_tests import SANITIZED, SANITIZERS, kernel_filter, kernel_tests
+
 from benchmarks.cases import GPU
 from benchmarks.machine import machine
 from benchmarks.report import notes
@@ -38,19 +40,10 @@ LIMIT_S = 2 * 3600  # for a step: a kernel that hangs is not waited for
 TEST_LIMIT_S = 1800  # and for a test. By a thread, since Python notices no signal while it waits for a GPU
 TRITON_EXAMPLES = 25  # of a fuzz test: nearly each has its own shapes, for which Triton compiles and tunes for seconds
 BACKENDS = ("triton", "cuda")
-KERNEL_TESTS = tuple(f"tests/gpu/test_cuda_{noun}.py" for noun in ("score", "rank", "sample", "topk", "loss"))
 FUZZ = ("tests/test_fuzz.py",)
 LIBRARIES = tuple(ROOT / "bdkernels" / "lib" / f"libbdkernels_{name}.so" for name in ("cpu", "cuda"))
 SIMULATION = ROOT / "build" / "simulation" / "libbdkernels_cusim.so"
 SIMULATED = {"triton": {"TRITON_INTERPRET": "1"}, "cuda": {"BDKERNELS_CUDA_LIBRARY": str(SIMULATION)}}
-SANITIZERS = {  # tool: what it says where it finds nothing
-    "memcheck": "ERROR SUMMARY: 0 errors",
-    "racecheck": "RACECHECK SUMMARY: 0 hazards",
-    "synccheck": "ERROR SUMMARY: 0 errors",
-}
-SANITIZED = (
-    "listed_items or own_items or live_rows or block_of or sizes or proposals or acceptance or test_step or test_update"
-)
 FEW = {  # of a step: which tests there is time for in a rehearsal
     "triton: operators": "triton and test_all_tied",
     "triton: on the device": "(reference_on or wait) and (score or loss) or nan and score",
@@ -147,7 +140,7 @@ class Plan:
             yield self.tests(f"{name}: operators{part}", name, files, carried | bounded, f"{name} or fuzz")
         yield self.tests(f"{name}: on the device", name, ("tests/gpu/test_on_device.py",), chosen)
         if name == "cuda":
-            for part, files in self.parts(KERNEL_TESTS):
+            for part, files in self.parts(kernel_tests()):
                 yield self.tests(f"cuda: kernels{part}", name, files, {})
 
     def parts(self, files: tuple[str, ...]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -163,7 +156,7 @@ class Plan:
         for each, clean in SANITIZERS.items():
             watched = ("compute-sanitizer", "--tool", each, *ours, "--report-api-errors", "no", "--error-exitcode", "9")
             # Without torch's cache every tensor is an allocation of its own, whose end memcheck knows.
-            run = self.tests("", "cuda", KERNEL_TESTS, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, SANITIZED)
+            run = self.tests("", "cuda", kernel_tests(), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, SANITIZED)
             yield Step(f"cuda: {each}", (*watched, *run.command), run.env, rf"(?s)\d passed.*{clean}")
 
     def unwatched(self) -> str | None:
@@ -201,18 +194,6 @@ class Plan:
             [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=False
         )
         return out.stdout.strip() or None
-
-
-def kernel_filter() -> tuple[str, ...]:
-    """Options of compute-sanitizer to watch the kernels of this library alone: torch's are many, and not ours to judge."""
-    try:
-        out = subprocess.run(["compute-sanitizer", "--help"], capture_output=True, text=True, check=False).stdout
-    except OSError:
-        return ()
-    for option, value in (("--kernel-name", "kernel_substring=bdkernels"), ("--kernel-regex", "kns=bdkernels")):
-        if re.search(rf"{option}\b(?!-)", out):
-            return option, value
-    return ()
 
 
 def unless(absent: str | None, steps: Iterable[Step]) -> Iterator[Step]:
