@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -277,6 +278,15 @@ def test_verdict_of_memcheck():
     ):
         with pytest.raises(row.NotRun, match="Device not supported"):
             pytests.watched_verdict(refused)
+
+
+def test_a_few_tests_are_watched():
+    """One of each function, of every kernel's file."""
+    command = [*pytests.PYTEST[1:], "-p", "one_of_each", "--collect-only", *pytests.kernel_tests()]
+    found = python(*command, PYTHONPATH=os.pathsep.join([str(ROOT / "tests" / "gpu"), os.environ["PYTHONPATH"]])).stdout
+    tests = re.findall(r"^tests/gpu/(test_cuda_\w+)\.py::(\w+)", found, re.M)
+    assert 30 <= len(tests) == len(set(tests)) <= 100, found
+    assert {file for file, _ in tests} >= {f"test_cuda_{noun}" for noun in ("score", "rank", "sample", "topk", "loss")}
 
 
 def test_every_row_has_its_function():
