@@ -24,7 +24,7 @@ LIBRARY = Path(
     os.environ.get("BDKERNELS_CUDA_LIBRARY") or Path(__file__).parent.parent / "lib" / "libbdkernels_cuda.so"
 )
 CHOICES = ("BDKERNELS_CUDA_LIBRARY",)  # environment variables that ask for something of this backend
-BLOCKS = 2048  # blocks that a launch aims at, some for every multiprocessor; tests change it, results do not
+BLOCKS = 0  # that the GPU runs at once, 0 = as it says; tests change it, results do not
 MOST_TOPK = 2048  # kMostTopK of csrc/cuda/kernels.h
 RANGES = 0  # of the catalog in topk, 0 = chosen; tests change it, results do not
 
@@ -62,24 +62,30 @@ def count_above(
     f: Factors, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int, live: Tensor | None = None
 ) -> Tensor:
     """`live`: int64 [] on the device, only so many rows need counting; what stands in the others is not said."""
-    keys, order = reference.order_key(thresholds, tie_ids).contiguous().sort(dim=1)
-    tables, rows = (*native.factors(f), keys, *native.seen(seen, keys)), keys.new_empty(0) if live is None else live
-    histogram, nan_at = torch.ops.bdkernels_cuda.count_above(
+    keys, order = _sorted_keys(thresholds, tie_ids)
+    tables, rows = (*native.factors(f), keys, order, *native.seen(seen, keys)), native.or_empty(live, keys)
+    counts, nan_at = torch.ops.bdkernels_cuda.count_above(
         *tables, item_offset, rows, precision.NAMES.index(precision.asked()), BLOCKS
     )
     checks.no_nan_at(nan_at, f.n_items, item_offset)
-    return precision.within_bounds(reference._suffix_counts(histogram, order))
+    return precision.within_bounds(counts)
 
 
 def count_above_block(
     scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int
 ) -> Tensor:
-    keys, order = reference.order_key(thresholds, tie_ids).contiguous().sort(dim=1)
-    histogram, nan_at = torch.ops.bdkernels_cuda.count_above_block(
-        scores.contiguous(), keys, *native.seen(seen, keys), item_offset, BLOCKS
+    keys, order = _sorted_keys(thresholds, tie_ids)
+    counts, nan_at = torch.ops.bdkernels_cuda.count_above_block(
+        scores.contiguous(), keys, order, *native.seen(seen, keys), item_offset, BLOCKS
     )
     checks.no_nan_in_block(nan_at, scores.shape[1])
-    return reference._suffix_counts(histogram, order)
+    return counts
+
+
+def _sorted_keys(thresholds: Tensor, tie_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Order keys [B, C], rising in each row, and where each was before."""
+    keys, order = torch.ops.bdkernels_cuda.order_keys(thresholds.contiguous(), tie_ids.contiguous()).sort(dim=1)
+    return keys, order
 
 
 def propose(seed: int, step: int, row_keys: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:

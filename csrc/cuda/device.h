@@ -28,9 +28,22 @@
 namespace bdkernels::cuda {
 
 constexpr int kWarp = 32;
+constexpr int kBanks = 32;  // of shared memory, each a word of 4 bytes wide
 constexpr unsigned kAllLanes = 0xFFFFFFFFu;
 
 // ---- host ----
+
+#ifdef __CUDACC__
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(std::string("bdkernels: CUDA: ") + cudaGetErrorString(error));
+}
+
+template <class Kernel>
+void allow_shared(Kernel* kernel, size_t bytes) {
+  if (bytes <= 48 * 1024) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+}
+#endif
 
 // Queue a kernel; an empty grid queues nothing. Throws if the launch is refused; what goes wrong later shows at the next
 // synchronisation, as with every CUDA kernel.
@@ -39,18 +52,28 @@ void launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_
             Arguments... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #ifdef __CUDACC__
-  cudaError_t error = cudaSuccess;
-  if (shared_bytes > 48 * 1024) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
-  }
-  if (error == cudaSuccess) {
-    kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
-    error = cudaGetLastError();
-  }
-  if (error != cudaSuccess) throw std::runtime_error(std::string("bdkernels: CUDA: ") + cudaGetErrorString(error));
+  allow_shared(kernel, shared_bytes);
+  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+  check(cudaGetLastError());
 #else
   (void)stream;
   cusim::launch(grid, block, shared_bytes, [=] { kernel(arguments...); });
+#endif
+}
+
+// How many blocks of a kernel the current GPU holds at once.
+template <class... Parameters>
+int64_t places(void (*kernel)(Parameters...), int threads, size_t shared_bytes) {
+#ifdef __CUDACC__
+  int device = 0, multiprocessors = 0, blocks = 0;
+  allow_shared(kernel, shared_bytes);
+  check(cudaGetDevice(&device));
+  check(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes));
+  return int64_t{multiprocessors} * (blocks > 0 ? blocks : 1);
+#else
+  (void)kernel, (void)threads, (void)shared_bytes;
+  return 264;  // as an H100 does with two on each multiprocessor
 #endif
 }
 
@@ -188,6 +211,35 @@ __device__ inline void report_nan(int64_t* nan_at, int64_t index) {
 
 __device__ inline void add(int64_t* counter, int64_t by) {  // wraps as it shall for a negative `by`
   atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(by));
+}
+
+// ---- shared memory by its own addresses, of 32 bits: in those of all memory, each access would begin with a sum ----
+
+__device__ inline uint32_t shared_address(const void* shared) {
+#ifdef __CUDA_ARCH__
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+#elif !defined(__CUDACC__)
+  return cusim::shared_address(shared);
+#endif
+}
+
+__device__ inline float load_shared(uint32_t at) {
+#ifdef __CUDA_ARCH__
+  float out;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(out) : "r"(at));
+  return out;
+#elif !defined(__CUDACC__)
+  return *cusim::shared_access<float>(at, false);
+#endif
+}
+
+// Adds 1 to an integer.
+__device__ inline void count_shared(uint32_t at) {
+#ifdef __CUDA_ARCH__
+  asm volatile("red.shared.add.u32 [%0], 1;" ::"r"(at) : "memory");
+#elif !defined(__CUDACC__)
+  atomicAdd(cusim::shared_access<uint32_t>(at, true), 1u);
+#endif
 }
 
 // 16 bytes from global to shared memory, both aligned, while the thread goes on; bytes past `valid` become 0.

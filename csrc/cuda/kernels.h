@@ -20,19 +20,24 @@ void score_block(const Users& users, const Items& items, int64_t blocks, float* 
 
 // rank: what is counted, and where to
 struct Query {
-  const int64_t* keys;  // [B, C] order keys of the thresholds, as signed integers, rising in a row
+  const int64_t* keys;   // [B, C] order keys of the thresholds, as signed integers, rising in a row
+  const int64_t* order;  // [B, C] where each of them was in its row before that was sorted
   int64_t c;
   int64_t item_offset;
   const int64_t* live;  // [] only so many rows need counting; or null for all
-  int64_t* histogram;   // [B, C + 1] += how many items come after exactly so many keys; column 0 is left alone
+  int64_t* histogram;   // [B, C + 1] zeros: += how many items come after exactly so many keys; column 0 is left alone
+  int64_t* counts;      // [B, C] = how many items come before each threshold, in the order before the sort
   int64_t* nan_at;      // [] -1, or row * n + item of the first score that is NaN
 };
+
+// The keys of thresholds that are to be sorted; ids from 0 to 2^32 - 1.
+void order_keys(const float* thresholds, const int64_t* ids, int64_t n, int64_t* keys, Stream stream);
 
 // What factors are rounded to before they are multiplied: not at all, or to operands of tensor cores. Tables of 16 bits are
 // multiplied in their own type or exactly.
 enum class Precision : int32_t { kIeee, kTf32, kBf16, kFp16 };
 
-// Results do not depend on `blocks`, the number of blocks that a launch aims at.
+// Results do not depend on `blocks`: how many run at once, which says how the items are split (product.h); 0 = ask the GPU.
 void count_above(const Users& users, const Items& items, const Query& query, const Seen& seen, Precision precision,
                  int64_t blocks, Stream stream);
 void count_above_block(const float* scores, int64_t rows, int64_t n, const Query& query, const Seen& seen, int64_t blocks,

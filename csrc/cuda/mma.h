@@ -18,6 +18,7 @@ struct Mma {
   static constexpr int kRows = kUsers < 32 ? 1 : kUsers / 32, kColumns = kTileThreads / kWarp / kRows;  // of warps
   static constexpr int kWarpUsers = kUsers / kRows, kWarpItems = kItems / kColumns;
   static constexpr int kThreadUsers = kWarpUsers / 8, kThreadItems = kWarpItems / 4;
+  static constexpr int kUsersOfWarp = 8;  // whose scores its lanes have side by side
   static constexpr int kBlocksOfSm = 2;
   static constexpr int kChunk = 16;  // factors of a row that lie together: lanes that read 4 each then use all banks
   static_assert(kWarpUsers % 16 == 0 && kWarpItems % 8 == 0 && kColumns * kRows * kWarp == kTileThreads);

@@ -10,6 +10,8 @@
 //
 // Floor: 2 B N d FLOPs; of memory, N d values once if the blocks of all users keep pace with one another in L2.
 #pragma once
+#include <algorithm>
+
 #include "device.h"
 
 namespace bdkernels::cuda {
@@ -22,15 +24,18 @@ struct alignas(4 * sizeof(T)) Four {
 };
 
 // A thread's sums are [kThreadUsers, kThreadItems], spread over the tile so that neighbours read neighbouring rows. Per
-// 4 factors it reads kThreadUsers + kThreadItems vectors of 4, for 4 kThreadUsers kThreadItems FMAs.
+// 4 factors it reads kThreadUsers + kThreadItems vectors of 4, for 4 kThreadUsers kThreadItems FMAs. Vectors of 32 items
+// take a warp 4 cycles of shared memory, those of the one or two users that it has only one: where it has one user beside
+// the other, 16 sums are of 8 users and 2 items.
 template <class T, int kUsersOfTile, int kItemsOfTile>
 struct Fma {
   using Element = T;
   static constexpr int kUsers = kUsersOfTile, kItems = kItemsOfTile, kDepth = 16;
-  static constexpr int kThreadUsers = 4;
+  static constexpr int kThreadUsers = kUsers < 64 && kUsers * kItems == 16 * kTileThreads ? 8 : 4;
   static constexpr int kRows = kUsers / kThreadUsers;
   static constexpr int kColumns = kTileThreads / kRows;  // threads beside one another, on different items
   static constexpr int kThreadItems = kItems / kColumns;
+  static constexpr int kUsersOfWarp = kColumns < kWarp ? kWarp / kColumns : 1;  // whose scores its lanes have side by side
   static constexpr int kBlocksOfSm = kThreadItems > 1 ? 2 : 1;  // at least: registers enough that nothing spills
   static_assert(kUsers % kThreadUsers == 0 && kItems % kColumns == 0 && kThreadItems > 0);
 
@@ -197,16 +202,27 @@ __device__ void for_each_score(const float (&sums)[kUsers][kItems], int rows, in
   }
 }
 
-// How a launch splits the items among blocks, so that there are about `blocks` of them.
+// How a launch splits the items into ranges, each of which `others` blocks go through: `places` blocks run at once (a wave),
+// and a block takes as long as its tiles and kOverhead more. Of 1 to 16 waves the number that takes least time, so that no
+// last wave is nearly empty.
 struct Split {
-  int64_t items_of_block;
-  unsigned n;
+  static constexpr int64_t kMostWaves = 16;
+  static constexpr int64_t kOverhead = 2;  // tiles: to fill the pipeline, and what is done before and after
 
-  Split(int64_t items, int64_t tile, int64_t others, int64_t blocks) {
-    const int64_t tiles = div_up(items, tile), wanted = blocks / (others > 0 ? others : 1);
-    const int64_t parts = wanted < 1 ? 1 : wanted > 65535 ? 65535 : wanted;
-    items_of_block = div_up(tiles, parts) * tile;
-    n = items > 0 ? static_cast<unsigned>(div_up(items, items_of_block)) : 0;
+  int64_t items_of_block = 0;
+  unsigned n = 0;  // ranges, `most` at most; none is empty
+
+  Split(int64_t items, int64_t tile, int64_t others, int64_t places, int64_t most = 65535) {
+    const int64_t tiles = div_up(items, tile), blocks = others > 0 ? others : 1;
+    int64_t least = INT64_MAX;
+    for (int64_t waves = 1; waves <= kMostWaves && tiles > 0; ++waves) {
+      const int64_t room = std::min({waves * places / blocks, tiles, most}), of_block = div_up(tiles, room < 1 ? 1 : room);
+      const int64_t ranges = div_up(tiles, of_block), takes = div_up(ranges * blocks, places) * (of_block + kOverhead);
+      if (takes >= least) continue;
+      least = takes;
+      items_of_block = of_block * tile;
+      n = static_cast<unsigned>(ranges);
+    }
   }
 };
 

@@ -64,7 +64,8 @@ void score_block(const Users& users, const Items& items, int64_t blocks, float* 
   with_table(items, [&](auto table) {
     using P = Product<Fma<typename decltype(table)::Element, 64, 64>>;
     const int64_t tiles = div_up(users.n, P::kUsers);
-    const Split split(items.n, P::kItems, tiles, blocks);
+    const int64_t at_once = blocks ? blocks : places(score_block_kernel<P>, kTileThreads, P::kSharedBytes);
+    const Split split(items.n, P::kItems, tiles, at_once);
     const dim3 grid(static_cast<unsigned>(tiles), split.n);
     launch(score_block_kernel<P>, grid, dim3(kTileThreads), P::kSharedBytes, stream, P(users, table), split.items_of_block,
            out);

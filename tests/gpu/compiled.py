@@ -198,6 +198,7 @@ def call(stage: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         stage(*args, **kwargs)
 
 
+@cache
 def in_library(library: Path) -> list[Kernel]:
     """The CUDA kernels of a built library, for each target; `shared` with what their launches ask for beside."""
     tool = knobs.nvidia.cuobjdump.path
@@ -240,18 +241,20 @@ def plain_name(entry: str) -> str:
 def dynamic_shared(name: str) -> int:
     """Bytes that a launch asks for: two stages of the product (product.h, mma.h); for `rank`, thresholds and bins of a piece."""
     if name == "count_above_block_kernel":
-        return thresholds(1, 4096)
+        return histogram(1, 4096)
     tile = re.sub(r"^topk_kernel<(\w+)>", r"Fma<\1, 64, 128>", name)
     if (found := re.search(r"(Fma|Mma)<(\w+), (?:\w+, )?(\d+), (\d+)>", tile)) is None:
         return 0
     kind, of, users, items = found[1], found[2], int(found[3]), int(found[4])
     size = 4 if of == "float" else 2
     rows = 4 * users * 32 + size * items * 32 if kind == "Mma" else 4 * users * 20 + size * items * (16 + 16 // size)
-    return 2 * rows + (thresholds(users, PIECE[users]) if name.startswith("count_above") else 0)
+    return 2 * rows + (histogram(users, PIECE[users], kind) if name.startswith("count_above") else 0)
 
 
-PIECE = {64: 64, 16: 512, 8: 1024}  # of `rank`: thresholds of a user in the table of derive.py
+PIECE = {64: 64, 32: 256, 16: 512, 8: 1024}  # of `rank`: thresholds of a user in the table of derive.py
 
 
-def thresholds(users: int, piece: int) -> int:
-    return 2 * 4 * users * (piece + 2 | 1)
+def histogram(users: int, slots: int, kind: str = "") -> int:
+    """Bytes of thresholds and bins (histogram.h)."""
+    apart = {"Fma": 16 if users == 64 else 0, "Mma": 4}.get(kind, 0)  # of rows that a warp searches side by side
+    return 4 * (2 * users * (slots + apart) + 32)

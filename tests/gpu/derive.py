@@ -29,7 +29,7 @@ compilers ({versions}), occupancy from NVIDIA's formula; Triton with tables of 6
 float32 factors. Spilled: bytes of stack plus instructions that touch it. Blocks: on a multiprocessor at once. Widest: bits of
 the widest access to global memory. The loop is the shortest that holds the most multiplications, with the loops inside it: its
 instructions, and how many of them are fused multiply-adds and loads of shared memory; tensor: products on tensor cores in the
-whole kernel. CUDA's `rank` with 64, 512 and 1,024 thresholds.
+whole kernel. CUDA's `rank` with 64, 256, 512 and 1,024 thresholds.
 `python tests/gpu/derive.py LIBRARY` writes this page; a spill, a lower occupancy, a narrower access or a lost tensor core fails
 `make gpu-proof`.
 

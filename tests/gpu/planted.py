@@ -10,7 +10,8 @@ from typing import NamedTuple
 CALLS = {
     "listed": "bd.score(bd.Factors(torch.ones(3, 32), torch.ones(40, 32)), torch.zeros(3, 2, dtype=int), backend='cuda')",
     "block": "cuda.score_block(bd.Factors(torch.ones(3, 36), torch.ones(70, 36)))",
-    "count": "bd.count_above_block(torch.ones(3, 40), torch.zeros(3, 2), torch.zeros(3, 2, dtype=int), backend='cuda')",
+    "count": "bd.count_above_block(torch.ones(3, 40), torch.zeros(3, 3), torch.zeros(3, 3, dtype=int), backend='cuda')",
+    "ties": "bd.count_above_block(torch.ones(3, 40), torch.ones(3, 3), torch.zeros(3, 3, dtype=int), backend='cuda')",
     "sample": "[cuda.propose(0, 0, torch.zeros(1, dtype=int), 0, 8, 9, None),"
     " cuda.accept(0, 0, torch.zeros(1, dtype=int), 0, *[torch.ones(1, 8, dtype=int)] * 2, torch.ones(1, dtype=int),"
     " ('uniform', 0.0, False), False)]",
@@ -48,6 +49,8 @@ GLOBAL, SHARED, RACE = "heap-buffer-overflow", "use-after-poison", "data race"
 RETURNED = "a barrier after some threads of the block have returned"
 NEXT_PIECE = "__syncthreads();\n      if (piece == 0) {"
 LAST_PIECE = "item0 += kItems;\n      }\n      __syncthreads();"
+CLEARED = "bins[slot] = 0;\n    });\n    __syncthreads();"
+COUNTED = "flush() const {\n    __syncthreads();"
 FAULTS = {
     "score: an item too many": Fault(
         GLOBAL, "score.cu", "if (pair < pairs) out[pair]", "if (FAULT || pair < pairs) out[pair]", "listed"
@@ -94,19 +97,39 @@ FAULTS = {
         "if (!FAULT || threadIdx.x % 32 < 8) mma<Operand>(a, b,",
         "cores",
     ),
-    "rank: no barrier": Fault(
-        RACE,
-        "rank.cu",
-        "bins[i] = 0;\n    }\n    __syncthreads();",
-        "bins[i] = 0;\n    }\n    if (!FAULT) __syncthreads();",
-        "count",
+    "rank: no barrier before the search": Fault(
+        RACE, "histogram.h", CLEARED, CLEARED.replace("__sync", "if (!FAULT) __sync"), "count"
+    ),
+    "rank: no barrier before the bins are read": Fault(
+        RACE, "histogram.h", COUNTED, COUNTED.replace("__sync", "if (!FAULT) __sync"), "count"
     ),
     "rank: a barrier of some": Fault(
-        RETURNED,
+        RETURNED, "histogram.h", COUNTED, COUNTED.replace("__sync", "if (!FAULT || threadIdx.x < 40) __sync"), "count"
+    ),
+    "rank: a search past its row": Fault(
+        SHARED, "histogram.h", "load_shared(row + 4)", "load_shared(row + (FAULT ? 4000 : 4))", "count"
+    ),
+    "rank: bins past the last": Fault(
+        SHARED, "histogram.h", ": nowhere) + to_bins", ": nowhere) + to_bins * (FAULT ? 9 : 1)", "count"
+    ),
+    "rank: keys past the last": Fault(
+        GLOBAL, "histogram.h", "row < rows && number < looked;", "row < rows && (FAULT || number < looked);", "count"
+    ),
+    "rank: ties among keys past the last": Fault(
+        GLOBAL, "histogram.h", "position(keys(row), looked,", "position(keys(row), looked + (FAULT ? 9 : 0),", "ties"
+    ),
+    "rank: thresholds past the last": Fault(
+        GLOBAL, "rank.cu", "if (at < n) keys[at] =", "if (FAULT || at < n) keys[at] =", "count"
+    ),
+    "rank: a sum of some lanes": Fault(
+        "a barrier or warp collective is not reached by every thread",
         "rank.cu",
-        "__syncthreads();\n    BDKERNELS_NO_UNROLL",
-        "if (!FAULT || threadIdx.x < 40) __syncthreads();\n    BDKERNELS_NO_UNROLL",
+        "if (row >= rows) return;",
+        "if (row >= rows || (FAULT && lane > 7)) return;",
         "count",
+    ),
+    "rank: all counts in one place": Fault(
+        RACE, "rank.cu", "query.counts[row * query.c +", "query.counts[FAULT ? 0 : row * query.c +", "count"
     ),
     "sample: proposals past the last": Fault(
         GLOBAL, "sample.cu", "out[at] = n > 0 ?", "out[at + (FAULT ? 1 : 0)] = n > 0 ?", "sample"

@@ -55,6 +55,26 @@ def test_more_thresholds_than_a_piece(cuda_device):
     assert torch.equal(bd.rank(f, ids, backend="cuda"), bd.rank(f, ids, backend="reference"))
 
 
+@pytest.mark.parametrize("c", [2, 4, 5, 64, 65, 128, 256, 257, 512, 1024, 1025])
+@pytest.mark.parametrize("coarse", [False, True], ids=["", "ties"])
+def test_any_number_of_thresholds(cuda_device, c, coarse):
+    """Rows of thresholds that are full, have one too many, or are padded to the next power of 2; -inf before and inf after."""
+    f = factors(3, 90, 4, torch.float32, True, cuda_device, coarse)
+    f.item_bias[:3] = torch.tensor([torch.inf, -torch.inf, 1e30], device=cuda_device)
+    thresholds = torch.randn(3, c, device=cuda_device).mul(2)
+    thresholds = thresholds.round() if coarse else thresholds
+    thresholds[1, 0], thresholds[1, -1], thresholds[2] = -torch.inf, torch.inf, thresholds[2, 0]
+    check(f, thresholds, torch.randint(0, 90, (3, c), device=cuda_device))
+
+
+def test_rows_of_a_tile_that_are_no_users(cuda_device):
+    """Their scores are what the items' biases are, NaN too, and come before nothing."""
+    f = factors(1, 70, 4, torch.float32, True, cuda_device)
+    f.user_factors.zero_()
+    f.item_bias[::3] = torch.inf
+    check(f, torch.full((1, 3), torch.inf, device=cuda_device), torch.full((1, 3), 30, device=cuda_device))
+
+
 @pytest.mark.parametrize("offset", [0, 1000, 2**31 - 200])
 def test_shard(cuda_device, offset):
     """Thresholds and ties from anywhere, infinities, zeros of both signs and subnormals, on items that start at an offset."""

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 
 import pytest
 
@@ -12,6 +13,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import derive
 from compiled import in_library
+from sass import Flow, count
 
 
 def test_cuda(cuda_library):
@@ -21,6 +23,19 @@ def test_cuda(cuda_library):
     derive.hold(found)
     assert all((r.tensor > 0) == ("Mma" in r.variant) for r in found)
     assert len(in_library(cuda_library)) > len(found)  # there is Half beside it
+
+
+def test_a_step_of_the_search_is_four_instructions(cuda_library):
+    """Load, comparison, place and threshold; and for all scores of a thread together, whether another step follows."""
+    seen = 0
+    for kernel in in_library(cuda_library):
+        if tile := re.match(r"count_above_kernel<Fma<\w+, (\d+), (\d+)>>", kernel.name):
+            scores = int(tile[1]) * int(tile[2]) // (32 * kernel.warps)
+            each = {"LDS": scores, "FSETP": scores, "ATOMS": 0}
+            blocks = [b for b in Flow(kernel.sass).blocks if all(count(b, kind) == n for kind, n in each.items())]
+            assert len(blocks) >= 5 and all(b.total() <= 4 * scores + 4 for b in blocks), kernel.name
+            seen += 1
+    assert seen >= 12
 
 
 def test_the_table_is_clean():

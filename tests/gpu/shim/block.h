@@ -5,7 +5,8 @@
 // behind by returning; deadlocks; asynchronous copies that nobody waits for; launches that no GPU would take. Shared memory
 // starts as garbage and has exact bounds under the address sanitizer. CUSIM_SEED shuffles the order of blocks and threads.
 // An asynchronous copy happens at some time from the instruction to the wait for it: the sanitizers see it at both ends, and
-// its target is garbage in between, poisoned under the address sanitizer.
+// its target is garbage in between, poisoned under the address sanitizer. CUSIM_ACCESSES names a file to which the addresses
+// that the instructions of a warp ask shared memory for are added (wavefronts.py reads it).
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -52,6 +53,14 @@ struct Thread {
   const void* waits_for = nullptr;
   Copy copies[64];
   int first_copy = 0, n_copies = 0, group = 0;
+  unsigned n_accesses = 0;
+};
+
+// By 32-bit addresses to shared memory, of one block: what each thread's first instruction asks for, then its second, ...
+struct Accesses {
+  FILE* file = nullptr;  // or null: nobody wants to know
+  uint32_t (*addresses)[1024] = nullptr;
+  unsigned room = 0;
 };
 
 // The lanes of one mask meet: each brings 64 bits. Two generations, so that nobody overwrites what another has yet to read.
@@ -91,6 +100,7 @@ struct Launch {
     size_t at;
   } arrays[32];
   int n_arrays = 0;
+  Accesses accesses;
   const char* fault = nullptr;
   Place fault_at;
   // Addresses for the thread sanitizer. Two of barriers, by turns: a thread that goes on learns nothing of what others did
@@ -183,6 +193,41 @@ CUSIM_UNWATCHED inline void* shared_array(const void* key, size_t bytes) {
   return sim.shared + at;
 }
 
+// Addresses as of the shared window: bytes from its beginning.
+CUSIM_UNWATCHED inline uint32_t shared_address(const void* shared) {
+  return static_cast<uint32_t>(static_cast<const char*>(shared) - sim.shared);
+}
+
+CUSIM_UNWATCHED inline void note_access(uint32_t address) {
+  Accesses& all = sim.accesses;
+  const unsigned number = sim.current->n_accesses++;
+  if (number >= all.room) {
+    const unsigned room = 2 * number + 64;
+    all.addresses = static_cast<uint32_t (*)[1024]>(std::realloc(all.addresses, room * sizeof *all.addresses));
+    for (; all.room < room; ++all.room) std::fill_n(all.addresses[all.room], 1024, ~0u);
+  }
+  all.addresses[number][sim.current->id] = address;
+}
+
+// A row of 32 for each instruction of a warp: addresses in bytes, plus 1 for what counts there; the largest integer where a
+// lane takes no part.
+CUSIM_UNWATCHED inline void write_accesses() {
+  Accesses& all = sim.accesses;
+  unsigned most = 0;
+  for (unsigned i = 0; i < sim.n; ++i) most = std::max(most, sim.threads[i].n_accesses);
+  for (unsigned number = 0; number < most; ++number) {
+    std::fwrite(all.addresses[number], sizeof(uint32_t), (sim.n + 31) / 32 * 32, all.file);
+    std::fill_n(all.addresses[number], 1024, ~0u);
+  }
+}
+
+// Where an instruction reads or, if it `counts`, adds to shared memory by its address.
+template <class T>
+CUSIM_UNWATCHED T* shared_access(uint32_t address, bool counts) {
+  if (sim.accesses.file) note_access(address + counts);
+  return reinterpret_cast<T*>(sim.shared + address);
+}
+
 // ---- asynchronous copies: done by the thread that waits for them, when it waits ----
 
 inline void perform(const Copy& copy) {  // watched: it is the kernel's access
@@ -249,6 +294,7 @@ CUSIM_UNWATCHED inline void run_block(uint3 index, std::vector<unsigned>& order,
     t.id = i;
     t.index = {i % sim.block.x, i / sim.block.x % sim.block.y, i / sim.block.x / sim.block.y};
     t.first_copy = t.n_copies = t.group = 0;
+    t.n_accesses = 0;
     t.coroutine.prepare(stack, run_thread);
   }
   sim.blocks++;
@@ -274,6 +320,7 @@ CUSIM_UNWATCHED inline void run_block(uint3 index, std::vector<unsigned>& order,
       }
     }
   }
+  if (sim.accesses.file) write_accesses();
 }
 
 template <class Body>
@@ -292,6 +339,8 @@ CUSIM_UNWATCHED void launch(dim3 grid, dim3 block, size_t dynamic_bytes, Body ru
   sim.shared_dirty = kSharedBytes;
   sim.body = &body;
   CUSIM_THREAD(host.clock = __tsan_get_current_fiber();)
+  const char* accesses = std::getenv("CUSIM_ACCESSES");
+  if (accesses && !(sim.accesses.file = std::fopen(accesses, "ab"))) raise("no file for CUSIM_ACCESSES", {});
   const char* seed = std::getenv("CUSIM_SEED");
   std::mt19937 random(seed ? std::atoi(seed) : 0);
   std::vector<unsigned> block_order(blocks), thread_order(threads);
@@ -302,6 +351,7 @@ CUSIM_UNWATCHED void launch(dim3 grid, dim3 block, size_t dynamic_bytes, Body ru
     run_block({i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y}, thread_order, seed ? &random : nullptr);
   }
   CUSIM_THREAD(__tsan_acquire(&sim.end);)
+  if (accesses) std::fclose(std::exchange(sim.accesses.file, nullptr));
 }
 
 }  // namespace cusim

@@ -50,10 +50,17 @@ constexpr int warpSize = 32;
 #define __any_sync(m, p) (__ballot_sync(m, p) != 0)
 #define __all_sync(m, p) (__ballot_sync(m, p) == static_cast<unsigned>(m))
 #define __popc(x) std::popcount(static_cast<unsigned>(x))
+#define __brev(x) cusim::reversed_bits(x)
 #define __ffs(x) __builtin_ffs(static_cast<int>(x))
 #define __clz(x) std::countl_zero(static_cast<unsigned>(x))
 
 namespace cusim {
+
+inline unsigned reversed_bits(unsigned x) {
+  unsigned out = 0;
+  for (int i = 0; i < 32; ++i) out |= (x >> i & 1) << (31 - i);
+  return out;
+}
 
 template <class T, class Change>
 T atomic_change(T* p, Change change) {
