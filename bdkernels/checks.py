@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ MAX_ITEMS = 2**31
 ASSERTS = ("cuda",)  # types of the devices that assert values; the others are asked for them
 PLACES = 64  # of tables and their state that are known to be apart
 _ASKED = ContextVar("asked", default=False)
+_LATER: "ContextVar[list[Doubt] | None]" = ContextVar("later", default=None)
 _apart: set[tuple[Any, ...]] = set()
 
 
@@ -37,6 +38,13 @@ class NaNScore(ValueError):
     def __init__(self, name: str, row: int, item: int) -> None:
         super().__init__(f"{name}: expected finite scores, got NaN for user row {row}, item {item}")
         self.name, self.row, self.item = name, row, item
+
+
+class Doubt(NamedTuple):
+    """A check of scores that was put off."""
+
+    holds: Tensor | bool  # [] bool, on the device of the scores
+    error: Callable[[], NaNScore]  # what it is to raise where that is false; to find out, the host waits for the device
 
 
 class NonFiniteLoss(ValueError):
@@ -57,6 +65,17 @@ def asked() -> Iterator[None]:
         yield
     finally:
         _ASKED.reset(token)
+
+
+@contextmanager
+def later() -> Iterator[list[Doubt]]:
+    """A NaN that a kernel meets in factors raises nothing inside: the list gets the checks, for whoever asks later."""
+    doubts: list[Doubt] = []
+    token = _LATER.set(doubts)
+    try:
+        yield doubts
+    finally:
+        _LATER.reset(token)
 
 
 def _asserts(condition: Tensor | bool | int) -> TypeGuard[Tensor]:
@@ -185,10 +204,7 @@ def no_nan(name: str, t: Tensor) -> None:
 
 def no_nan_at(at: Tensor | int, n: int, item_offset: int = 0) -> None:
     """What a kernel found: the flat index of a NaN among the scores [B, n] of factors, or -1; int64 [] or a number."""
-    if _asserts(at):
-        torch._assert_async(at < 0, "factors: expected finite scores")
-    elif at >= 0:
-        raise NaNScore("factors", int(at) // n, item_offset + int(at) % n)
+    _finite(at < 0, lambda: NaNScore("factors", int(at) // n, item_offset + int(at) % n))
 
 
 def no_nan_in_rows(at: Tensor, n: int, rows: Tensor) -> None:
@@ -202,11 +218,22 @@ def no_nan_in_rows(at: Tensor, n: int, rows: Tensor) -> None:
 def no_nan_listed(scores: Tensor, ids: Tensor) -> None:
     """The same for scores [B, C] of listed items."""
     bad = scores.isnan()
-    if _asserts(bad):
-        torch._assert_async(bad.any().logical_not(), "factors: expected finite scores")
-    elif bad.any():
+
+    def error() -> NaNScore:
         row, column = (int(v) for v in bad.nonzero()[0])
-        raise NaNScore("factors", row, int(ids[row, column]))
+        return NaNScore("factors", row, int(ids[row, column]))
+
+    _finite(bad.any().logical_not(), error)
+
+
+def _finite(holds: Tensor | bool, error: Callable[[], NaNScore]) -> None:
+    """What was found of the scores of factors; `error` is asked only where the values are at hand."""
+    if (doubts := _LATER.get()) is not None:
+        doubts.append(Doubt(holds, error))
+    elif _asserts(holds):
+        torch._assert_async(holds, "factors: expected finite scores")
+    elif not holds:
+        raise error()
 
 
 def no_nan_scores(name: str, scores: Tensor, rows: Tensor | None, item: Callable[[int, int], int]) -> None:

@@ -210,7 +210,7 @@ def numbers_for_each(w: World) -> None:
 def sample_in_turns(w: World) -> None:
     """More users than fly at once, so that some process has no more while others do; and full rows in turns."""
     before = lockstep.ROWS, sampler.ROW_ELEMENTS
-    lockstep.ROWS, sampler.ROW_ELEMENTS = 3 * w.size, 2 * N
+    lockstep.ROWS, sampler.ROW_ELEMENTS = 3, 2 * N
     try:
         seen = w.seen()
         draw(w, w.factors("normal"), w.factors("no bias", d=3), 32, seen, WEIGHTS["released"])
@@ -289,11 +289,11 @@ def traffic(w: World) -> None:
         shards.sample(f, f, 4, seen, **uniform, **numbered(f))
         sent.append((ranked - before, best - ranked, shards.traffic - best))
     assert sent[0] == sent[1], sent
-    agreed, seen_ids = 32 * w.size, 4 * 2 * b + 4 * b * w.size
-    # users and ids and thresholds to everyone, scores and counts of everyone's users
-    rank = 3 * agreed + seen_ids + w.size * b * (4 * d + 8 * c) + w.n_users * 8 * c
-    assert sent[0][:2] == (rank, 2 * agreed + seen_ids + w.size * b * 4 * d + w.n_users * 8 * k), (sent[0], rank)
-    draws = 7 * agreed + seen_ids + 2 * (w.size * b * (4 * d + 4 * 32) + w.n_users * 8 * 32) + w.size * b * 4 * 33
+    agreed, seen_ids, most = 48 * w.size, 4 * 2 * b + 4 * b * w.size, max(USERS[: w.size])
+    # users and ids to everyone, from each as many as from the one with the most; a sum of scores, and counts of everyone's users
+    rank = 2 * agreed + seen_ids + w.size * most * (4 * d + 4 * c) + w.n_users * (2 * 4 * c + 4 * c)
+    assert sent[0][:2] == (rank, 2 * agreed + seen_ids + w.size * most * 4 * d + w.n_users * 8 * k), (sent[0], rank)
+    draws = 5 * agreed + seen_ids + w.size * most * (2 * 4 * d + 4 * 33) + w.n_users * 2 * (2 * 4 + 4) * 32
     assert sent[0][2] == draws, (sent[0][2], draws)
 
 

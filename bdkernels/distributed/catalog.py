@@ -1,5 +1,7 @@
 """The operators on a catalog whose items lie on several processes: under torchrun, over gloo on CPUs and NCCL on GPUs.
 
+Checked with gloo; NCCL has not been run.
+
 Counts add up over any partition of the items, so a rank over all of them is one plus the sum of the shards' counts. The users'
 factors go to every shard, each counts over its own items, and the counts come back: a call moves O(B (C + d)) numbers and the
 seen ids, whatever the number of items.
@@ -100,14 +102,18 @@ class ShardedCatalog:
     def score(self, factors: Factors, ids: Tensor, *, backend: str | None = None) -> Tensor:
         """[B, C] float32 scores of the listed items, ids [B, C] int64 in [0, N); see `bdkernels.score`."""
         visit = self._open("score", {"factors": factors}, None, backend, lambda: self._check_ids(factors, ids))
-        return visit.scores(self._exchange.gather(ids.int(), visit.sizes).long())[:, 0]
+        found = visit.own_scores(self._exchange.gather(ids.int(), visit.sizes).long())[:, 0]
+        visit.agree("scores")
+        return found
 
     @_exact()
     def rank(self, factors: Factors, ids: Tensor, seen: Seen | None = None, *, backend: str | None = None) -> Tensor:
         """[B, C] int64 exact ranks of the listed items over all shards, 1 = best; see `bdkernels.rank`."""
         visit = self._open("rank", {"factors": factors}, seen, backend, lambda: self._check_ids(factors, ids))
         everyones = self._exchange.gather(ids.int(), visit.sizes).long()
-        return 1 + visit.counts(visit.scores(everyones), everyones)[:, 0]
+        counts = visit.counts(visit.scores(everyones), everyones)[:, 0]
+        visit.agree("counts")
+        return 1 + counts
 
     @_exact()
     def count_above(
@@ -129,7 +135,10 @@ class ShardedCatalog:
 
         visit = self._open("count_above", {"factors": factors}, seen, backend, check)
         ties = tie_ids.clamp(0, self.n_items).int()  # beyond every id they are all the same
-        return visit.counts(thresholds[:, None], self._exchange.gather(ties, visit.sizes).long())[:, 0]
+        everyones = (self._exchange.gather(t, visit.sizes) for t in (thresholds[:, None], ties))
+        counts = visit.counts(next(everyones), next(everyones).long())[:, 0]
+        visit.agree("counts")
+        return counts
 
     @_exact()
     def topk(self, factors: Factors, k: int, seen: Seen | None = None, *, backend: str | None = None) -> TopK:
@@ -143,6 +152,7 @@ class ShardedCatalog:
         visit = self._open("topk", {"factors": factors}, seen, backend, check)
         width = min(k, max(visit.catalog.sizes()))  # of any shard's best
         parts = self._exchange.back(visit.best(k, width), visit.sizes)  # [world, B, width]
+        visit.agree("topk")
         return TopK(*reference.listed_keys(parts.movedim(0, 1).flatten(1).topk(k, dim=1).values))
 
     @_exact()

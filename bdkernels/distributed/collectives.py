@@ -1,15 +1,20 @@
 """What the processes of a group tell each other, for `distributed`: rows to all, rows back to each, and whether they agree.
 
-All of it is one primitive, all_to_all_single: each process has a connection of its own to every other, so that all notice at once
-when one is gone. A call starts with `agree`, a few numbers from everyone: a process that failed, or was given something else, is
-known before the rows are sent that it would leave the others waiting for. Those numbers travel between CPUs, through gloo where
-the group's own backend is for GPUs alone: they neither wait for a GPU, nor leave a failure to the watchdog of NCCL.
+Rows that all need go by all_gather, sums that all need by all_reduce, and what is for one process by all_to_all. A call starts
+with `agree`, a few numbers from everyone: a process that failed, or was given something else, is known before the rows are sent
+that it would leave the others waiting for. Those numbers travel between CPUs, through gloo where the group's own backend is for
+GPUs alone: they neither wait for a GPU, nor leave a failure to the watchdog of NCCL. `ask` is the same agreement about numbers
+that lie on a device: they travel where the rows do, and to read the answers is the one time that the host waits for the device.
+
+Checked with gloo, on CPU tensors; NCCL has not been run.
 """
 
 import hashlib
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from threading import Thread
 from typing import Any
 
@@ -18,6 +23,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 ROLL_CALL = 3.0  # seconds in which those who notice a failure say so, that the others can be named
+VALUES = 3  # numbers that a process tells another in an agreement; all agreements have the same length, so that each fits each
+# Its name since torch 2.13, and before; none where torch has no torch.distributed.
+_all_gather: Any = getattr(dist, "all_gather_single", None) or getattr(dist, "all_gather_into_tensor", None)
 
 
 class ShardError(RuntimeError):
@@ -31,7 +39,8 @@ class Exchange:
         rank: this process's place in the group; `ranks` has the global ranks, which messages name.
         world: number of processes.
         group: what torch.distributed calls it.
-        traffic: bytes that this process has handed to collectives.
+        traffic: bytes that this process has sent in collectives, its own part of the results included. Rows that all gather
+            count once for each process, and a sum twice its size, which is what a ring of processes passes on.
     """
 
     def __init__(self, group: "dist.ProcessGroup | None") -> None:
@@ -85,9 +94,29 @@ class Exchange:
             it was no ValueError or TypeError), or which setting differs.
         """
         told = "\n".join(f"{name}={setting}" for name, setting in {"operation": what, **settings}.items())
-        digest = int.from_bytes(hashlib.blake2b(told.encode(), digest_size=7).digest(), "little")
-        failed = 0 if error is None else 1 if isinstance(error, (ValueError, TypeError)) else 2
-        failures, digests, values = zip(*self.tell(what, [[failed, digest, value]] * self.world), strict=True)
+        row = [code_of(error), _digest(told), value, *[0] * (VALUES - 1)]
+        rows = self.tell(what, [row] * self.world)
+        self._settle(what, rows, told, error)
+        return [row[2] for row in rows]
+
+    def ask(self, what: str, numbers: Tensor, failed: Tensor, error: Callable[[], Exception | None]) -> list[list[int]]:
+        """`agree` and `tell` in one, of numbers on the device of the rows: every process's VALUES numbers for this one.
+
+        Args:
+            numbers: [world, VALUES] int64, row p for process p.
+            failed: int64 [], the code of what failed here, 0 for nothing.
+            error: gives that error; called where `failed` is not 0.
+        """
+        told = f"operation={what}"
+        mine = numbers.new_empty(self.world, 3 + VALUES)
+        mine[:, 0], mine[:, 1], mine[:, 2], mine[:, 3:] = self._begin(what), failed, _digest(told), numbers
+        rows = self._heard(what, self.route(mine, [1] * self.world, [1] * self.world))
+        self._settle(what, rows, told, error() if rows[self.rank][0] else None)
+        return [row[2:] for row in rows]
+
+    def _settle(self, what: str, rows: list[list[int]], told: str, error: BaseException | None) -> None:
+        """Raise what `agree` says, given the code, digest and numbers of every process."""
+        failures = [row[0] for row in rows]
         if any(failures):
             texts = self._texts(f"{type(error).__name__}: {error}" if error is not None else "")
             if error is not None:
@@ -95,9 +124,8 @@ class Exchange:
             first = next(place for place, n in enumerate(failures) if n)
             kind = ValueError if failures[first] == 1 else ShardError
             raise kind(f"{what}: rank {self.ranks[first]} failed with {texts[first]}")
-        if len(set(digests)) > 1:
+        if len({row[1] for row in rows}) > 1:
             raise ValueError(f"{what}: {self._difference(self._texts(told))}")
-        return list(values)
 
     def tell(self, what: str, numbers: Sequence[Sequence[int]]) -> list[list[int]]:
         """What every process has for this one, given what this one has for each: as many int64 from all to all.
@@ -105,14 +133,23 @@ class Exchange:
         Raises:
             ShardError: also where a process is in another call.
         """
+        number, ones = self._begin(what), [1] * self.world
+        mine = torch.tensor([[number, *row] for row in numbers])
+        return self._heard(what, self._swap(mine, ones, ones, self._control))
+
+    def _begin(self, what: str) -> int:
+        """The number of the call that begins."""
         self._doing = what
         self._calls += 1
-        ones, mine = [1] * self.world, torch.tensor([[self._calls, *row] for row in numbers])
-        told = self._swap(mine, ones, ones, self._control).tolist()
-        others = [rank for rank, row in zip(self.ranks, told, strict=True) if row[0] != self._calls]
+        return self._calls
+
+    def _heard(self, what: str, told: Tensor) -> list[list[int]]:
+        """What every process has for this one, read by the host, once all are in the call of the same number."""
+        rows = told.tolist()
+        others = [rank for rank, row in zip(self.ranks, rows, strict=True) if row[0] != self._calls]
         if others:
             raise self._break(f"{what}: {_names(others)} in another call than rank {self.ranks[self.rank]}")
-        return [row[1:] for row in told]
+        return [row[1:] for row in rows]
 
     def texts(self, what: str, text: str) -> list[str]:
         """Every process's text."""
@@ -132,8 +169,27 @@ class Exchange:
 
     def gather(self, t: Tensor, sizes: Sequence[int]) -> Tensor:
         """[sum of sizes, ...]: the rows [n, ...] of all processes in the order of their ranks; process p has sizes[p]."""
-        everywhere = t.expand(self.world, *t.shape).flatten(0, 1)
-        return self.route(everywhere, [t.shape[0]] * self.world, sizes)
+        most = max(sizes)  # every process sends as many: the smaller ones add rows that the others leave out
+        mine = t if len(t) == most else torch.cat([t, t.new_zeros(most - len(t), *t.shape[1:])])
+        group, rows = self._sent(mine)
+        out = rows.new_empty(self.world * most, rows.shape[1])
+        if out.numel():
+            with self._collective(group) as living:
+                _all_gather(out, rows, group=living)
+            self.traffic += out.numel()
+        everyones = _received(out, t)
+        if sum(sizes) == len(everyones):
+            return everyones
+        return torch.cat([part[:n] for part, n in zip(everyones.split(most), sizes, strict=True)])
+
+    def sum(self, t: Tensor) -> Tensor:
+        """The sums of all processes' t, integers of one shape and dtype."""
+        total = t.clone() if t.device.type in self._devices else t.cpu()
+        if total.numel():
+            with self._collective(self._group_for(t)) as living:
+                dist.all_reduce(total, group=living)
+            self.traffic += 2 * total.numel() * total.element_size()
+        return total.to(t.device)
 
     def back(self, t: Tensor, sizes: Sequence[int]) -> Tensor:
         """[world, n, ...]: from every process what it has for the rows of this one, given all rows [sum of sizes, ...]."""
@@ -143,9 +199,19 @@ class Exchange:
 
     def route(self, t: Tensor, send: Sequence[int], receive: Sequence[int]) -> Tensor:
         """[sum of receive, ...]: the next send[p] rows of t go to process p, and receive[p] rows come from it, in that order."""
-        native = t.device.type in self._devices
-        group = self._group if native else self._control
-        return self._swap(t if native else t.cpu(), send, receive, group).to(t.device)
+        group, rows = self._sent(t)
+        return _received(self._swap(rows, send, receive, group), t)
+
+    def _group_for(self, t: Tensor) -> "weakref.ref[Any]":
+        """What sends tensors of this device: the group itself, or copies on the CPU by the one for agreements."""
+        return self._group if t.device.type in self._devices else self._control
+
+    def _sent(self, t: Tensor) -> "tuple[weakref.ref[Any], Tensor]":
+        """By which group the rows go, and as what: bytes, which every backend takes, whatever the dtype."""
+        group = self._group_for(t)
+        there = t if t.device.type in self._devices else t.cpu()
+        width = t.element_size() * t.shape[1:].numel()
+        return group, there.contiguous().flatten().view(torch.uint8).view(t.shape[0], width)
 
     def _everyone(self, mine: list[int]) -> list[list[int]]:
         numbers = torch.tensor([mine] * self.world)
@@ -160,25 +226,28 @@ class Exchange:
         return [bytes(part.tolist()).decode() for part in parts]
 
     def _swap(self, t: Tensor, send: Sequence[int], receive: Sequence[int], group: "weakref.ref[Any]") -> Tensor:
-        """Rows as bytes: every backend takes those, whatever the dtype."""
+        out = t.new_empty(sum(receive), *t.shape[1:])
+        if t.shape[1:].numel():
+            with self._collective(group) as living:
+                dist.all_to_all_single(out, t, list(receive), list(send), group=living)
+            self.traffic += t.numel() * t.element_size()
+        return out
+
+    @contextmanager
+    def _collective(self, group: "weakref.ref[Any]") -> Iterator[Any]:
+        """The group, for one collective: a failure of it is a ShardError, and the last thing that this object does."""
         if self._broken:
             raise ShardError(self._broken)
         living = self._living(group)
-        shape, width = (sum(receive), *t.shape[1:]), t.element_size() * t.shape[1:].numel()
-        if not width:
-            return t.new_empty(shape)
-        rows = t.contiguous().flatten().view(torch.uint8).view(t.shape[0], width)
-        out = rows.new_empty(shape[0], width)
-        self.traffic += rows.numel()
         try:
-            dist.all_to_all_single(out, rows, list(receive), list(send), group=living)
+            yield living
         except RuntimeError as error:
             raise self.lost(self._doing, error) from error
-        return out.flatten().view(t.dtype).view(shape)
 
     def lost(self, what: str, error: RuntimeError) -> ShardError:
         """What to raise where a collective has failed, this object's or another of the group; names who did not answer."""
         self._doing = what
+        self._hang_up()
         lost = self._roll_call()
         said = f"; {lost} did not answer" if lost else ""
         reason = str(error).splitlines()[0]
@@ -188,6 +257,21 @@ class Exchange:
         """From here on no process knows what the others wait for: this object answers nothing more."""
         self._broken = why
         return ShardError(why)
+
+    def _hang_up(self) -> None:
+        """Close the connections to the others: in a ring only the neighbours of a process notice that it is gone.
+
+        gloo closes them when a receive times out, so this is one from everybody that nobody sends to. NCCL's own connections
+        are left to its watchdog.
+        """
+        for rank in self.ranks:
+            if rank != self.ranks[self.rank]:
+                try:
+                    waiting = dist.irecv(torch.empty(1), rank, group=self._living(self._control), tag=1 << 20)
+                    if waiting is not None:
+                        waiting.wait(timedelta(milliseconds=1))
+                except RuntimeError:
+                    pass
 
     def _roll_call(self) -> str:
         """The processes that have not noticed the failure, by the group's store; "" where it does not answer either.
@@ -222,3 +306,17 @@ class Exchange:
 
 def _names(ranks: list[int]) -> str:
     return ("rank " if len(ranks) == 1 else "ranks " if ranks else "") + ", ".join(map(str, ranks))
+
+
+def code_of(error: BaseException | None) -> int:
+    """What a process says of its failure: 0 for none, 1 for an argument of the caller's, 2 for anything else."""
+    return 0 if error is None else 1 if isinstance(error, (ValueError, TypeError)) else 2
+
+
+def _digest(told: str) -> int:
+    return int.from_bytes(hashlib.blake2b(told.encode(), digest_size=7).digest(), "little")
+
+
+def _received(rows: Tensor, like: Tensor) -> Tensor:
+    """Rows of bytes [n, width] as rows like those that were sent."""
+    return rows.flatten().view(like.dtype).view(len(rows), *like.shape[1:]).to(like.device)

@@ -53,9 +53,10 @@ class Group(NamedTuple):
     candidates: Tensor  # [B] int64, unseen items of each user
     subset: "Subset | None" = None  # of the items, to count ranks over; None: all
 
-    def take(self, rows: Tensor) -> "Group":
-        """The same for some rows, none of them twice; rising, unless a graph is being captured."""
-        nnz = None if self.seen is None or len(rows) < len(self.row_keys) else len(self.seen.indices)
+    def take(self, rows: Tensor, nnz: int | None = None) -> "Group":
+        """The same for some rows, none of them twice; rising, unless a graph is being captured. nnz: of their seen items."""
+        if nnz is None and self.seen is not None and len(rows) == len(self.row_keys):
+            nnz = len(self.seen.indices)
         return Group(
             take(self.teacher, rows),
             take(self.student, rows),
@@ -128,9 +129,17 @@ class Items:
     def meet(self, batch: Group) -> None:
         """The rows of the following questions are rows of this batch."""
 
+    def open(self, is_open: Tensor) -> Tensor:
+        """[R] int64, rising: the rows that ask in this round, given which are open, [B] bool."""
+        return is_open.nonzero().squeeze(1)
+
     def any(self, rows: Tensor) -> bool:
         """Whether anyone has a row to ask for."""
         return bool(rows.numel())
+
+    def take(self, batch: Group, rows: Tensor) -> Group:
+        """The rows of the batch that ask in this round."""
+        return batch.take(rows)
 
     def counts(self, b: Group, rows: Tensor, listed: Tensor, **live: Tensor) -> list[Tensor]:
         """Of the teacher and the student: [R, C] int64, how many unseen counted items come before the listed ids [R, C].
@@ -292,13 +301,13 @@ def _accept_in_rounds(
         if steps.queued and not rounds.may_ask(is_open.device):  # all rows, the open ones first
             rows, live = is_open.logical_not().sort(stable=True).indices, {"live": is_open.sum()}
         else:
-            rows, live = is_open.nonzero().squeeze(1), {}
+            rows, live = items.open(is_open), {}
         if not items.any(rows):
             return
         if steps.few_rounds:  # who is left takes the room of those who are done
             size = max(size, IN_FLIGHT // len(rows))
         stop = min(start + size, cap if start >= probe else probe)
-        b = batch.take(rows)
+        b = items.take(batch, rows)
         ids = steps.propose(seed, step, b.row_keys, start, stop, items.n_items, b.seen)
         listed = ids.clamp(min=0)  # of a user without candidates, who is not open, any item
         rank_t, rank_s = map(b.ranks, items.counts(b, rows, listed, **live))

@@ -13,7 +13,7 @@ from bdkernels.distributed import ShardedCatalog
 
 timeout = timedelta(minutes=2)  # of every collective: who is gone or stuck for longer is named in a ShardError
 if dist.is_torchelastic_launched():
-    dist.init_process_group("gloo", timeout=timeout)  # on GPUs "cpu:gloo,cuda:nccl", and tensors of the process's GPU
+    dist.init_process_group("gloo", timeout=timeout)  # on GPUs, not run so far, "cpu:gloo,cuda:nccl"
 else:
     dist.init_process_group("gloo", init_method="tcp://localhost:0", rank=0, world_size=1, timeout=timeout)
 process, world = dist.get_rank(), dist.get_world_size()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -279,6 +280,16 @@ def test_verdict_of_memcheck():
             pytests.watched_verdict(refused)
 
 
+def test_a_few_tests_are_watched():
+    """One of each function, of every kernel's file."""
+    command = [*pytests.PYTEST[1:], "-p", "one_of_each", "--collect-only", *pytests.kernel_tests()]
+    path = os.pathsep.join([str(ROOT / "tests" / "gpu"), os.environ.get("PYTHONPATH", "")])
+    found = python(*command, PYTHONPATH=path).stdout
+    tests = re.findall(r"^tests/gpu/(test_cuda_\w+)\.py::(\w+)", found, re.M)
+    assert 30 <= len(tests) == len(set(tests)) <= 100, found
+    assert {file for file, _ in tests} >= {f"test_cuda_{noun}" for noun in ("score", "rank", "sample", "topk", "loss")}
+
+
 def test_every_row_has_its_function():
     for each in quick.phases():
         rows = import_module(f"phases.{each.module}").ROWS
@@ -306,4 +317,3 @@ def test_rehearsal(tmp_path):
     left_out = {name: said for name, (verdict, said) in found.items() if verdict == "not run"}
     assert left_out == {"memcheck": "a rehearsal: it watches a GPU"}
     assert "commit no git" in found["versions"][1] and f"torch {torch.__version__}" in found["versions"][1]
-    assert not list((ROOT / "benchmarks" / "results").glob("gpu"))

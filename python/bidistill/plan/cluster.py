@@ -25,7 +25,7 @@ from bidistill.plan.estimate import Job, Plan, jobs_of, made_plan, planned
 from bidistill.training.memory import divided, memory
 
 STEP_CALLS = 8  # exchanges of a training step: sizes, ids, rows, gradients, and what all agree on
-ROUND_CALLS = 14  # of a call of `sample`: two rounds of seven
+ROUND_CALLS = 9  # of a call of `sample`: two rounds of four, and the question that ends them
 PROPOSALS = 12.0  # a draw, both directions together, at the acceptance of the released weights (design: 48 % and 12 %)
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kernel_tests import SANITIZED, SANITIZERS, kernel_filter, kernel_tests
+from kernel_tests import SANITIZERS, kernel_filter, kernel_tests
 
 from bdkernels import backends
 from bdkernels.backends import cuda
@@ -68,7 +68,7 @@ def verdict(out: str) -> dict[str, Any]:
 
 
 def memcheck(setting: Setting) -> dict[str, Any]:
-    """Some tests of the kernels. Torch's cache is off: every tensor is an allocation of its own, whose end is known."""
+    """One of each of the kernels' tests. Torch's cache is off: every tensor is an allocation of its own, whose end is known."""
     if setting.rehearse:
         raise NotRun("a rehearsal: it watches a GPU")
     if shutil.which("compute-sanitizer") is None:
@@ -84,8 +84,9 @@ def memcheck(setting: Setting) -> dict[str, Any]:
         "--error-exitcode",
         "9",
     )
-    command = (*watched, *PYTEST, *kernel_tests(), "-k", f"({SANITIZED}) and not float16 and not ties and not one-part")
-    return watched_verdict(said_by(command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}))
+    command = (*watched, *PYTEST, "-p", "one_of_each", *kernel_tests())
+    path = os.pathsep.join([str(ROOT / "tests" / "gpu"), os.environ.get("PYTHONPATH", "")])
+    return watched_verdict(said_by(command, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": path}))
 
 
 def watched_verdict(out: str) -> dict[str, Any]:
