@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT), str(ROOT / "python"), str(ROOT / "tests")]
 
 from kernel_tests import kernel_tests
 from phases.table import table
@@ -41,6 +41,7 @@ SIMULATION = ROOT / "build" / "simulation" / "libbdkernels_cusim.so"
 SITE = (
     ROOT / "build" / "gpu-site"
 )  # packages of bidistill that travel along, used where the machine has none of its own
+CARD = ("machine", "card")  # the row that no other makes sense without
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 clock = time.monotonic  # tests have one of their own
 FOR_THE_TABLE_S = 3.0  # of the clock
@@ -58,8 +59,9 @@ STAGES = (
 )
 VARIANTS = ("d = 50", "d = 64", "fp16", "bf16", "ties", "one row", "one past a tile")
 CUDA_TIMES = (
-    "rank 64", "rank 256", "product alone", "search alone 64", "search alone 256", "sample 1,024 x 1M", "sample (a)",
-    "topk 64 users", "topk 1,024 users", "step", "sample (a), graph", "step, graph", "epoch of the trainer",
+    "rank 64", "rank 256", "rank 512", "product alone", "search alone 64", "search alone 256", "sample 1,024 x 1M",
+    "sample (a)", "sample (a), k = 8", "sample (a), k = 1", "topk 64 users", "topk 1,024 users", "step", "sample (a), graph",
+    "step, graph", "epoch of the trainer",
 )  # fmt: skip
 TRITON_TIMES = ("rank 64", "topk 64 users", "sample (a)", "step", "sample 1,024 x 1M", "topk 1,024 users", "rank 256")
 PEERS = (
@@ -109,8 +111,8 @@ def phases() -> tuple[Phase, ...]:
         Phase("machine", "machine", ("versions", "card", "libraries"), 200, 220, few=("versions", "card", "libraries")),
         Phase("ceilings", "machine", ("copy", "fp32 product", "tf32 product"), 20, 45, few=("copy", "fp32 product")),
         Phase("cuda: stages", "stages", STAGES + VARIANTS, 40, 110, "cuda", few=(*STAGES, "one row")),
-        Phase("triton: stages", "stages", STAGES + VARIANTS, 60, 110, "triton", joins=True, few=("score", "rank")),
-        Phase("cuda: tests", "pytests", (*tests, "queueing"), 110, 110, "cuda", True, True, few=("test_cuda_score",)),
+        Phase("triton: stages", "stages", STAGES + VARIANTS, 60, 130, "triton", joins=True, few=("score", "rank")),
+        Phase("cuda: tests", "pytests", (*tests, "queueing"), 130, 130, "cuda", True, True, few=("test_cuda_score",)),
         Phase("cuda: times", "times", CUDA_TIMES, 25, 150, "cuda", few=("rank 64", "step", "epoch of the trainer")),
         Phase("triton: times", "times", TRITON_TIMES, 45, 110, "triton"),
         Phase("peers", "peers", PEERS, 45, 90, few=(PEERS[0], PEERS[2], PEERS[4])),
@@ -169,6 +171,9 @@ class Check:
                 if clock() < self.deadline:
                     print(f"{clock() - self.start:5.0f} s  {', '.join(each.name for each in group)}", flush=True)
                     self.run_group(group)
+                if self.known.get(CARD, {}).get("verdict") == "failed":
+                    self.stopped = "no GPU that torch can use"
+                    break
         except Stopped as signal_:
             self.stopped = f"stopped by {signal_}"
         finally:
@@ -321,6 +326,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.phase:
         from phases import row
 
+        args.out.mkdir(parents=True, exist_ok=True)
         phase = next(each for each in phases() if each.name == args.phase)
         rows = import_module(f"phases.{phase.module}").ROWS
         row.do(rows, phase.name, args.rows or phase.rows, row.Setting(phase.backend, args.rehearse, args.out))

@@ -134,6 +134,12 @@ def test_one_clock_for_all(planted):
     assert "two" in printed and "1 passed, 0 failed, 2 not run" in printed
 
 
+def test_without_a_card_nothing_else_is_tried(planted, monkeypatch):
+    monkeypatch.setattr(quick, "CARD", ("a phase", "wrong"))
+    status, found, _ = planted(phase("wrong", "one"), phase("two", name="another phase"))
+    assert status == 1 and found["one"] == ("passed", "") and found["two"] == ("not run", "no GPU that torch can use")
+
+
 def test_phases_that_join_run_at_the_same_time(planted):
     """Else they would never all be stuck."""
     joined = [phase(f"silent {n}", name=f"{n}", limit_s=30, joins=n > 0) for n in range(3)]

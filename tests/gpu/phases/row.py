@@ -78,8 +78,10 @@ def first_line(error: BaseException) -> str:
 
 
 def write(setting: Setting, phase: str, name: str, **what: Any) -> None:
+    line = json.dumps({"phase": phase, "row": name, **what})
     with (setting.out / "rows.jsonl").open("a") as file:
-        file.write(json.dumps({"phase": phase, "row": name, **what}) + "\n")
+        file.write(line + "\n")
+    print(line, flush=True)  # for the log
 
 
 def ceilings(setting: Setting) -> Peaks | None:

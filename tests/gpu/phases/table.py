@@ -3,7 +3,7 @@
 from typing import Any
 
 MOST = 9_000  # with what is printed before it, less than 10,000
-SAID = (160, 100, 60, 30, 0)  # characters of what a row said, the most that leaves it short enough
+SAID = (250, 160, 100, 60, 30, 0)  # characters of what a row said, the most that leaves it short enough
 REHEARSAL = "A rehearsal without a GPU: nothing here says anything about one, and the times mean nothing."
 
 

@@ -79,23 +79,23 @@ def search(thresholds: int) -> Row:
     return run
 
 
-def draws(m: Models, backend: str | None = None) -> tuple[Tensor, Tensor]:
+def draws(m: Models, k: int = DRAWS, backend: str | None = None) -> tuple[Tensor, Tensor]:
     users = torch.arange(m.teacher.user_factors.shape[0], device=m.teacher.user_factors.device)
-    out = bd.sample(*m.both, DRAWS, m.seen, user_ids=users, step=0, backend=backend)
+    out = bd.sample(*m.both, k, m.seen, user_ids=users, step=0, backend=backend)
     return out.to_student.ids, out.to_teacher.ids
 
 
-def checked_draws(m: Models) -> Work:
+def checked_draws(m: Models, k: int = DRAWS) -> Work:
     """What a call must do at least, once its draws are those of the C++ backend."""
-    for mine, theirs in zip(draws(m), draws(m.few(), "cpu"), strict=True):
+    for mine, theirs in zip(draws(m, k), draws(m.few(), k, "cpu"), strict=True):
         all_in(mine[:CHECKED], theirs, "sample")
     return Work(2 * m.pairs, m.flops, m.bytes)
 
 
-def sample(sizes: tuple[int, int, tuple[int, int]], model: str) -> Row:
+def sample(sizes: tuple[int, int, tuple[int, int]], model: str, k: int = DRAWS) -> Row:
     def run(setting: Setting) -> dict[str, Any]:
         m = models(setting, sizes)
-        return timed(setting, lambda: draws(m), checked_draws(m), model=model)
+        return timed(setting, lambda: draws(m, k), checked_draws(m, k), model=model)
 
     return run
 
@@ -204,11 +204,14 @@ def epoch(setting: Setting) -> dict[str, Any]:
 ROWS: dict[str, Row] = {
     "rank 64": rank(64),
     "rank 256": rank(256),
+    "rank 512": rank(512),
     "product alone": product,
     "search alone 64": search(64),
     "search alone 256": search(256),
     "sample 1,024 x 1M": sample(MILLION, "sample 1M"),
     "sample (a)": sample(PAPER, "sample a"),
+    "sample (a), k = 8": sample(PAPER, "sample a, k = 8", 8),
+    "sample (a), k = 1": sample(PAPER, "sample a, k = 1", 1),
     "topk 64 users": topk(64),
     "topk 1,024 users": topk(1024),
     "step": step,
