@@ -25,6 +25,7 @@ from bdkernels.backends import choice, cpu
 LONG = (
     "test_cuda_sanitized.py",
     "test_gpu_check.py",
+    "test_quick.py",
     "test_sharded_training.py",
     "test_fuzz.py",
     "test_cuda_operators.py",

@@ -9,14 +9,18 @@ import sys
 import time
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import quick
 import torch
 from apart import python
-from phases import pytests, row, table
+from phases import machine, pytests, row, stages, table, times
 from quick import Phase
 from simulation import ROOT, build_simulation
+
+import bdkernels as bd
+from bdkernels.tools import cards
 
 LIMIT = 10_000  # characters that a run may print
 # A child that does what its rows say, without torch: it starts at once.
@@ -236,21 +240,93 @@ def test_a_process_that_has_lost_its_gpu_ends(tmp_path, monkeypatch):
 
 
 def test_a_time_stands_beside_floor_and_prediction(tmp_path, monkeypatch):
-    setting = row.Setting("", True, tmp_path)
-    ceilings = [
-        {"row": "copy", "gbs": 1000.0},
-        {"row": "fp32 product", "gflops": 50_000.0},
-        {"row": "tf32 product", "gflops": 4e5},
-    ]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"phase": "ceilings", **each}) + "\n" for each in ceilings))
+    setting = row.Setting("cuda", True, tmp_path)
+    best = {"copy": {"gbs": 1000.0}, "fp32 product": {"gflops": 50_000.0}, "tf32 product": {"gflops": 400_000.0}}
+    lines = [json.dumps({"phase": "ceilings", "row": name, **found}) + "\n" for name, found in best.items()]
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
     monkeypatch.setattr(row, "device_seconds", lambda call, calls: 0.004)
     monkeypatch.setattr(row, "predicted", {"rank": 3.0}.get)
     found = row.timed(setting, lambda: None, row.Work(1, 100_000_000_000, 500_000_000), model="rank")
     assert found == pytest.approx(
         {"median_ms": 4, "q25_ms": 4, "q75_ms": 4, "calls": 3, "floor_ms": 2, "times_the_floor": 2, "model_ms": 3}
     )
+    assert "model_ms" not in row.timed(setting._replace(backend="triton"), lambda: None, model="rank")
     text = table.table([{"phase": "times", "row": "rank", "verdict": "passed", **found}])
     assert "4 (4-4, 3)" in text and "floor 2 " in text and "x 2 " in text and "model 3" in text
+
+
+@pytest.fixture
+def setting(cuda_device, tmp_path, monkeypatch) -> row.Setting:
+    """Of rows of the simulated CUDA backend in this process."""
+    if cuda_device.type != "cpu":
+        pytest.skip("a GPU is here: the backend is not simulated")
+    (tmp_path / "rows.jsonl").write_text("")
+    monkeypatch.setenv("BDKERNELS_BACKEND", "cuda")
+    return row.Setting("cuda", True, tmp_path)
+
+
+def test_another_result_fails_a_stage(setting, monkeypatch):
+    assert stages.stage("score")(setting) == {"said": "score of 3 x 71, d = 5"}
+    right = stages.STAGES["score"]
+    monkeypatch.setitem(
+        stages.STAGES, "score", lambda p: (right(p)[0] + 1e-6 * (os.environ["BDKERNELS_BACKEND"] == "cuda"),)
+    )
+    for name in (stages.stage("score"), stages.variant("one row")):
+        with pytest.raises(AssertionError, match="score: Tensor-likes are not equal"):
+            name(setting)
+    with pytest.raises(RuntimeError, match="simulated"):
+        stages.stage("rank")(setting._replace(rehearse=False))
+
+
+@pytest.mark.parametrize(
+    ("name", "operator"), [("rank 64", "rank"), ("topk 64 users", "topk"), ("search alone 64", "count_above_block")]
+)
+def test_another_result_is_not_timed(setting, monkeypatch, name, operator):
+    right = getattr(bd, operator)
+
+    def wrong(*args, backend=None, **kwargs):
+        found = right(*args, backend=backend, **kwargs)
+        return found if backend == "cpu" else tuple(t + 1 for t in found) if operator == "topk" else found + 1
+
+    monkeypatch.setattr(bd, operator, wrong)
+    with pytest.raises(AssertionError, match=f"{operator}: another result than the C\\+\\+ backend's"):
+        times.ROWS[name](setting)
+
+
+def test_libraries_are_built_where_they_do_not_load(monkeypatch, tmp_path):
+    """For this card alone; and if they are of no use then, that is a failure."""
+    ran, results = [], [0, 0, 0, 1]
+
+    def run(command, **kwargs):
+        ran.append((" ".join(command), kwargs["env"]))
+        return subprocess.CompletedProcess(command, results.pop(0), "", "still not")
+
+    monkeypatch.setattr(machine, "refused", lambda rehearse: "backend cuda: not built")
+    monkeypatch.setattr(machine.subprocess, "run", run)
+    monkeypatch.setattr(machine.shutil, "which", lambda program: program)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    setting = row.Setting("", False, tmp_path)
+    assert machine.libraries(setting) == {"said": "built here, since backend cuda: not built"}
+    assert ran[0][0].endswith("setup.py -q build_kernels") and ran[0][1]["BDKERNELS_CUDA_ARCHS"] == "90"
+    assert ran[0][1]["BDKERNELS_STRICT_BUILD"] == ran[0][1]["BDKERNELS_BUILD_CUDA"] == "1"
+    with pytest.raises(RuntimeError, match="not built; but still not"):
+        machine.libraries(setting)
+    monkeypatch.setattr(machine.shutil, "which", lambda program: None)
+    with pytest.raises(RuntimeError, match="not built; and nvcc is not on the PATH"):
+        machine.libraries(setting)
+
+
+def test_whether_the_libraries_are_of_use(setting):
+    assert machine.refused(rehearse=True) is None
+
+
+def test_a_card_as_it_is_told(setting, monkeypatch):
+    h100 = cards.Card("NVIDIA H100 80GB HBM3", (9, 0), 132, 1_980_000, 2_619_000, 5120)
+    monkeypatch.setattr(machine, "card", lambda device: h100)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30))
+    assert machine.gpu(setting)["said"] == (
+        "NVIDIA H100 80GB HBM3, 132 multiprocessors at 1.98 GHz, 80 GiB, 66.9 TFLOP/s, 3.35 TB/s"
+    )
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def timed(
         call: what has been checked before.
         work: what it must do at least; None where that says nothing.
         calls: so many in a row are one measurement, for what is queued faster than it can be timed alone.
-        model: the row of the cost model.
+        model: the row of the cost model, which is of the CUDA kernels; "" for none.
     """
     begin = time.perf_counter()
     for _ in range(1 if setting.rehearse else WARM):
@@ -118,7 +118,8 @@ def timed(
     if work is not None and best is not None:
         least = floor_s(work, best)
         found |= {"floor_ms": 1e3 * least, "times_the_floor": t["median_s"] / least}
-    return found | ({"model_ms": ms} if model and (ms := predicted(model)) is not None else {})
+    ms = predicted(model) if setting.backend == "cuda" else None
+    return found if ms is None else found | {"model_ms": ms}
 
 
 def predicted(name: str) -> float | None:
