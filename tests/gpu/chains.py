@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 LINE = re.compile(r"^\s*(?:@!?%p\d+ )?([a-z][\w.]*)\s+(.*);", re.MULTILINE)
 REGISTER = re.compile(r"%\w+")
+# [%r1+-8], [ %r1 + 0 ], [name+16], [name], [16]
+ADDRESS = re.compile(r"\[\s*(?:(%?[A-Za-z_$][\w$]*)\s*\+?\s*)?(-?\d+)?\s*\]")
 
 
 class Chain(NamedTuple):
@@ -63,12 +65,12 @@ def chains(ptx: str) -> list[tuple[Chain, bool]]:
         into, used = targets(name, rest), REGISTER.findall(rest)
         read = [value(r) for r in used[len(into) :]]
         if name.startswith("ld.shared") and name.endswith((".b32", ".b64")):
-            offset = int((re.search(r"\+(-?\d+)\]", rest) or [0, 0])[1])
+            base, offset = address(rest)
             for i, register in enumerate(into):
                 if name.endswith("32"):
-                    write(register, place(read[0], offset + 4 * i))
+                    write(register, place(value(base), offset + 4 * i))
                 else:
-                    write(register, Pair(place(read[0], offset + 8 * i), place(read[0], offset + 8 * i + 4)))
+                    write(register, Pair(place(value(base), offset + 8 * i), place(value(base), offset + 8 * i + 4)))
         elif name == "add.s32" and len(read) == 1:
             write(into[0], place(read[0], int(rest.split(",")[-1])))
         elif name == "fma.rn.f32":
@@ -106,8 +108,15 @@ def targets(name: str, rest: str) -> list[str]:
     return REGISTER.findall(first)
 
 
+def address(rest: str) -> tuple[str, int]:
+    """What a load reads: the register or the variable, "" if there is neither, and the bytes behind it."""
+    found = ADDRESS.search(rest)
+    assert found, f"no address: {rest}"
+    return found[1] or "", int(found[2] or 0)
+
+
 def place(base: Any, offset: int) -> tuple[Any, int]:
-    """An address: register and offset."""
+    """An address: register or variable, and offset."""
     return (base[0], base[1] + offset) if type(base) is tuple else (base, offset)
 
 
