@@ -10,7 +10,8 @@ from compiled import call
 
 import bdkernels as bd
 from bdkernels.backends import precision
-from bdkernels.backends.triton import loss, rank, sample, score, topk
+from bdkernels.backends.triton import loss, rank, round, sample, score, topk
+from bdkernels.types.round import Round
 from bdkernels.types.rule import RULES, Rule
 from bdkernels.types.step import StepInputs
 from bdkernels.weights import KINDS
@@ -47,6 +48,14 @@ def call_sites(d: int = 64, dtype: torch.dtype = torch.float32, ks: tuple[int, .
             f"accept {kind}",
             lambda w=weight: call(sample.accept, 3, 4, rows, 0, ids + 1, ids + 2, rows + N, w, False),
         )
+    one, two, released = live, rows.new_zeros(2, B), (("tanh", 252.0, False), ("exp", 2.5, False))
+    numbers = one, one, rows, live, rows.new_zeros(2, B, C), two, rows, one, one, two[:, 0].contiguous()
+    for named, *models, rows_seen, weights in (
+        ("round", plain, biased, seen, released),
+        ("round, one direction", plain, plain, None, (("", 0.0, False), ("uniform", 0.0, False))),
+    ):
+        state = Round(*models, rows_seen, rows, rows, weights, (1024, 16, 4096), *numbers)
+        yield named, lambda s=state: call(round.draw_round, s, 0, 512)
     batch = rows, rows, ids[:, :1], ids, scores
     for cf, covered in product(("bce", "bpr"), (None, mask)):
         flags = (bias, *batch, covered, cf, 0.5, 1.0, 1.0)

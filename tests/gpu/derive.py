@@ -19,7 +19,16 @@ from gpus import GPUS, PEAKS, blocks_of_sm, occupancy
 
 TABLE = Path(__file__).with_name("derived.md")
 SITES = ("score", "score block", "rank ieee", "rank tf32", "rank bf16", "rank biased, seen, live", "rank of a block")
-SITES += ("propose unseen", "accept tanh", "topk 20", "topk 100", "loss bce masked", "update adam", "distill masked")
+SITES += (
+    "propose unseen",
+    "accept tanh",
+    "round",
+    "topk 20",
+    "topk 100",
+    "loss bce masked",
+    "update adam",
+    "distill masked",
+)
 TILE = ("D", "USERS", "ITEMS", "COLUMNS", "K")  # constants of a kernel that a row names
 WORKLOADS = ((1024, 1_000_000, 64, 16), (1024, 1_000_000, 128, 32))  # users, items, factors of teacher and student
 HEAD = """# The GPU kernels as compiled
@@ -79,15 +88,18 @@ def row(backend: str, kernel: Kernel, variant: str) -> Row:
 
 
 def triton_rows(cc: int) -> Iterator[Row]:
-    """Each launch of SITES, a row a configuration."""
+    """Each launch of SITES, a row a configuration; where a kernel is launched for both models, the row is the student's."""
     sites = dict(call_sites())
     for name in SITES:
         with compiling(cc) as kernels:
             sites[name]()
+        found = {}
         for kernel in kernels:
             tile = [f"{n.lower()} {kernel.config[n]}" for n in TILE if n in kernel.config]
             tile += ["sloped"] if kernel.config.get("SLOPED") else []
-            yield row("triton", kernel, ", ".join([name, *tile, f"{kernel.warps} warps"]))
+            made = row("triton", kernel, ", ".join([name, *tile, f"{kernel.warps} warps"]))
+            found[made.key] = made
+        yield from found.values()
 
 
 def cuda_rows(library: Path) -> Iterator[Row]:

@@ -7,6 +7,7 @@ BDKERNELS_PROOF=1 (`make gpu-proof`) takes all sites, other widths and dtypes, a
 import importlib.util
 import os
 import re
+from itertools import product
 
 import pytest
 import torch
@@ -20,14 +21,19 @@ import derive
 import triton
 from call_sites import call_sites
 from chains import address, chains, in_order
-from compiled import compiling, loops, width
+from compiled import call, compiling, loops, width
 from gpus import GPUS, blocks_of_sm
+from triton.runtime.jit import JITFunction
+
+import bdkernels as bd
+from bdkernels.backends.triton import rank
 
 PROOF = os.environ.get("BDKERNELS_PROOF") == "1"
-LARGE = ("rank ieee", "rank tf32", "rank biased, seen, live", "topk 100", "loss bce masked")
+LARGE = ("rank ieee", "rank tf32", "rank biased, seen, live", "round", "topk 100", "loss bce masked")
 LONG = (20, 100, 256, 512)
 # Of scores, ranks, draws and lists. In the losses the logarithm of a number from 1 to 2 is made of instructions that flush.
 DECIDING = ("score_pairs", "count_tiles", "count_seen", "best_of_run", "propose_block", "accept_block")
+DECIDING += ("propose_and_score", "accept_in_order")
 NAMES = [name for name, _ in call_sites()]
 CASES = [(cc, 64, torch.float32, name) for cc in GPUS for name in NAMES if PROOF or cc == 90 or name in LARGE]
 if PROOF:
@@ -161,10 +167,60 @@ def test_reading_addresses():
     assert not in_order(found["%r10"].left)  # of two bases
 
 
+@pytest.fixture
+def tunes(monkeypatch):
+    """What each run of `count_tiles` was given, those that choose a tile and the one after them: (trial, live, out, nan_at)."""
+    runs, trial = [], []
+
+    def bench(run, quantiles):
+        trial.append(True)
+        run()
+        trial.clear()
+        return [1.0] * len(quantiles)
+
+    def run(self, *args, **_):
+        given = dict(zip(self.arg_names, args, strict=False))
+        out, nan_at, live = given["out"], given["nan_at"], given["live"]
+        runs.append((bool(trial), live if live is None else int(live), int(out.abs().sum()), int(nan_at)))
+        out.add_(1)
+        nan_at.fill_(7)
+
+    monkeypatch.setattr(JITFunction, "run", run)
+    for name, value in {"do_bench": bench, "cache": {}}.items():
+        monkeypatch.setitem(vars(rank.count_tiles), name, value)
+    return runs
+
+
+def test_tiles_are_chosen_for_each_size(tunes):
+    """A call with few users does not choose for one with many; and the sizes are few."""
+
+    def trials(b, c):
+        tunes.clear()
+        factors = bd.Factors(torch.zeros(b, 4), torch.zeros(100, 4))
+        call(rank.count_above, factors, torch.zeros(b, c), torch.zeros(b, c, dtype=torch.int64), None, 0)
+        assert tunes[-1][0] is False
+        return len(tunes) - 1
+
+    assert trials(5, 64) == len(rank.EXACT) == trials(1024, 64)
+    assert trials(7, 64) == trials(1000, 200) == trials(4000, 512) == trials(1024, 64) == 0
+    assert trials(1024, 20) == len(rank.EXACT)
+    for b, c in product((1, 17, 64, 65, 256, 257, 2000), (1, 32, 33, 512)):
+        trials(b, c)
+    assert len(rank.count_tiles.cache) == 8
+    assert {rank.size_class(b, c) for b in range(2000) for c in range(0, 600, 8)} == set(range(8))
+
+
+def test_tiles_are_chosen_with_all_rows(tunes):
+    """Where nobody is live all tiles are equally fast. The run after the trials is as if there had been none."""
+    live, out, nan_at = torch.tensor(0), torch.zeros(9, 33, dtype=torch.int32), torch.tensor(-1)
+    factors, ties = bd.Factors(torch.zeros(9, 4), torch.zeros(100, 4)), torch.zeros(9, 33, dtype=torch.int64)
+    rank.count(out, nan_at, 100, factors, None, torch.zeros(9, 33), ties, None, live=live)
+    assert tunes == [(True, 9, 0, -1)] * len(rank.EXACT) + [(False, 0, 0, -1)]
+    assert live == 0
+
+
 def test_a_spill_is_seen():
     """Of a tile too large for its warps; and what fits on no multiprocessor."""
-    from bdkernels.backends.triton import rank
-
     sizes = {"users": 64, "items": 128, "warps": 2, "registers": 255}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rank, "EXACT", [rank.tile_config(**sizes)])

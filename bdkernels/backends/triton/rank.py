@@ -12,6 +12,8 @@ Asked for nothing else (precision.py), it gives the bits of the reference: Trito
 multiply-adds over the factors, in order, as a test reads in the code for each GPU (test_triton_compiled.py).
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -40,6 +42,34 @@ def tile_config(users: int, items: int, warps: int, registers: int) -> triton.Co
 EXACT = [tile_config(*of) for of in ((16, 64, 4, 168), (32, 64, 4, 255), (64, 64, 8, 255))]
 ON_TENSOR_CORES = [tile_config(*of) for of in ((16, 64, 4, 168), (32, 64, 4, 168), (64, 64, 8, 255), (128, 64, 8, 255))]
 FEWEST_ITEMS = 64  # of a tile
+USER_CLASSES, FEW_THRESHOLDS = (16, 64, 256), 32  # sizes that tiles are chosen for: see size_class
+
+
+def size_class(n_users: int, n_thresholds: int) -> int:
+    """Calls of one class share the tile that its first call has found best: there are eight, by how many programs of a tile
+    the users fill, and by whether the product or the counting takes longer. All rounds of `sample` have many thresholds."""
+    return 2 * sum(n_users > size for size in USER_CLASSES) + (n_thresholds > FEW_THRESHOLDS)
+
+
+class Trials:
+    """Of the autotuner: each run counts anew, and counts every user, whatever `live` says, which is put back after it."""
+
+    live: Tensor | None = None
+
+    def before(self, arguments: dict[str, Any], reset_only: bool = False) -> None:
+        arguments["out"].zero_()
+        arguments["nan_at"].fill_(-1)
+        if arguments["live"] is not None and not reset_only:
+            self.live = arguments["live"].clone()
+            arguments["live"].fill_(arguments["n_users"])
+
+    def after(self, arguments: dict[str, Any], exception: Exception | None) -> None:
+        if self.live is not None:
+            arguments["live"].copy_(self.live)
+            self.live = None
+
+
+TRIALS = Trials()
 
 
 def configs_of(configs: object, _: object, PRECISION: str, **unused: object) -> list[triton.Config]:
@@ -89,25 +119,34 @@ def product(
 
 @triton.autotune(
     EXACT + ON_TENSOR_CORES,
-    key=["d", "PRECISION"],
-    reset_to_zero=["out"],
+    key=["d", "PRECISION", "size_class"],
+    pre_hook=TRIALS.before,
+    post_hook=TRIALS.after,
     prune_configs_by={"early_config_prune": configs_of},
 )
-@triton.jit
+@triton.jit(do_not_specialize=["size_class"])
 def count_tiles(
-    users, items, item_bias, scores, thresholds, ties, live, out, nan_at,
-    n_users, n_items, d, n_thresholds, tiles, user_stride, item_stride, item_offset,
-    PRECISION: tl.constexpr, BIAS: tl.constexpr, SCORED: tl.constexpr, LIVE: tl.constexpr,
+    users, items, item_bias, scores, thresholds, ties, rows, live, out, nan_at,
+    n_users, n_items, d, n_thresholds, user_stride, item_stride, item_offset, tiles, size_class,
+    PRECISION: tl.constexpr, BIAS: tl.constexpr, SCORED: tl.constexpr, ROWS: tl.constexpr, LIVE: tl.constexpr,
     D: tl.constexpr, USERS: tl.constexpr, ITEMS: tl.constexpr, THRESHOLDS: tl.constexpr,
 ):  # fmt: skip
-    """Adds to out [B, C] int32 how many items of a run come before each threshold; items are scored, or SCORED [B, N] already."""
+    """Adds to out [B, C] int32 how many items of a run come before each threshold; items are scored, or SCORED [B, N] already.
+
+    ROWS: the users are rows [B] of the tables.
+    """
     first_user = tl.program_id(0).to(tl.int64) * USERS
     user = first_user + tl.arange(0, USERS)
+    if LIVE:
+        n_users = tl.minimum(n_users, tl.load(live))
     in_users = user < n_users
+    row = user
+    if ROWS:
+        row = tl.load(rows + user, mask=in_users, other=0)
     first = tl.program_id(1).to(tl.int64) * (tiles * ITEMS)
     stop = tl.minimum(first + tiles * ITEMS, n_items)
     if LIVE:  # no tile for users of whom none is
-        stop = tl.where(first_user < tl.load(live), stop, first)
+        stop = tl.where(first_user < n_users, stop, first)
     for tile in range(first, stop, ITEMS):
         column = tl.arange(0, ITEMS)
         item = tile + column.to(tl.int64)
@@ -117,7 +156,7 @@ def count_tiles(
             score = tl.load(scores + user[:, None] * n_items + item[None, :], mask=inside, other=0.0)
         else:
             score = product(
-                users, items, item_bias, user, item, d, user_stride, item_stride, in_users, in_items,
+                users, items, item_bias, row, item, d, user_stride, item_stride, in_users, in_items,
                 PRECISION, BIAS, D, USERS, ITEMS,
             )  # fmt: skip
         bad = inside & (score != score)
@@ -145,15 +184,21 @@ def count_tiles(
 
 @triton.jit
 def count_seen(
-    users, items, item_bias, scores, thresholds, ties, live, indptr, indices, out,
-    n_items, d, n_thresholds, user_stride, item_stride, item_offset,
-    BIAS: tl.constexpr, SCORED: tl.constexpr, LIVE: tl.constexpr, BLOCK: tl.constexpr, THRESHOLDS: tl.constexpr,
+    users, items, item_bias, scores, thresholds, ties, rows, live, out, indptr, indices,
+    n_users, n_items, d, n_thresholds, user_stride, item_stride, item_offset,
+    BIAS: tl.constexpr, SCORED: tl.constexpr, ROWS: tl.constexpr, LIVE: tl.constexpr,
+    BLOCK: tl.constexpr, THRESHOLDS: tl.constexpr,
 ):  # fmt: skip
     """Takes the seen items of one user off again."""
     user = tl.program_id(0).to(tl.int64)
-    begin, end = tl.load(indptr + user), tl.load(indptr + user + 1)
     if LIVE:
-        end = tl.where(user < tl.load(live), end, begin)
+        n_users = tl.minimum(n_users, tl.load(live))
+    row = user
+    if ROWS:
+        row = tl.load(rows + user, mask=user < n_users, other=0)
+    begin, end = tl.load(indptr + row), tl.load(indptr + row + 1)
+    if LIVE:
+        end = tl.where(user < n_users, end, begin)
     for first in range(begin, end, BLOCK):
         at = first + tl.arange(0, BLOCK)
         id = tl.load(indices + at, mask=at < end, other=-1)
@@ -163,7 +208,7 @@ def count_seen(
         if SCORED:
             score = tl.load(scores + user * n_items + item, mask=wanted, other=0.0)
         else:
-            owner = tl.zeros([BLOCK], tl.int64) + user
+            owner = tl.zeros([BLOCK], tl.int64) + row
             score = chain(users, items, item_bias, owner, item, d, user_stride, item_stride, wanted, BIAS)
         key = tl.where(wanted, order_bits(score), -2147483648)
         for block in range(0, n_thresholds, THRESHOLDS):
@@ -179,39 +224,46 @@ def count_above(
     f: Factors, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int, live: Tensor | None = None
 ) -> Tensor:
     """As in the reference; with `live`, int64 [], the counts of that many rows, the first, and anything in the others."""
-    counts, nan_at = _count(f.n_items, by_rows(f), None, thresholds, tie_ids, seen, item_offset, live)
+    out, nan_at = _zeros(thresholds), _nowhere(thresholds)
+    count(out, nan_at, f.n_items, by_rows(f), None, thresholds, tie_ids, seen, item_offset, live)
     checks.no_nan_at(nan_at, f.n_items, item_offset)
-    return counts
+    return precision.within_bounds(out.long())
 
 
 def count_above_block(
     scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int
 ) -> Tensor:
     """As in the reference."""
-    scores = scores.contiguous()
-    counts, nan_at = _count(scores.shape[1], None, scores, thresholds, tie_ids, seen, item_offset, None)
-    checks.no_nan_in_block(nan_at, scores.shape[1])
-    return counts
+    out, nan_at, n_items = _zeros(thresholds), _nowhere(thresholds), scores.shape[1]
+    count(out, nan_at, n_items, None, scores.contiguous(), thresholds, tie_ids, seen, item_offset)
+    checks.no_nan_in_block(nan_at, n_items)
+    return precision.within_bounds(out.long())
 
 
-def _count(
+def count(
+    out: Tensor,
+    nan_at: Tensor,
     n_items: int,
     f: Factors | None,
     scores: Tensor | None,
     thresholds: Tensor,
     tie_ids: Tensor,
     seen: Seen | None,
-    item_offset: int,
-    live: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+    item_offset: int = 0,
+    live: Tensor | None = None,
+    rows: Tensor | None = None,
+) -> None:
+    """Add the counts to `out` [B, C] int32, and put the place of a NaN into `nan_at` [] int64; both are contiguous.
+
+    `f` has its rows in one piece. The users are its rows and those of `seen`, or the ones listed in `rows` [B].
+    """
     thresholds, tie_ids = thresholds.contiguous(), tie_ids.contiguous()
-    n_users, n_thresholds = thresholds.shape
-    out = torch.zeros_like(tie_ids, dtype=torch.int32)
-    nan_at = torch.full((), -1, dtype=torch.int64, device=out.device)
+    n_users, n_thresholds = tie_ids.shape
     users, items, bias = f or (None, None, None)
     d, strides = (0, (0, 0)) if users is None or items is None else (users.shape[1], (users.stride(0), items.stride(0)))
-    flags = {"BIAS": bias is not None, "SCORED": scores is not None, "LIVE": live is not None}
-    tables = users, items, bias, scores, thresholds, tie_ids, live
+    flags = {"BIAS": bias is not None, "SCORED": scores is not None, "ROWS": rows is not None, "LIVE": live is not None}
+    tables = users, items, bias, scores, thresholds, tie_ids, rows, live, out
+    numbers = n_users, n_items, d, n_thresholds, *strides, item_offset
 
     tiles = max(TILES, triton.cdiv(n_items, MOST_RUNS * FEWEST_ITEMS))
 
@@ -220,13 +272,19 @@ def _count(
 
     if n_users and n_items:
         count_tiles[grid](
-            *tables, out, nan_at, n_users, n_items, d, n_thresholds, tiles, *strides, item_offset,
+            *tables, nan_at, *numbers, tiles, size_class(n_users, n_thresholds),
             PRECISION=precision.asked(), D=DEPTH, **flags, **FUSED,
         )  # fmt: skip
         if seen is not None and seen.indices.numel():
             count_seen[(n_users,)](
-                *tables, seen.indptr.contiguous(), seen.indices.contiguous(), out,
-                n_items, d, n_thresholds, *strides, item_offset,
+                *tables, seen.indptr.contiguous(), seen.indices.contiguous(), *numbers,
                 BLOCK=SEEN_BLOCK, THRESHOLDS=min(64, triton.next_power_of_2(max(1, n_thresholds))), **flags, **FUSED,
             )  # fmt: skip
-    return precision.within_bounds(out.long()), nan_at
+
+
+def _zeros(thresholds: Tensor) -> Tensor:
+    return torch.zeros_like(thresholds, dtype=torch.int32, memory_format=torch.contiguous_format)
+
+
+def _nowhere(thresholds: Tensor) -> Tensor:
+    return torch.full((), -1, dtype=torch.int64, device=thresholds.device)

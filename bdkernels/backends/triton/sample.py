@@ -1,4 +1,4 @@
-"""sample: proposals and their acceptance in Triton; the rounds around them are those of `sampling.sampler`, on the device.
+"""sample: proposals and their acceptance in Triton, stage by stage; round.py makes a whole round of the same functions.
 
 A proposal is Philox4x32-10 (32-bit products and exclusive ors, no memory) and a binary search in the user's seen row; an
 acceptance is Philox again, a logarithm and a log-weight in float64. 8 bytes a proposal out, 16 in: the floor is the launch.
@@ -6,6 +6,8 @@ acceptance is Philox again, a logarithm and a log-weight in float64. 8 bytes a p
 Proposals have the bits of the reference. Accepting compares float64 logarithms, whose last bits are the math library's own: once
 in about 10^15 proposals a backend may decide otherwise.
 """
+
+import struct
 
 import torch
 import triton
@@ -41,11 +43,32 @@ def philox(seed, index, stream, row_key, step):
 
 
 @triton.jit
-def random_words(seed, step, row_keys, at, wanted, start, size, STREAM: tl.constexpr):
-    """The words of pair number at, [B, size] in rows: of its row's key, and of index start + column."""
-    row_key = tl.load(row_keys + at // size, mask=wanted, other=0)
-    index = (start + at % size).to(tl.uint32)
-    return philox(seed.to(tl.int64), index, STREAM, row_key, step.to(tl.uint32))
+def random_words(seed, step, row_key, index, STREAM: tl.constexpr):
+    """The words of proposals number index of the rows with these keys."""
+    return philox(seed.to(tl.int64), index.to(tl.uint32), STREAM, row_key, step.to(tl.uint32))
+
+
+@triton.jit
+def unseen_item(hi, lo, indptr, indices, row, wanted, n_items, SEEN: tl.constexpr, BITS: tl.constexpr):
+    """The item that words hi and lo propose to each row, uniformly of those it has not seen; -1 if it has seen all."""
+    begin = tl.zeros_like(row)
+    count = tl.zeros_like(row)
+    if SEEN:
+        begin = tl.load(indptr + row, mask=wanted, other=0)
+        count = tl.load(indptr + row + 1, mask=wanted, other=0) - begin
+    unseen = n_items - count
+    m = unseen.to(tl.uint64)
+    nth = ((hi.to(tl.uint64) * m + (lo.to(tl.uint64) * m >> 32)) >> 32).to(tl.int64)
+    passed = tl.zeros_like(row)  # seen items with at most nth unseen ones before them
+    if SEEN:
+        for _ in range(0, BITS):
+            inside = wanted & (passed < count)
+            middle = (passed + count) // 2
+            id = tl.load(indices + begin + middle, mask=inside, other=0)
+            before = id - middle <= nth
+            passed = tl.where(inside & before, middle + 1, passed)
+            count = tl.where(inside & (before == 0), middle, count)
+    return tl.where(nth < unseen, nth + passed, -1)
 
 
 @triton.jit(do_not_specialize=["seed", "step", "start"])
@@ -56,26 +79,10 @@ def propose_block(
     """out [B, size]: proposals start, start + 1, ... of each user: uniform unseen items, -1 where there are none."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     wanted = at < n
-    hi, lo, _, _ = random_words(seed, step, row_keys, at, wanted, start, size, STREAM)
     row = at // size
-    begin = tl.zeros_like(at)
-    count = tl.zeros_like(at)
-    if SEEN:
-        begin = tl.load(indptr + row, mask=wanted, other=0)
-        count = tl.load(indptr + row + 1, mask=wanted, other=0) - begin
-    unseen = n_items - count
-    m = unseen.to(tl.uint64)
-    nth = ((hi.to(tl.uint64) * m + (lo.to(tl.uint64) * m >> 32)) >> 32).to(tl.int64)
-    passed = tl.zeros_like(at)  # seen items with at most nth unseen ones before them
-    if SEEN:
-        for _ in range(0, BITS):
-            inside = wanted & (passed < count)
-            middle = (passed + count) // 2
-            id = tl.load(indices + begin + middle, mask=inside, other=0)
-            before = id - middle <= nth
-            passed = tl.where(inside & before, middle + 1, passed)
-            count = tl.where(inside & (before == 0), middle, count)
-    tl.store(out + at, tl.where(nth < unseen, nth + passed, -1), mask=wanted)
+    row_key = tl.load(row_keys + row, mask=wanted, other=0)
+    hi, lo, _, _ = random_words(seed, step, row_key, start + at % size, STREAM)
+    tl.store(out + at, unseen_item(hi, lo, indptr, indices, row, wanted, n_items, SEEN, BITS), mask=wanted)
 
 
 @triton.jit
@@ -103,30 +110,42 @@ def log_weight(gap, rank_guide, parameter, KIND: tl.constexpr):
         return tl.zeros_like(gap)
 
 
-@triton.jit(do_not_specialize=["seed", "step", "start"])
+@triton.jit
+def is_accepted(hi, lo, guide, learner, count, parameter, KIND: tl.constexpr, FLIPPED: tl.constexpr):
+    """Whether proposals of these ranks, by rows with `count` candidates, are draws; `parameter` has the bits of a float64."""
+    u = (((hi.to(tl.uint64) << 20) | (lo >> 12).to(tl.uint64)).to(tl.float64) + 0.5) * 2.220446049250313e-16
+    delta = guide - learner
+    if FLIPPED:
+        delta = -delta
+    many = count.to(tl.float64)
+    p = parameter.to(tl.int64).to(tl.float64, bitcast=True)
+    weight = log_weight(delta.to(tl.float64) / many, guide, p, KIND)
+    most = log_weight((count - 1).to(tl.float64) / many, tl.zeros_like(guide) + 1, p, KIND)
+    return tl.log(u) < weight - most  # false for NaN, where there is no weight anywhere
+
+
+@triton.jit(do_not_specialize=["parameter", "seed", "step", "start"])
 def accept_block(
     row_keys, rank_guide, rank_learner, candidates, parameter, out, seed, step, start, n, size,
     STREAM: tl.constexpr, KIND: tl.constexpr, FLIPPED: tl.constexpr, TO_TEACHER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out [B, size] uint8: 1 where the proposal is a draw; parameter float64 [1]."""
+    """out [B, size] uint8: 1 where the proposal is a draw."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     wanted = at < n
-    a, b, c, d = random_words(seed, step, row_keys, at, wanted, start, size, STREAM)
+    row_key = tl.load(row_keys + at // size, mask=wanted, other=0)
+    a, b, c, d = random_words(seed, step, row_key, start + at % size, STREAM)
     hi, lo = a, b
     if TO_TEACHER:
         hi, lo = c, d
-    u = (((hi.to(tl.uint64) << 20) | (lo >> 12).to(tl.uint64)).to(tl.float64) + 0.5) * 2.220446049250313e-16
     guide = tl.load(rank_guide + at, mask=wanted, other=1)
-    delta = guide - tl.load(rank_learner + at, mask=wanted, other=1)
-    if FLIPPED:
-        delta = -delta
+    learner = tl.load(rank_learner + at, mask=wanted, other=1)
     count = tl.load(candidates + at // size, mask=wanted, other=1)
-    many = count.to(tl.float64)
-    p = tl.load(parameter)
-    weight = log_weight(delta.to(tl.float64) / many, guide, p, KIND)
-    most = log_weight((count - 1).to(tl.float64) / many, tl.zeros_like(guide) + 1, p, KIND)
-    # A NaN, where there is no weight anywhere, compares false.
-    tl.store(out + at, (tl.log(u) < weight - most).to(tl.uint8), mask=wanted)
+    tl.store(out + at, is_accepted(hi, lo, guide, learner, count, parameter, KIND, FLIPPED).to(tl.uint8), mask=wanted)
+
+
+def bits_of(parameter: float) -> int:
+    """The bits of a float64: an argument that is a float would be rounded to float32."""
+    return int(struct.unpack("<q", struct.pack("<d", parameter))[0])
 
 
 def propose(seed: int, step: int, row_keys: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
@@ -159,9 +178,8 @@ def accept(
     out = torch.empty_like(rank_guide, dtype=torch.bool, memory_format=torch.contiguous_format)
     if count := out.numel():
         ranks = rank_guide.contiguous(), rank_learner.contiguous()
-        sharpness = torch.full((1,), parameter, dtype=torch.float64, device=out.device)  # an argument would be float32
         accept_block[(triton.cdiv(count, BLOCK),)](
-            row_keys.contiguous(), *ranks, n.contiguous(), sharpness, out.view(torch.uint8), seed, step, start,
+            row_keys.contiguous(), *ranks, n.contiguous(), bits_of(parameter), out.view(torch.uint8), seed, step, start,
             count, out.shape[1],
             STREAM=reference.ACCEPT, KIND=KINDS.index(kind), FLIPPED=flipped, TO_TEACHER=to_teacher, BLOCK=BLOCK,
             **ROUNDED,
