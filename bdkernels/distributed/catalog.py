@@ -95,7 +95,9 @@ class ShardedCatalog:
 
     @property
     def traffic(self) -> int:
-        """Bytes that this process has handed to collectives since the start, its own part of the results included."""
+        """Bytes that this process has sent in collectives since the start, its own part of the results included. What all gather
+        counts once for each process, and a sum of all twice, as in a ring.
+        """
         return self._exchange.traffic
 
     @_exact()
@@ -175,8 +177,9 @@ class ShardedCatalog:
     ) -> Samples:
         """Items by the discrepancy of their ranks over all shards, the same draws as on one process; see `bdkernels.sample`.
 
-        A round of proposals moves O(B C) numbers, like `rank`. Users whose weights are so peaked that proposals are hardly ever
-        accepted draw from a full row, and only for these does the traffic grow with the catalog: O(N) scores of both models.
+        A round of proposals moves O(B C) numbers, like `rank`, in four collectives, of which the host waits for one. Users whose
+        weights are so peaked that proposals are hardly ever accepted draw from a full row, and only for these does the traffic
+        grow with the catalog: O(N) scores of both models.
 
         Args:
             teacher, student: user_factors [B, d], this process's; item_factors [n, d] and item_bias [n], this process's shard.

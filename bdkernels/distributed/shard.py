@@ -114,22 +114,21 @@ class Visit(NamedTuple):
         """
         start, stop = self.catalog.offsets[self.exchange.rank :][:2]
         owned = (ids >= start) & (ids < stop)
-        most = ids.shape[1] if owned.numel() and stop > start else 0
-        if (
-            most and owned.device.type not in checks.ASSERTS
-        ):  # to ask would wait for the device, and costs more than it saves
-            most = int(owned.sum(1).max())
-        columns = owned.logical_not().sort(dim=1, stable=True).indices[:, :most]  # a row's own items first
-        there, some = owned.gather(1, columns), ids.gather(1, columns)
+        columns, some, there = None, ids, owned
+        # Where to ask how many are here would wait for the device, all are scored.
+        if ids.device.type not in checks.ASSERTS:
+            most = int(owned.sum(1).max()) if owned.numel() else 0
+            columns = owned.logical_not().sort(dim=1, stable=True).indices[:, :most]  # a row's own items first
+            some, there = ids.gather(1, columns), owned.gather(1, columns)
 
         def bits(name: str) -> Tensor:
-            out = torch.zeros_like(ids, dtype=torch.int32)
-            if most:
-                scores = self.steps.score(self.models[name], (some - start).clamp(0, stop - start - 1))
-                scores = scores.masked_fill(~there, 0.0)
-                checks.no_nan_listed(scores, some)
-                out.scatter_(1, columns, scores.nan_to_num(0.0, torch.inf, -torch.inf).view(torch.int32))
-            return out
+            if stop == start or not some.numel():
+                return none()
+            scores = self.steps.score(self.models[name], (some - start).clamp(0, stop - start - 1))
+            scores = scores.masked_fill(~there, 0.0)
+            checks.no_nan_listed(scores, some)
+            found = scores.nan_to_num(0.0, torch.inf, -torch.inf).view(torch.int32)
+            return found if columns is None else none().scatter_(1, columns, found)
 
         def none() -> Tensor:
             return torch.zeros_like(ids, dtype=torch.int32)
