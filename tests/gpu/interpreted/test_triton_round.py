@@ -1,10 +1,8 @@
-"""The Triton kernels of a round of the sampler: what the reference's stages do to the same state; and what a call dispatches."""
+"""The Triton kernels of a round of the sampler: what the reference's stages do to the same state."""
 
 import by_steps
 import pytest
 import torch
-from dispatches import dispatched
-from draws import numbered
 from interpreter import strict
 
 import bdkernels as bd
@@ -87,21 +85,3 @@ def test_a_count_below_none_is_none(monkeypatch):
     monkeypatch.setattr(round, "count", too_few)
     round.draw_round(s, 0, 20)  # ranks are 1, whose weight is the largest: all are accepted
     assert (s.hits[0, [5, 0, 3]] >= 4).all()
-
-
-@pytest.mark.parametrize("k", [1, 8, 32])
-def test_a_call_dispatches_little(k):
-    """`sample`: a few launches a round, a question to the device after each, and what checks the arguments."""
-    users, items = torch.randn(2, 5), torch.randn(60, 5)
-    f = bd.Factors(users, items), bd.Factors(users[:, :3], items[:, :3] + 0.3 * torch.randn(60, 3))
-    seen = bd.Seen.from_pairs(torch.arange(2), torch.arange(2), 2)
-
-    def call():
-        draws.append(bd.sample(*f, k, seen, **numbered(f[0], seed=3), backend="triton"))
-
-    draws = []
-    with strict(config=0):
-        found = dispatched(call, "triton")
-    print(k, found.total(), dict(found))
-    assert found.total() <= 60 and found["launch"] in (6, 12)
-    assert draws[0].to_student.mask.all() and draws[0].to_teacher.mask.all()
