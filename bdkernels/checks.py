@@ -378,6 +378,12 @@ def rule(r: Rule) -> None:
         within("eps", r.eps, ranges.EPS)
 
 
+def rate(lr: Tensor, table: Tensor) -> None:
+    """A learning rate [], float64 on the CPU, or as the tables are."""
+    host = lr.device.type == "cpu" and lr.dtype == torch.float64
+    tensor("lr", lr, (), (torch.float64 if host else table.dtype,), lr.device if host else table.device)
+
+
 def step(s: StepInputs) -> None:
     tables(*s.tables)
     device, dtype, n_rows = s.user_table.device, (s.user_table.dtype,), s.users.shape[0]
@@ -418,6 +424,18 @@ def own_step(s: StepInputs) -> StepInputs:
         s.user_table, s.item_table, s.item_bias, users, positives, negatives, listed, s.guide_scores, mask,
         s.cf, s.distill_weight, s.tau_learner, s.tau_guide,
     )  # fmt: skip
+
+
+def asserts_ids(s: StepInputs) -> bool:
+    """Whether the ids of this step are asserted in its device's queue, by `queued_ids`, and `own_step` need not look at them."""
+    return _asserts(s.users)
+
+
+def queued_ids(fine: Tensor, n_users: int, n_items: int) -> None:
+    """What a kernel found of the ids of a step: int64 [], 0 where one is out of range."""
+    if _asserts(fine):
+        expected = f"ids in [0, {n_users}) of users and in [0, {n_items}) of items"
+        torch._assert_async(fine, f"users, positives, negatives, distill_ids: expected {expected}")
 
 
 def _in_range(users: Tensor, n_users: int, items: tuple[Tensor, Tensor, Tensor], n_items: int) -> bool:

@@ -371,7 +371,8 @@ def fused_step(
     result does not depend on the thread count. On an error nothing has changed.
 
     torch.compile makes constants of the numbers in a global variable, so hand it the optimizer as an argument; lr may then change
-    from step to step. A captured CUDA graph repeats the numbers of its capture: lr, and the step that SparseAdam's lr_t uses.
+    from step to step. A captured CUDA graph repeats the numbers of its capture, but for those that the optimizer has on the
+    device: an lr that is a tensor, and where it is `capturable` the count of steps, of which SparseAdam's lr_t depends.
 
     Args:
         optimizer: `SGD`, `Adagrad` or `SparseAdam` of (user_table, item_table, item_bias or None). Parameters that require
@@ -399,8 +400,8 @@ def fused_step(
     )  # fmt: skip
     if not step.typed():
         _check_step(step)
-    rule, lr = optimizer.rule(), None
-    if torch.compiler.is_dynamo_compiling():
+    rule, lr = optimizer.queued_rule()
+    if lr is None and torch.compiler.is_dynamo_compiling():
         rule, lr = rule._replace(lr=0.0), torch.ones((), dtype=torch.float64) * rule.lr
     cf_loss, distill_loss = torch.ops.bdkernels.fused_step(
         *step, optimizer.row_state(), *rule, lr, backend="" if backend is None else _name(backend)

@@ -35,9 +35,13 @@ class RowOptimizer(torch.optim.Optimizer):
             what `fused_loss` takes. Rows may be strided, columns not. They are changed in place, so no two of them may have a
             number in common. Those of 16 MB and more on
             a CPU, and their state, are put on large pages where Linux has them (see `pages`).
-        defaults: the rule's settings by the names of torch.optim. lr: 0 or in the normal range of float32. weight_decay:
-            weight_decay * row is added to the gradient of the touched rows, of these alone; the same range.
+        defaults: the rule's settings by the names of torch.optim. lr: 0 or in the normal range of float32; or a tensor [] on the
+            tables' device, which each step reads there, also one that a CUDA graph replays: of its value a step on a CPU checks
+            that it is a finite float32 and not below 0, and one on a GPU nothing. weight_decay: weight_decay * row is added to
+            the gradient of the touched rows, of these alone; the same range as of a number lr.
         initial: the value that the state begins with.
+        capturable: count steps on the tables' device, so that a `fused_step` which a CUDA graph captured counts on in each
+            replay, and SparseAdam's lr_t with it. All other numbers, and lr where it is no tensor, are those of the capture.
 
     Raises:
         ValueError: a wrong table or setting. Settings are checked again at each step.
@@ -48,7 +52,9 @@ class RowOptimizer(torch.optim.Optimizer):
     fixed: ClassVar[dict[str, Any]] = {}  # torch's settings that have this one value here
     _opt_called = True  # so that schedulers do not warn: they look for calls of step(), and most steps are others
 
-    def __init__(self, params: Sequence[Tensor | None], defaults: dict[str, Any], initial: float = 0.0) -> None:
+    def __init__(
+        self, params: Sequence[Tensor | None], defaults: dict[str, Any], initial: float = 0.0, capturable: bool = False
+    ) -> None:
         user_table, item_table, item_bias = (*params, None) if len(params) == 2 else params
         if user_table is None or item_table is None:
             raise ValueError("params: expected user_table, item_table and item_bias or None, got None for a table")
@@ -59,7 +65,8 @@ class RowOptimizer(torch.optim.Optimizer):
         checks.own_memory(dict(zip(NAMES, tables, strict=False)))
         checks.within("weight_decay", defaults["weight_decay"], ranges.WEIGHT_DECAY)
         # In a dict, since torch.compile loses what is assigned to an attribute of a torch.optim.Optimizer.
-        self._numbers = {"step_count": 0, "initial": initial}
+        count = torch.zeros((), dtype=torch.float64, device=user_table.device) if capturable else 0
+        self._numbers: dict[str, Any] = {"step_count": count, "initial": initial}
         super().__init__(tables, defaults)
         for table in map(large_pages, tables):
             self.state[table] = {
@@ -98,11 +105,30 @@ class RowOptimizer(torch.optim.Optimizer):
         return found
 
     def rule(self) -> Rule:
-        """What the next step does. Raises ValueError for a setting out of its range."""
-        group = self.param_groups[0]
-        lr = float(group["lr"])
-        checks.within("lr", lr, ranges.LR)
-        return Rule(self.kind, lr, group["weight_decay"])
+        """What the next step does, in numbers: it waits for those on a device. Raises ValueError for one out of its range."""
+        rule, rate = self.queued_rule()
+        return rule if rate is None else rule._replace(lr=float(rate))
+
+    def queued_rule(self) -> tuple[Rule, Tensor | None]:
+        """The same, and in the place of its lr a tensor [] of the tables' dtype where that lr depends on a number which lies
+        beside the tables: nobody waits for it.
+        """
+        lr, table = self.param_groups[0]["lr"], self.user_table
+        if isinstance(lr, Tensor) and lr.device == table.device:
+            lr = lr.detach().double()
+        else:
+            lr = float(lr)
+            checks.within("lr", lr, ranges.LR)
+        rate = self._rate(lr, self._numbers["step_count"] + 1)
+        return (self._rule(0.0), rate.to(table.dtype)) if isinstance(rate, Tensor) else (self._rule(rate), None)
+
+    def _rule(self, lr: float) -> Rule:
+        """The numbers of the rule as they are now, but for lr."""
+        return Rule(self.kind, lr, self.param_groups[0]["weight_decay"])
+
+    def _rate(self, lr: Any, t: Any) -> Any:
+        """lr of step number t, from 1; either may be a tensor, and then it is one."""
+        return lr
 
     @property
     def step_count(self) -> int:
@@ -187,7 +213,8 @@ class RowOptimizer(torch.optim.Optimizer):
                 loaded = self.state[table].get(key)
                 tensor.fill_(self._numbers["initial"]) if loaded is None else tensor.copy_(loaded)
             self.state[table] = tensors
-        self._numbers["step_count"] = max(steps)
+        count = self._numbers["step_count"]
+        self._numbers["step_count"] = count.fill_(max(steps)) if isinstance(count, Tensor) else max(steps)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_numbers": self._numbers}
@@ -203,8 +230,15 @@ class SGD(RowOptimizer):
     kind = "sgd"
     fixed: ClassVar = {"momentum": 0, "dampening": 0, "nesterov": False, "maximize": False}
 
-    def __init__(self, params: Sequence[Tensor | None], lr: float = 1e-3, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+    def __init__(
+        self,
+        params: Sequence[Tensor | None],
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.0,
+        *,
+        capturable: bool = False,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay}, capturable=capturable)
 
 
 class Adagrad(RowOptimizer):
@@ -213,7 +247,7 @@ class Adagrad(RowOptimizer):
     Of torch's arguments lr_decay and maximize are not there; weight_decay is for the touched rows, and torch's refuses it.
 
     Args:
-        params, lr, weight_decay: see `RowOptimizer`.
+        params, lr, weight_decay, capturable: see `RowOptimizer`.
         initial_accumulator_value: where each sum of squares starts, >= 0.
         eps: added to the root; > 0, in the normal range of float32.
     """
@@ -224,19 +258,21 @@ class Adagrad(RowOptimizer):
     def __init__(
         self,
         params: Sequence[Tensor | None],
-        lr: float = 1e-2,
+        lr: float | Tensor = 1e-2,
         weight_decay: float = 0.0,
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
+        *,
+        capturable: bool = False,
     ) -> None:
         checks.within("eps", eps, ranges.EPS)
         checks.within("initial_accumulator_value", initial_accumulator_value, ranges.ACCUMULATOR)
         defaults = {"lr": lr, "weight_decay": weight_decay, "eps": eps}
         defaults["initial_accumulator_value"] = initial_accumulator_value
-        super().__init__(params, defaults, initial_accumulator_value)
+        super().__init__(params, defaults, initial_accumulator_value, capturable)
 
-    def rule(self) -> Rule:
-        return super().rule()._replace(eps=self.param_groups[0]["eps"])
+    def _rule(self, lr: float) -> Rule:
+        return super()._rule(lr)._replace(eps=self.param_groups[0]["eps"])
 
 
 class SparseAdam(RowOptimizer):
@@ -246,7 +282,7 @@ class SparseAdam(RowOptimizer):
     steps apart.
 
     Args:
-        params, lr, weight_decay: see `RowOptimizer`.
+        params, lr, weight_decay, capturable: see `RowOptimizer`.
         betas: decay of the two moments, each in [0, 1).
         eps: added to the root; > 0, in the normal range of float32.
     """
@@ -257,21 +293,27 @@ class SparseAdam(RowOptimizer):
     def __init__(
         self,
         params: Sequence[Tensor | None],
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        *,
+        capturable: bool = False,
     ) -> None:
         for beta in betas:
             checks.within("betas", beta, ranges.BETA)
         checks.within("eps", eps, ranges.EPS)
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults, capturable=capturable)
 
-    def rule(self) -> Rule:
+    def _rule(self, lr: float) -> Rule:
         group = self.param_groups[0]
-        (beta1, beta2), rule, t = group["betas"], super().rule(), self.step_count + 1
-        lr = rule.lr * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
-        return Rule(self.kind, lr, rule.weight_decay, beta1, beta2, group["eps"])
+        beta1, beta2 = group["betas"]
+        return Rule(self.kind, lr, group["weight_decay"], beta1, beta2, group["eps"])
+
+    def _rate(self, lr: Any, t: Any) -> Any:
+        beta1, beta2 = self.param_groups[0]["betas"]
+        return lr * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
 
 
 def sparse_step(optimizer: RowOptimizer, **rows: tuple[Tensor, Tensor]) -> None:

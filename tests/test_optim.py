@@ -173,3 +173,55 @@ def test_copies_go_on_alike(rule, how):
     assert same(before, results(optimizer)) and not same(before, results(twin))
     bd.fused_step(optimizer, *batch)
     assert same(results(optimizer), results(twin))
+
+
+@pytest.mark.parametrize("counts", ["on the device", "here"])
+@pytest.mark.parametrize("rate", ["number", "tensor"])
+def test_numbers_on_the_device_give_the_same_bits(rule, backend, rate, counts):
+    """A count of steps and an lr that are tensors, which a scheduler changes, against numbers; here all devices are the CPU."""
+    tables = start()
+    plain, other = make(rule, tables), make(rule, tables, capturable=counts == "on the device")
+    if rate == "tensor":
+        other.param_groups[0]["lr"] = torch.tensor(plain.param_groups[0]["lr"], dtype=torch.float64)
+    kept = other._numbers["step_count"], other.param_groups[0]["lr"]
+    schedulers = [torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.7) for optimizer in (plain, other)]
+    for step in range(7):
+        _, batch = tables_and_batch(5 + step, 1, 2, n_users=11, n_items=7, d=3)
+        losses = [bd.fused_step(optimizer, *batch, backend=backend).loss for optimizer in (plain, other)]
+        assert torch.equal(*losses) and same(results(plain), results(other))
+        for scheduler in schedulers:
+            scheduler.step()
+    give_gradients(list(plain.tables().values()), 0)
+    for table, twin in zip(other.tables().values(), plain.tables().values(), strict=True):
+        table.grad = twin.grad
+    plain.step(), other.step()
+    assert same(results(plain), results(other)) and plain.step_count == other.step_count == 8
+    for was, now in zip(kept, (other._numbers["step_count"], other.param_groups[0]["lr"]), strict=True):
+        assert was is now or not isinstance(was, torch.Tensor)  # a graph reads them where they were
+
+
+def test_a_captured_count_is_loaded_in_place(rule):
+    """Where a graph reads it; and a copy counts for itself."""
+    other = make(rule, start())
+    _, batch = tables_and_batch(5, 1, 2, n_users=11, n_items=7, d=3)
+    bd.fused_step(other, *batch)
+    optimizer = make(rule, list(other.tables().values()), capturable=True)
+    count = optimizer._numbers["step_count"]
+    optimizer.load_state_dict(other.state_dict())
+    assert optimizer._numbers["step_count"] is count and optimizer.step_count == 1
+    twin = copy.deepcopy(optimizer)
+    bd.fused_step(optimizer, *batch)
+    bd.fused_step(other, *batch)
+    assert (optimizer.step_count, twin.step_count) == (2, 1) and same(results(optimizer), results(other))
+    other.load_state_dict(optimizer.state_dict())
+    assert other._numbers["step_count"] == 2 and type(other._numbers["step_count"]) is int
+
+
+@pytest.mark.parametrize("lr", [-1.0, float("nan"), 1e39])
+def test_a_wrong_tensor_is_refused_where_it_can_be_read(rule, backend, lr):
+    optimizer = make(rule, start())
+    optimizer.param_groups[0]["lr"] = torch.tensor(lr, dtype=torch.float64)
+    _, batch = tables_and_batch(5, 1, 2, n_users=11, n_items=7, d=3)
+    with pytest.raises(ValueError, match="lr: expected a finite float32 >= 0, got "):
+        bd.fused_step(optimizer, *batch, backend=backend)
+    assert optimizer.step_count == 0 and same(results(optimizer)[:3], start())

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from bdkernels.types.factors import Factors
 from bdkernels.types.round import Round
-from bdkernels.types.rule import Rule
 from bdkernels.types.seen import Seen
 from bdkernels.types.step import StepInputs
 from bdkernels.weights import WeightCode
@@ -58,12 +57,14 @@ class Steps(NamedTuple):
         "distill_loss_backward"
     )
     fused_gradient: Callable[[StepInputs], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = Missing("fused_gradient")
-    fused_step: Callable[[StepInputs, list[Tensor], Rule], tuple[Tensor, Tensor]] = Missing("fused_step")
+    fused_step: Callable[..., tuple[Tensor, Tensor]] = Missing("fused_step")  # (StepInputs, list[Tensor], Rule)
     # The whole sampler in one call, where a backend has that; else `sampler` makes it of the steps above.
     draw: Callable[..., tuple[Tensor, Tensor]] | None = None
     # One round of it for the proposals start .. stop - 1, in place, where a backend has that; see types/round.py.
     draw_round: Callable[[Round, int, int], None] | None = None
     # No step waits for the device, and count_above takes `live`, int64 []: only so many rows, the first, have to be counted.
+    # fused_step takes `lr`, [] of the tables' dtype, in the place of the rule's, and asserts the ids of its batch itself where
+    # the device asserts; what is masked out may be any id there.
     queued: bool = False
     # A pass over the items is dear, whatever it counts: the sampler's rounds are few and large.
     few_rounds: bool = False

@@ -121,19 +121,21 @@ def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
 
 
 def fused_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return torch.ops.bdkernels_cuda.fused_gradient(*native.tables(s), *native.batch(s), _live(s), *native.objective(s))
+    live = native.or_empty(None if s.distill_mask is None else s.distill_mask.sum(), s.users)  # stays on the device
+    return torch.ops.bdkernels_cuda.fused_gradient(*native.tables(s), *native.batch(s), live, *native.objective(s))
 
 
-def fused_step(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
-    touches = *s.listed().flatten().sort(stable=True), *s.users.sort(stable=True)  # stable: sums have one order
+def fused_step(s: StepInputs, state: list[Tensor], rule: Rule, lr: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`lr`: float32 [] on the device, in the place of the rule's. Ids out of range are asserted on devices that assert."""
+    tables, batch = native.tables(s), native.batch(s)
+    counts, sizes = s.users.new_ones(2), (s.user_table.shape[0], s.item_table.shape[0])
+    keys = torch.ops.bdkernels_cuda.step_keys(*batch, *sizes, counts)
+    checks.queued_ids(counts[1], *sizes)
+    touches = keys.sort(stable=True)  # stable: sums have one order
     return torch.ops.bdkernels_cuda.fused_step(
-        *native.tables(s), state, *native.batch(s), _live(s), *touches, *native.objective(s), *native.rule(rule)
-    )
-
-
-def _live(s: StepInputs) -> Tensor:
-    """How many distilled entries count: a number that stays on the device."""
-    return native.or_empty(None if s.distill_mask is None else s.distill_mask.sum(), s.users)
+        *tables, state, *batch, counts[:1], *touches, counts[:0] if lr is None else lr,
+        *native.objective(s), *native.rule(rule),
+    )  # fmt: skip
 
 
 STEPS = Steps(

@@ -24,7 +24,8 @@ class DistillGradInputs(NamedTuple):
 class UpdateInputs(NamedTuple):
     """A step, the optimizer's state of its tables, one table after the other, and what it does to a row.
 
-    lr: [] float64 on the CPU, in the place of the rule's: of a number torch.compile makes a constant, and compiles again.
+    lr: [] in the place of the rule's: float64 on the CPU, since of a number torch.compile makes a constant, and compiles again;
+        or of the tables' dtype on their device, which a captured CUDA graph reads anew in each replay.
     """
 
     step: StepInputs
@@ -82,7 +83,7 @@ def _check_update(u: UpdateInputs) -> tuple[Tensor, Tensor]:
     s, state, rule, lr = u
     checks.step(s)
     if lr is not None:
-        checks.tensor("lr", lr, (), (torch.float64,), torch.device("cpu"))
+        checks.rate(lr, s.user_table)
     checks.in_place(*s.tables)
     checks.choice("rule", rule.kind, RULES)
     checks.state(list(s.named_tables.values()), state, RULES.index(rule.kind))
@@ -92,17 +93,23 @@ def _check_update(u: UpdateInputs) -> tuple[Tensor, Tensor]:
 
 def _fused_step(u: UpdateInputs, backend: str) -> tuple[Tensor, Tensor]:
     s, state, rule, lr = u
-    if lr is not None:
+    table = s.user_table
+    stages = steps(table.device, backend, table.dtype)
+    on_device = stages.queued and lr is not None and (lr.device, lr.dtype) == (table.device, table.dtype)
+    if lr is not None and not (
+        on_device and table.device.type in checks.ASSERTS
+    ):  # where nobody may wait for its value
         rule = rule._replace(lr=float(lr))
     if rule.lr not in ranges.STEP_SIZE:
         checks.within("lr", rule.lr, ranges.STEP_SIZE)
     if type(rule.lr) is not float:  # a Scalar may be an integer
         rule = rule._replace(lr=float(rule.lr))
-    mapped.trainable(s.user_table, s.item_table, s.item_bias)
+    mapped.trainable(*s.tables)
     tables = s.named_tables
     checks.own_memory(tables, state)
-    s = checks.own_step(s)
-    out = steps(s.user_table.device, backend, s.user_table.dtype).fused_step(s, state, rule)
+    if not (stages.queued and checks.asserts_ids(s)):
+        s = checks.own_step(s)
+    out = stages.fused_step(s, state, rule, *((lr,) if on_device else ()))
     checks.finite_losses(*out)
     increment_version([*tables.values(), *state])  # the kernels write behind autograd's back
     return out

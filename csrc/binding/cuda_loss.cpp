@@ -1,4 +1,5 @@
 // loss
+#include <limits>
 #include <tuple>
 #include <vector>
 
@@ -8,28 +9,38 @@
 namespace bdkernels::binding {
 namespace {
 
-// Everything of a step, by the names of cuda::StepOut; the gradient of items only where it is asked for.
+// Everything of a step, by the names of cuda::StepOut: with the gradient of the items, or with the users' rows for a fused
+// one.
 struct Step {
-  Tensor cf_rows, distill_rows, cf_loss, distill_loss, user_grad, item_grad, slopes;
+  Tensor rows, cf_loss, distill_loss, user_grad, slopes, of_items_or_users;
 
-  Step(const Tensor& like, const Batch& batch, int64_t d, bool items)
-      : cf_rows(torch::stable::new_empty(like, {batch.b}, ScalarType::Double)),
-        distill_rows(torch::stable::new_empty(like, {batch.b}, ScalarType::Double)),
+  Step(const Tensor& like, const Batch& batch, int64_t d, bool fused)
+      : rows(torch::stable::new_empty(like, {2, batch.b}, ScalarType::Double)),
         cf_loss(torch::stable::new_empty(like, {})),
         distill_loss(torch::stable::new_empty(like, {})),
         user_grad(torch::stable::new_empty(like, {batch.b, d})),
-        item_grad(torch::stable::new_empty(like, {items ? batch.b : 0, batch.width(), d})),
         slopes(torch::stable::new_empty(like, {batch.b, batch.width()})),
-        items_(items) {}
+        of_items_or_users(fused ? torch::stable::new_empty(like, {batch.b, d})
+                                : torch::stable::new_empty(like, {batch.b, batch.width(), d})),
+        b_(batch.b),
+        fused_(fused) {}
 
   cuda::StepOut out() {
-    return {out_of<double>(cf_rows),     out_of<double>(distill_rows), out_of<float>(cf_loss),
-            out_of<float>(distill_loss), out_of<float>(user_grad),     items_ ? out_of<float>(item_grad) : nullptr,
-            out_of<float>(slopes)};
+    double* sums = out_of<double>(rows);
+    float* further = out_of<float>(of_items_or_users);
+    return {sums,
+            sums + b_,
+            out_of<float>(cf_loss),
+            out_of<float>(distill_loss),
+            out_of<float>(user_grad),
+            fused_ ? nullptr : further,
+            out_of<float>(slopes),
+            fused_ ? further : nullptr};
   }
 
  private:
-  bool items_;
+  int64_t b_;
+  bool fused_;
 };
 
 // live: the sum of the mask, or empty like the mask.
@@ -44,41 +55,54 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_gradient(const Tensor& 
   const OnDevice device(user_table);
   const auto user_rows = table_of(user_table, "user_table"), item_rows = table_of(item_table, "item_table");
   const auto batch = batch_of(users, positives, negatives, distilled, guide, mask);
-  Step step(user_table, batch, user_rows.d, true);
+  Step step(user_table, batch, user_rows.d, false);
   cuda::fused_gradient(user_rows, item_rows, bias_of(bias), batch, {bpr, lambda, tau_learner, tau_guide, 0}, live_of(live),
                        step.out(), device.stream());
-  return {step.cf_loss, step.distill_loss, step.user_grad, step.item_grad, step.slopes};
+  return {step.cf_loss, step.distill_loss, step.user_grad, step.of_items_or_users, step.slopes};
 }
 
-cuda::Touches touches_of(const Tensor& ids, const Tensor& places, int64_t n) {
-  STD_TORCH_CHECK(ids.numel() == n && places.numel() == n, "bdkernels: touches: wrong size");
-  return {longs(ids, "touched ids"), longs(places, "places"), n};
+// counts [2], ones: see cuda::step_keys.
+Tensor step_keys(const Tensor& users, const Tensor& positives, const Tensor& negatives, const Tensor& distilled,
+                 const Tensor& guide, const Tensor& mask, int64_t n_users, int64_t n_items, Tensor counts) {
+  const OnDevice device(users);
+  const auto batch = batch_of(users, positives, negatives, distilled, guide, mask);
+  const int64_t n = batch.b * (batch.width() + 1);
+  STD_TORCH_CHECK(n <= cuda::kMostTouches, "bdkernels: batch: expected at most 2^31 - 4096 users and listed items, got ", n);
+  STD_TORCH_CHECK(counts.numel() == 2 && longs(counts, "counts") != nullptr, "bdkernels: counts: expected two");
+  const bool wide = n_users + n_items > std::numeric_limits<int32_t>::max();
+  Tensor keys = torch::stable::new_empty(users, {n}, wide ? ScalarType::Long : ScalarType::Int);
+  cuda::step_keys(batch, n_users, n_items, keys.mutable_data_ptr(), wide, out_of<int64_t>(counts), device.stream());
+  return keys;
+}
+
+cuda::Touches touches_of(const Tensor& keys, const Tensor& places, int64_t n) {
+  STD_TORCH_CHECK(keys.numel() == n && places.numel() == n, "bdkernels: touches: wrong size");
+  const bool wide = keys.scalar_type() == ScalarType::Long;
+  const void* sorted = wide ? static_cast<const void*>(longs(keys, "keys")) : data<int32_t>(keys, ScalarType::Int, "keys");
+  return {sorted, wide, longs(places, "places"), n};
 }
 
 std::tuple<Tensor, Tensor> fused_step(const Tensor& user_table, const Tensor& item_table, const Tensor& bias,
                                       std::vector<Tensor> state, const Tensor& users, const Tensor& positives,
                                       const Tensor& negatives, const Tensor& distilled, const Tensor& guide,
-                                      const Tensor& mask, const Tensor& live, const Tensor& item_ids,
-                                      const Tensor& item_places, const Tensor& user_ids, const Tensor& user_places, bool bpr,
-                                      double lambda, double tau_learner, double tau_guide, int64_t kind, double lr,
-                                      double weight_decay, double beta1, double beta2, double eps) {
+                                      const Tensor& mask, const Tensor& live, const Tensor& keys, const Tensor& places,
+                                      const Tensor& device_lr, bool bpr, double lambda, double tau_learner, double tau_guide,
+                                      int64_t kind, double lr, double weight_decay, double beta1, double beta2, double eps) {
   const OnDevice device(user_table);
-  const auto user_rows = table_of(user_table, "user_table"), item_rows = table_of(item_table, "item_table");
+  const auto rows = table_of(user_table, "user_table");
+  table_of(item_table, "item_table");
+  bias_of(bias);
   const auto batch = batch_of(users, positives, negatives, distilled, guide, mask);
-  const auto items = touches_of(item_ids, item_places, batch.b * batch.width());
-  const auto touched_users = touches_of(user_ids, user_places, batch.b);
+  const auto touches = touches_of(keys, places, batch.b * (batch.width() + 1));
   const Rule rule = rule_of(kind, lr, weight_decay, beta1, beta2, eps);
   const auto per_table = static_cast<size_t>(kind);
-  const auto user_training = trained_of(user_table, state, 0, per_table);
-  const auto item_training = trained_of(item_table, state, per_table, per_table);
-  const auto bias_training = bias.numel() ? trained_of(bias, state, 2 * per_table, per_table) : Trained{};
-  Step step(user_table, batch, user_rows.d, false);
-  cuda::fused_gradient(user_rows, item_rows, bias_of(bias), batch, {bpr, lambda, tau_learner, tau_guide, 0}, live_of(live),
-                       step.out(), device.stream());
-  const auto* slopes = static_cast<const float*>(step.slopes.const_data_ptr());
-  cuda::update_items(item_training, bias_training, user_rows, batch, slopes, rule, items, device.stream());
-  const auto* user_grad = static_cast<const float*>(step.user_grad.const_data_ptr());
-  cuda::update_users(user_training, user_grad, rule, touched_users, device.stream());
+  const cuda::Training of{trained_of(user_table, state, 0, per_table), trained_of(item_table, state, per_table, per_table),
+                          bias.numel() ? trained_of(bias, state, 2 * per_table, per_table) : Trained{}};
+  Step step(user_table, batch, rows.d, true);
+  Tensor partials = torch::stable::new_empty(user_table, {touches.n / cuda::kPiece + 1, rows.d + 1});
+  cuda::fused_step(of, batch, {bpr, lambda, tau_learner, tau_guide, 0}, live_of(live), step.out(), rule,
+                   device_lr.numel() ? data<float>(device_lr, ScalarType::Float, "lr") : nullptr, touches,
+                   out_of<float>(partials), device.stream());
   return {step.cf_loss, step.distill_loss};
 }
 
@@ -91,14 +115,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cuda, m) {
       "float tau_guide) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "fused_step(Tensor(a!) user_table, Tensor(b!) item_table, Tensor(c!) bias, Tensor(d!)[] state, Tensor users, "
-      "Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide, Tensor mask, Tensor live, Tensor item_ids, "
-      "Tensor item_places, Tensor user_ids, Tensor user_places, bool bpr, float distill_weight, float tau_learner, "
-      "float tau_guide, int kind, float lr, float weight_decay, float beta1, float beta2, float eps) -> (Tensor, Tensor)");
+      "Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide, Tensor mask, Tensor live, Tensor keys, "
+      "Tensor places, Tensor device_lr, bool bpr, float distill_weight, float tau_learner, float tau_guide, int kind, "
+      "float lr, float weight_decay, float beta1, float beta2, float eps) -> (Tensor, Tensor)");
+  m.def(
+      "step_keys(Tensor users, Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide, Tensor mask, "
+      "int n_users, int n_items, Tensor(a!) counts) -> Tensor");
 }
 
 BDKERNELS_CUDA_IMPL(m) {
   m.impl("fused_gradient", BDKERNELS_BOX(&fused_gradient));
   m.impl("fused_step", BDKERNELS_BOX(&fused_step));
+  m.impl("step_keys", BDKERNELS_BOX(&step_keys));
 }
 
 }  // namespace bdkernels::binding

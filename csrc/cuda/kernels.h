@@ -68,21 +68,35 @@ struct StepOut {
   float *cf_loss, *distill_loss;  // [] of the batch
   float *user_grad, *item_grad;   // [b, d], [b, width, d]
   float* slopes;                  // [b, width] of the loss in each score, which is the gradient of a bias
+  float* user_rows;               // [b, d] the users' rows as they were, or null
 };
 
 // live: [] how many distilled entries count, or null: all. objective.live is not read.
 void fused_gradient(const Rows& users, const Rows& items, const float* bias, const Batch& batch, const Objective& objective,
                     const int64_t* live, const StepOut& out, Stream stream);
 
-// Places of the batch, sorted by the row that each touches: n of both.
+// The row that each entry of a batch touches: keys [b * (width + 1)], int64 if `wide`, else int32, of the items id and of
+// the users n_items + id. counts [2] are ones before; then how many distilled entries count, and 0 if an id is out of range.
+void step_keys(const Batch& batch, int64_t n_users, int64_t n_items, void* keys, bool wide, int64_t* counts, Stream stream);
+
+struct Training {
+  Trained users, items, bias;  // bias.data may be null
+};
+
+// Those keys in their order, and where in the batch each one was: n of both.
 struct Touches {
-  const int64_t *ids, *places;
+  const void* keys;
+  bool wide;
+  const int64_t* places;
   int64_t n;
 };
 
-// The rule, once on each touched row. Items first: their gradients need the old user rows. bias.data may be null.
-void update_items(const Trained& items, const Trained& bias, const Rows& users, const Batch& batch, const float* slopes,
-                  const Rule& rule, const Touches& touches, Stream stream);
-void update_users(const Trained& users, const float* grads, const Rule& rule, const Touches& touches, Stream stream);
+constexpr int kPiece = 64;                                   // touches of a row that one warp adds up
+constexpr int64_t kMostTouches = (int64_t{1} << 31) - 4096;  // a sort takes no more either, and their numbers are 32-bit
+
+// The step, then the rule on each touched row. lr: [] in the place of the rule's, or null. partials: scratch
+// [touches.n / kPiece + 1, d + 1].
+void fused_step(const Training& of, const Batch& batch, const Objective& objective, const int64_t* live, const StepOut& out,
+                const Rule& rule, const float* lr, const Touches& touches, float* partials, Stream stream);
 
 }  // namespace bdkernels::cuda

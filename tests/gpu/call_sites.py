@@ -10,7 +10,7 @@ from compiled import call
 
 import bdkernels as bd
 from bdkernels.backends import precision
-from bdkernels.backends.triton import loss, rank, round, sample, score, topk
+from bdkernels.backends.triton import loss, rank, round, sample, score, topk, update
 from bdkernels.types.round import Round
 from bdkernels.types.rule import RULES, Rule
 from bdkernels.types.step import StepInputs
@@ -67,7 +67,7 @@ def call_sites(d: int = 64, dtype: torch.dtype = torch.float32, ks: tuple[int, .
         state = [torch.zeros(t.shape) for t in (users, items, bias) for _ in range(RULES.index(kind))]
         rule = Rule(kind, 0.1, 0.0, 0.9, 0.999, 1e-8)
         inputs = StepInputs(users, items, bias, *batch, None, "bce", 0.5, 1.0, 1.0)
-        yield f"update {kind}", lambda a=(inputs, state, rule): call(loss.fused_step, *a)
+        yield f"update {kind}", lambda a=(inputs, state, rule): call(update.fused_step, *a)
     for covered in (None, mask):
         named = "distill" if covered is None else "distill masked"
         both = scores, scores, 1.0, 2.0, covered

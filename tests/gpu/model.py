@@ -101,7 +101,7 @@ def calls() -> Iterator[Call]:
             lambda kernels, n=users: [topk(kernels, n, MILLION, 64, 100)], 2 * users * MILLION * 64, 4 * MILLION * 64,
         )  # fmt: skip
     yield Call(
-        "step", "step with Adam, 4,096 x 13", 0.1, 28, lambda _: [Launch("step", (), 1, 1, STEP_ROWS * STEP_BYTES)],
+        "step", "step with Adam, 4,096 x 13", 0.1, 19, lambda _: [Launch("step", (), 1, 1, STEP_ROWS * STEP_BYTES)],
         0, STEP_ROWS * STEP_BYTES,
     )  # fmt: skip
 

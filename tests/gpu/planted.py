@@ -20,6 +20,7 @@ CALLS = {
     "cores": "[os.environ.update(BDKERNELS_PRECISION='bf16'),"
     " bd.rank(bd.Factors(torch.ones(3, 36), torch.ones(70, 36)), torch.zeros(3, 2, dtype=int), backend='cuda')]",
     "update": "bd.fused_step(bd.SGD((torch.ones(1, 5), torch.ones(9, 5)), lr=0.1), *batch, backend='cuda')",
+    "pieces": "bd.fused_step(bd.SGD((torch.ones(1, 5), torch.ones(1, 5)), lr=0.1), *many, backend='cuda')",
 }
 PREPARED = """
 import os, torch, bdkernels as bd
@@ -27,6 +28,8 @@ from bdkernels.backends import cuda
 cuda.RANGES = 1  # lists that overflow
 one = torch.zeros(3, dtype=int)
 batch = one, one, torch.ones(3, 1, dtype=int), bd.Draws(torch.full((3, 2), 2), torch.ones(3, 2, dtype=bool)), torch.ones(3, 2)
+all_one, none = torch.zeros(65, dtype=int), torch.zeros(65, 0)  # touches of a user: one more than a piece has
+many = all_one, all_one, all_one[:, None], bd.Draws(none.long(), none.bool()), none
 """
 
 
@@ -173,7 +176,7 @@ FAULTS = {
         "step",
     ),
     "loss: past the parts of the sum": Fault(
-        SHARED, "loss.cu", "p < 2 * kSumThreads / kWarp;", "p < 2 * kSumThreads / kWarp + (FAULT ? 1 : 0);", "step"
+        SHARED, "loss.cu", "p < 2 * kWarps;", "p < 2 * kWarps + (FAULT ? 1 : 0);", "step"
     ),
     "loss: no barrier in the sum": Fault(
         RACE,
@@ -186,21 +189,48 @@ FAULTS = {
         RETURNED,
         "loss.cu",
         "double sums[2] = {0, 0};",
-        "if (FAULT && threadIdx.x >= 224) return;\n  double sums[2] = {0, 0};",
+        "if (FAULT && threadIdx.x >= 96) return;\n  double sums[2] = {0, 0};",
         "step",
     ),
+    "keys: users past the last": Fault(
+        GLOBAL, "loss.cu", "if (at < items + batch.b) {", "if (FAULT || at < items + batch.b) {", "update"
+    ),
+    "keys: all in one place": Fault(
+        RACE, "loss.cu", "keys[at] = static_cast<Key>(id);", "keys[FAULT ? 0 : at] = static_cast<Key>(id);", "update"
+    ),
     "update: touches past the last": Fault(
-        GLOBAL, "loss.cu", "i + lane < n && ids", "(FAULT || i + lane < n) && ids", "update"
+        GLOBAL, "loss.cu", "return at < n && keys", "return (FAULT || at < n) && keys", "update"
     ),
     "update: two warps change a row": Fault(
-        RACE, "loss.cu", "if (begin > 0 && ids[begin - 1]", "if (!FAULT && begin > 0 && ids[begin - 1]", "update"
+        RACE, "loss.cu", "const bool first = begin == 0 ||", "const bool first = FAULT || begin == 0 ||", "update"
     ),
     "update: a ballot of some": Fault(
         "lanes of one mask meet at different collectives",
         "loss.cu",
-        "touches = __popc(__ballot",
-        "if (!FAULT || k < factors) touches = __popc(__ballot",
+        "found = __popc(__ballot_sync(kAllLanes, mine));",
+        "if (!FAULT || k < d) found = __popc(__ballot_sync(kAllLanes, mine));",
         "update",
+    ),
+    "update: a sum past the last piece": Fault(
+        GLOBAL,
+        "loss.cu",
+        "const bool there = first + j < pieces;",
+        "const bool there = FAULT || first + j < pieces;",
+        "pieces",
+    ),
+    "update: two warps finish a row": Fault(
+        RACE,
+        "loss.cu",
+        "if (at > 0 && update.keys[at - kPiece] == key) return;",
+        "if (!FAULT && at > 0 && update.keys[at - kPiece] == key) return;",
+        "pieces",
+    ),
+    "update: a count of pieces by some": Fault(
+        "a barrier or warp collective is not reached by every thread",
+        "loss.cu",
+        "found = __popc(__ballot_sync(kAllLanes, update.touches(",
+        "if (FAULT && threadIdx.x % 32 > 8) return;\n    found = __popc(__ballot_sync(kAllLanes, update.touches(",
+        "pieces",
     ),
 }
 NUMBERS = {name: i for i, name in enumerate(FAULTS, 1)}

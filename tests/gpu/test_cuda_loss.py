@@ -5,7 +5,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 import bdkernels as bd
-from bdkernels import backends
+from bdkernels import backends, checks
 from bdkernels.backends import reference
 from bdkernels.types.rule import Rule
 from bdkernels.types.step import StepInputs
@@ -109,16 +109,85 @@ def test_update(cuda, cuda_device, rule, shape, cf, bias):
     assert all(torch.equal(mine, other) for mine, other in zip(got, again, strict=True))
 
 
-def test_one_row_touched_by_all(cuda, cuda_device):
-    """A run of touches longer than a warp, and one that ends with it."""
-    for b in (32, 33, 100):
-        inputs = step_inputs(b, 5, 0, 1, cuda_device, masked=False)
+@pytest.mark.parametrize("d", [5, 70])
+def test_one_row_touched_by_all(cuda, cuda_device, d):
+    """Runs of touches that end with a warp or a piece of 64, or one later, of few and of many pieces."""
+    for b in (32, 33, 64, 65, 100, 700):
+        inputs = step_inputs(b, d, 0, 1, cuda_device, masked=False)
         for ids in (inputs.users, inputs.positives, inputs.distill_ids):
             ids.zero_()
         mine, other, exact = copied(inputs), copied(inputs), in_float64(inputs)
         for steps, own in ((cuda, mine), (reference.STEPS, other), (reference.STEPS, exact)):
             steps.fused_step(own, [], RULES[0])
         assert_close(mine.tables, other.tables, exact.tables)
+
+
+def test_the_rest_of_a_batch_changes_no_bit_of_a_row(cuda, cuda_device):
+    """Long runs of touches, alone in a batch and behind others in one of twice the size, where all slopes are halved exactly."""
+    alone = step_inputs(256, 7, 1, 0, cuda_device, masked=False)
+    alone.positives.copy_(torch.randint(6, 8, (256,)))
+    alone.negatives.copy_(torch.randint(6, 9, (256, 1)))
+    alone.users.clamp_(min=3, max=5)
+    others = alone._replace(users=alone.users * 0, positives=alone.positives * 0 + 1, negatives=alone.negatives - 4)
+    both = [torch.cat(pair) for pair in zip(alone.batch[:-1], others.batch[:-1], strict=True)]
+    results = []
+    for batch, lr in ((alone.batch[:-1], 0.125), (both, 0.25)):
+        own = copied(StepInputs(*alone.tables, *batch, None, *alone[9:]))
+        cuda.fused_step(own, [], Rule("sgd", lr, 0.0))
+        results.append((own.user_table[3:6], own.item_table[6:9], own.item_bias[6:9]))
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert not torch.equal(results[0][0], alone.user_table[3:6])
+
+
+def test_keys_of_64_bits(cuda, cuda_device):
+    """Of more than 2^31 rows; users whose rows are one in memory, so only one of them is in the batch."""
+    inputs = step_inputs(70, 6, 1, 2, cuda_device)
+    users, item = inputs.user_table[:1], inputs.item_table
+    few = inputs._replace(user_table=users.clone(), users=inputs.users * 0)
+    many = inputs._replace(user_table=users.clone().expand(2**31, 6), users=inputs.users * 0 + 2**31 - 3)
+    (few, many), taken = map(copied_items, (few, many)), item.clone()
+    for own in (few, many):
+        cuda.fused_step(own, [], RULES[0])
+    assert torch.equal(few.user_table[0], many.user_table[-3])
+    assert all(torch.equal(one, other) for one, other in zip(few.tables[1:], many.tables[1:], strict=True))
+    assert torch.equal(item, taken) and not torch.equal(few.item_table, item)
+
+
+def copied_items(inputs):
+    return inputs._replace(item_table=inputs.item_table.clone(), item_bias=inputs.item_bias.clone())
+
+
+def test_a_rate_on_the_device(cuda, cuda_device):
+    """It is that of the rule, bit for bit."""
+    inputs, rule = step_inputs(33, 31, 3, 5, cuda_device), RULES[2]
+    state = [torch.rand_like(t) for t in inputs.tables for _ in range(2)]
+    results = []
+    for lr in ((), (torch.tensor(rule.lr, device=cuda_device),)):
+        mine, kept = copied(inputs), copied(state)
+        cuda.fused_step(mine, kept, rule._replace(lr=0.0) if lr else rule, *lr)
+        results.append([*mine.tables, *kept])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+    assert not torch.equal(results[0][0], inputs.user_table)
+
+
+def test_ids_are_asserted_in_the_queue(cuda, cuda_device, monkeypatch):
+    """Where the device asserts, the operator leaves the ids to the kernel. Simulated: an assertion on a GPU ends the process."""
+    if cuda_device.type != "cpu":
+        pytest.skip("an assertion on a GPU ends the process")
+    inputs = step_inputs(5, 4, 1, 2, cuda_device)
+    monkeypatch.setattr(checks, "ASSERTS", ("cpu",))
+    monkeypatch.setattr(checks, "own_step", None)
+    for name, row, value in (("users", 4, 1), ("positives", 0, -1), ("negatives", 3, 11), ("distill_ids", 2, 11)):
+        own = copied(inputs)
+        own.distill_mask[2] = True
+        getattr(own, name)[row] = value
+        users, positives, negatives, ids, guide, mask = own.batch
+        with pytest.raises(
+            RuntimeError, match=r"distill_ids: expected ids in \[0, 1\) of users and in \[0, 11\) of items"
+        ):
+            bd.fused_step(bd.SGD(own.tables), users, positives, negatives, bd.Draws(ids, mask), guide, backend="cuda")
+        mask[2] = name != "distill_ids"  # ids that are masked out may be any
+    bd.fused_step(bd.SGD(own.tables), users, positives, negatives, bd.Draws(ids, mask), guide, backend="cuda")
 
 
 def test_strided_tables(cuda, cuda_device):

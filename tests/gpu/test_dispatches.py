@@ -43,3 +43,19 @@ def test_a_call_dispatches_no_more_than(p, name):
     found = dispatched(partial(call, p), "cuda")
     print(name, found.total(), dict(found))
     assert 0 < found.total() <= bound, found
+
+
+def step(p, capturable):
+    """A step with Adam, whose optimizer is there."""
+    optimizer = bd.SparseAdam([t.clone() for t in p.tables], capturable=capturable)
+    return partial(bd.fused_step, optimizer, *p.batch, p.draws, p.guide, backend="cuda")
+
+
+@pytest.mark.parametrize(("capturable", "further"), [(False, 0), (True, 12)])
+def test_a_step_is_few_launches(p, capturable, further):
+    """Ones, keys, their check, one sort, step, update, finish, and the sum of both losses; for lr on the device its formula."""
+    found = dispatched(step(p, capturable), "cuda")
+    print(capturable, found.total(), dict(found))
+    assert found["aten::sort"] == 1 and found["launch"] == 4 * cuda.simulated()
+    assert found.total() - found["aten::new_empty"] <= 9 + further, found
+    assert found.total() <= 19 + further, found

@@ -192,6 +192,30 @@ def test_cuda_graph(name, stage):
 
 
 @needs_gpu
+def test_cuda_graph_counts_steps(name):
+    """A captured step of Adam counts on for its bias correction and reads its rate anew: it trains as one not captured does."""
+    p = problem().to(DEVICE)
+    rate = torch.tensor(0.1, dtype=torch.float64, device=DEVICE)
+    eager, replayed = (bd.SparseAdam([t.clone() for t in p.tables], lr, capturable=True) for lr in (0.1, rate))
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for optimizer in (eager, replayed):
+            bd.fused_step(optimizer, *p.batch, p.draws, p.guide)  # compiles, tunes
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        bd.fused_step(replayed, *p.batch, p.draws, p.guide)
+    for lr in (0.1, 0.1, 0.05):
+        rate.fill_(lr)
+        eager.param_groups[0]["lr"] = lr
+        bd.fused_step(eager, *p.batch, p.draws, p.guide)
+        graph.replay()
+    assert eager.step_count == replayed.step_count == 4
+    assert all(torch.equal(*pair) for pair in zip(eager.tables().values(), replayed.tables().values(), strict=True))
+
+
+@needs_gpu
 @EVERY_STAGE
 def test_stream_of_the_caller(name, stage):
     """The inputs change late, on another stream: whoever does not queue behind that reads the old ones."""

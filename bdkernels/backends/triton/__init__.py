@@ -21,7 +21,7 @@ def simulated() -> bool:
 
 def steps() -> Steps:
     """The stages; imports Triton."""
-    from bdkernels.backends.triton import loss, rank, round, sample, score, topk
+    from bdkernels.backends.triton import loss, rank, round, sample, score, topk, update
 
     return Steps(
         score.score,
@@ -34,7 +34,7 @@ def steps() -> Steps:
         loss.distill_loss,
         loss.distill_loss_backward,
         loss.fused_gradient,
-        loss.fused_step,
+        update.fused_step,
         draw_round=round.draw_round,
         queued=True,
     )

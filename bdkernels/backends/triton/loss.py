@@ -1,15 +1,12 @@
-"""loss: one learner's step, and the distillation loss alone, in Triton.
+"""loss: the gradient of one learner's step, and the distillation loss alone, in Triton; `update` makes a fused step of it.
 
 `fused_gradient` is one kernel, a program for each row of the batch: it gathers the user's and the listed items' rows once, and
 from registers come the scores, both losses, their slopes, the gradient of the user's row and those of the item rows. A row costs
 6 (1 + M + k) d operations and reads 4 (2 + M + k) d bytes; the item gradients write 4 (1 + M + k) d more. Nothing depends on
 the number of items. The floor is those bytes over the memory's bandwidth; arithmetic is far below what a GPU does meanwhile.
 
-`fused_step` writes no item gradient: a touch of an item adds slope * user row, which the second kernel gathers again, one
-program for each run of equal ids among the sorted touches, in the order of the batch, so sums are the same in every run. The rows
-of items and biases are updated before those of the users, whose old values they need.
-
-float32; sums over d are not in the order of the reference: results agree within rounding, and one device repeats its own bits.
+float32 but the sums of the losses; sums over d are not in the order of the reference: results agree within rounding, and one
+device repeats its own bits.
 """
 
 import torch
@@ -19,7 +16,6 @@ from torch import Tensor
 
 from bdkernels.backends import native
 from bdkernels.backends.triton.score import FUSED
-from bdkernels.types.rule import RULES, Rule
 from bdkernels.types.step import StepInputs
 
 PER_THREAD = 32  # numbers of gathered rows that a thread holds at most, where a configuration can keep to that
@@ -28,7 +24,7 @@ STEP_CONFIGS = [
     for columns, warps in ((8, 1), (16, 4), (8, 4), (8, 8))
 ]
 BLOCK = 1024  # scores of a program of the distillation loss
-TOUCHES = 8  # touches of one row whose parts are gathered together
+ROWS = 512  # rows whose losses are gathered together
 
 
 @triton.jit
@@ -72,12 +68,14 @@ def step_configs(configs: list[triton.Config], _: object, D: int, **unused: obje
 @triton.jit
 def step_rows(
     users_table, items_table, item_bias, users, positives, negatives, distilled, guide, mask, live_count,
-    cf_out, distill_out, user_grad, item_grad, slopes,
+    cf_out, distill_out, user_grad, user_rows, item_grad, slopes,
     user_stride, item_stride, d, n_negatives, n_distilled, n_rows, distill_weight, tau_learner, tau_guide,
     BPR: tl.constexpr, BIAS: tl.constexpr, MASK: tl.constexpr, ITEM_GRAD: tl.constexpr, D: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """One row: cf_out, distill_out [B], user_grad [B, d], slopes [B, 1 + M + k], and item_grad [B, 1 + M + k, d] if asked."""
+    """One row: cf_out, distill_out [B], user_grad [B, d], slopes [B, 1 + M + k], and item_grad [B, 1 + M + k, d] if asked, else
+    user_rows [B, d].
+    """
     row = tl.program_id(0).to(tl.int64)
     width = 1 + n_negatives + n_distilled
     k = tl.arange(0, D)
@@ -93,7 +91,7 @@ def step_rows(
     if not BPR:
         slope = -sigmoid(-score) / n_rows
         cf = softplus(-score)
-    scale = distill_weight / (tau_learner * tl.load(live_count).to(tl.float32))
+    scale = distill_weight / (tau_learner * tl.maximum(tl.load(live_count), 1).to(tl.float32))
     distill = 0.0
     gradient = tl.zeros([D], tl.float32)
     for first in range(0, n_negatives + n_distilled, COLUMNS):
@@ -132,59 +130,30 @@ def step_rows(
     tl.store(slopes + row * width, slope)
     if ITEM_GRAD:
         tl.store(item_grad + row * width * d + k, slope * u, mask=in_d)
+    else:
+        tl.store(user_rows + row * d + k, u, mask=in_d)
     tl.store(user_grad + row * d + k, gradient + slope * v, mask=in_d)
     tl.store(cf_out + row, cf)
     tl.store(distill_out + row, distill)
 
 
 @triton.jit
-def update_rows(
-    table, first_state, second_state, ids, places, sources, owners, slopes,
-    n_touches, width, d, table_stride, source_stride, lr, weight_decay, new1, new2, eps,
-    RULE: tl.constexpr, SLOPED: tl.constexpr, D: tl.constexpr, TOUCHES: tl.constexpr,
-):  # fmt: skip
-    """The rule on one row, by the program at the first of its touches; all others have nothing to do.
+def sum_losses(cf_rows, distill_rows, live_count, cf_loss, distill_loss, n_rows, ROWS: tl.constexpr):
+    """Losses of the batch from those of its rows."""
+    cf = tl.zeros([ROWS], tl.float64)
+    distill = tl.zeros([ROWS], tl.float64)
+    for first in range(0, n_rows, ROWS):
+        row = first + tl.arange(0, ROWS)
+        cf += tl.load(cf_rows + row, mask=row < n_rows, other=0.0).to(tl.float64)
+        distill += tl.load(distill_rows + row, mask=row < n_rows, other=0.0).to(tl.float64)
+    tl.store(cf_loss, (tl.sum(cf, 0) / tl.maximum(n_rows, 1)).to(tl.float32))
+    tl.store(distill_loss, (tl.sum(distill, 0) / tl.maximum(tl.load(live_count), 1)).to(tl.float32))
 
-    A touch at place p adds the row p of `sources`, or slopes[p] times that of the owner of p where SLOPED.
-    """
-    at = tl.program_id(0).to(tl.int64)
-    row = tl.load(ids + at)
-    is_first = tl.load(ids + tl.maximum(at - 1, 0)) != row
-    if (at == 0) | is_first:
-        k = tl.arange(0, D)
-        in_d = k < d
-        gradient = tl.zeros([D], tl.float32)
-        found = tl.full((), TOUCHES, tl.int32)
-        while found == TOUCHES:
-            touch = at + tl.arange(0, TOUCHES)
-            same = tl.load(ids + touch, mask=touch < n_touches, other=-1) == row
-            place = tl.load(places + touch, mask=same, other=0)
-            weight = 1.0
-            if SLOPED:
-                weight = tl.load(slopes + place, mask=same, other=0.0)[:, None]
-                place = tl.load(owners + place // width, mask=same, other=0)
-            wanted = same[:, None] & in_d[None, :]
-            parts = tl.load(sources + place[:, None] * source_stride + k[None, :], mask=wanted, other=0.0)
-            gradient += tl.sum(tl.where(wanted, weight * parts, 0.0), 0)
-            at += TOUCHES
-            found = tl.sum(same.to(tl.int32), 0)
-        own = table + row * table_stride + k
-        old = tl.load(own, mask=in_d, other=0.0)
-        gradient += weight_decay * old
-        state = row * d + k
-        if RULE == 1:
-            total = tl.load(first_state + state, mask=in_d, other=0.0) + gradient * gradient
-            tl.store(first_state + state, total, mask=in_d)
-            gradient = gradient / (tl.sqrt(total) + eps)
-        if RULE == 2:
-            mean = tl.load(first_state + state, mask=in_d, other=0.0)
-            mean += new1 * (gradient - mean)
-            square = tl.load(second_state + state, mask=in_d, other=0.0)
-            square += new2 * (gradient * gradient - square)
-            tl.store(first_state + state, mean, mask=in_d)
-            tl.store(second_state + state, square, mask=in_d)
-            gradient = mean / (tl.sqrt(square) + eps)
-        tl.store(own, old - lr * gradient, mask=in_d)
+
+@triton.jit
+def sum_rows(cf_rows, distill_rows, live_count, cf_loss, distill_loss, n_rows, ROWS: tl.constexpr):
+    """`sum_losses` alone."""
+    sum_losses(cf_rows, distill_rows, live_count, cf_loss, distill_loss, n_rows, ROWS)
 
 
 @triton.jit
@@ -240,7 +209,7 @@ def _distill(
 ) -> None:
     n = learner.numel()
     distill_block[(triton.cdiv(n, BLOCK),)](
-        learner.contiguous(), guide.contiguous(), _flags(mask), scale, sums, out, n, tau_learner, tau_guide,
+        learner.contiguous(), guide.contiguous(), flags(mask), scale, sums, out, n, tau_learner, tau_guide,
         MASK=mask is not None, BACKWARD=out is not None, BLOCK=BLOCK, **FUSED,
     )  # fmt: skip
 
@@ -252,68 +221,35 @@ def _live(scores: Tensor, mask: Tensor | None) -> Tensor:
     return mask.sum().clamp(min=1)
 
 
-def _flags(mask: Tensor | None) -> Tensor | None:
+def flags(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.contiguous().view(torch.uint8)
 
 
 def fused_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As in the reference."""
-    width, d = 1 + s.negatives.shape[1] + s.distill_ids.shape[1], s.user_table.shape[1]
-    item_grad = s.user_table.new_empty(s.users.shape[0], width, d)
-    cf_loss, loss, user_grad, slopes = _step(s, item_grad)
+    (n_rows, m), d, new = s.negatives.shape, s.user_table.shape[1], s.user_table.new_empty
+    width, live = 1 + m + s.distill_ids.shape[1], _live(s.distill_ids, s.distill_mask)
+    user_grad, item_grad, cf_loss, loss = new(n_rows, d), new(n_rows, width, d), new(()), new(())
+    *losses, slopes = step(s, live, user_grad, None, item_grad)
+    sum_rows[(1,)](*losses, live, cf_loss, loss, n_rows, ROWS=ROWS, **FUSED)
     return cf_loss, loss, user_grad, item_grad, slopes
 
 
-def _step(s: StepInputs, item_grad: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def step(
+    s: StepInputs, live: Tensor, user_grad: Tensor, user_rows: Tensor | None, item_grad: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both losses of each row, and the slopes; and what it writes to the other arguments."""
     (n_rows, n_negatives), n_distilled, d = s.negatives.shape, s.distill_ids.shape[1], s.user_table.shape[1]
     new = s.user_table.new_empty
-    cf_rows, distill_rows = new(n_rows), new(n_rows)
-    user_grad, slopes = new(n_rows, d), new(n_rows, 1 + n_negatives + n_distilled)
-    live = _live(s.distill_ids, s.distill_mask)
+    cf_rows, distill_rows, slopes = new(n_rows), new(n_rows), new(n_rows, 1 + n_negatives + n_distilled)
     if n_rows:
         tables = [t if t.stride(1) == 1 else t.contiguous() for t in (s.user_table, s.item_table)]
         bias, (*batch, mask), (bpr, *numbers) = s.item_bias, s.batch, native.objective(s)
         step_rows[(n_rows,)](
-            *tables, None if bias is None else bias.contiguous(), *(t.contiguous() for t in batch), _flags(mask), live,
-            cf_rows, distill_rows, user_grad, item_grad, slopes,
+            *tables, None if bias is None else bias.contiguous(), *(t.contiguous() for t in batch), flags(mask), live,
+            cf_rows, distill_rows, user_grad, user_rows, item_grad, slopes,
             tables[0].stride(0), tables[1].stride(0), d, n_negatives, n_distilled, n_rows, *numbers,
             BPR=bpr, BIAS=bias is not None, MASK=mask is not None, ITEM_GRAD=item_grad is not None,
             D=triton.next_power_of_2(max(1, d)), **FUSED,
         )  # fmt: skip
-    return cf_rows.sum() / max(1, n_rows), distill_rows.sum() / live, user_grad, slopes
-
-
-def fused_step(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
-    """As in the reference."""
-    cf_loss, loss, user_grad, slopes = _step(s, None)
-    listed = s.listed().flatten().sort(stable=True)
-    each = RULES.index(rule.kind)
-    states = [state[i : i + each] for i in range(0, len(state), each)] if each else [[], [], []]
-    _update(s.item_table, states[1], listed, s.user_table, s.users.contiguous(), slopes, rule)
-    if s.item_bias is not None:
-        _update(s.item_bias[:, None], states[2], listed, slopes.view(-1, 1), None, slopes, rule)
-    _update(s.user_table, states[0], s.users.sort(stable=True), user_grad, None, slopes, rule)
-    return cf_loss, loss
-
-
-def _update(
-    table: Tensor,
-    state: list[Tensor],
-    touches: tuple[Tensor, Tensor],
-    sources: Tensor,
-    owners: Tensor | None,
-    slopes: Tensor,
-    rule: Rule,
-) -> None:
-    ids, places = touches
-    n, d = ids.shape[0], table.shape[1]
-    if n == 0:
-        return
-    first, second = (*state, None, None)[:2]
-    update_rows[(n,)](
-        table, first, second, ids, places, sources, owners, slopes,
-        n, slopes.shape[1], d, table.stride(0), sources.stride(0),
-        rule.lr, rule.weight_decay, 1 - rule.beta1, 1 - rule.beta2, rule.eps,
-        RULE=RULES.index(rule.kind), SLOPED=owners is not None, D=triton.next_power_of_2(max(1, d)), TOUCHES=TOUCHES,
-        num_warps=1 if d <= 64 else 4, **FUSED,
-    )  # fmt: skip
+    return cf_rows, distill_rows, slopes

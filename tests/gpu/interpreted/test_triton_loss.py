@@ -2,12 +2,13 @@
 
 import pytest
 import torch
+from dispatches import dispatched
 from torch.utils._pytree import tree_map_only
 
 import bdkernels as bd
 from bdkernels import backends
 from bdkernels.backends import reference
-from bdkernels.backends.triton import loss
+from bdkernels.backends.triton import loss, update
 from bdkernels.types.rule import RULES, Rule
 from bdkernels.types.step import StepInputs
 
@@ -66,7 +67,7 @@ def test_update(size, kind, cf, bias):
     tables = inputs.tables[: 2 + bias]
     state = [torch.rand(t.shape) for t in tables for _ in range(RULES.index(kind))]
     results = []
-    for backend in (loss, reference):
+    for backend in (update, reference):
         own, mine = copied(inputs), copied(state)
         losses = backend.fused_step(own, mine, rule)
         results.append([*losses, *own.tables[: 2 + bias], *mine])
@@ -75,14 +76,65 @@ def test_update(size, kind, cf, bias):
     assert torch.equal(results[0][3][rest], inputs.item_table[rest])
 
 
-def test_many_touches_of_one_row():
-    inputs = step(25, 1, 0, 3, n_users=1, n_items=1)
+@pytest.mark.parametrize("piece", [8, 16])
+def test_many_touches_of_one_row(monkeypatch, piece):
+    """Of one piece, of a few and of more than are gathered together, one after the other in one batch."""
+    monkeypatch.setattr(update, "PIECE", piece)
+    inputs = step(25, 7, 0, 3, n_users=2, n_items=3)
+    inputs.positives.fill_(0)
+    inputs.negatives.fill_(1)
+    inputs.negatives[:9, 2] = 2
     results = []
-    for backend in (loss, reference):
+    for backend in (update, reference):
         own = copied(inputs)
         backend.fused_step(own, [], Rule("sgd", 0.1, 0.0))
         results.append(own.tables)
     assert_close(*results)
+
+
+def test_a_rate_on_the_device_and_wide_keys(monkeypatch):
+    """The bits of a rate that the rule has, and of keys of 32 bits."""
+    inputs, rule = step(5, 2, 3, 5), Rule("adam", 0.1, 0.01, 0.9, 0.99, 1e-6)
+    state = [torch.rand(t.shape) for t in inputs.tables for _ in range(2)]
+    results = []
+    for lr, narrow in ((), 100), ((torch.tensor(0.1),), 100), ((), 19):
+        monkeypatch.setattr(update, "NARROW", narrow)
+        own, mine = copied(inputs), copied(state)
+        losses = update.fused_step(own, mine, rule._replace(lr=0.0) if lr else rule, *lr)
+        results.append([*losses, *own.tables, *mine])
+    assert all(map(torch.equal, results[0], results[1])) and all(map(torch.equal, results[0], results[2]))
+    assert update.keys_of(inputs, torch.ones(2, dtype=torch.int64)).dtype == torch.int64
+
+
+def test_a_step_is_few_launches():
+    """What the interpreter itself does around a launch is not told apart: launches, and the operators that it never calls."""
+    inputs = step(5, 2, 3, 5, n_users=1)
+    optimizer = bd.SparseAdam([t.clone() for t in inputs.tables])
+    users, positives, negatives, ids, guide, mask = inputs.batch
+    batch = users * 0, positives, negatives, bd.Draws(ids, mask), guide
+    found = dispatched(lambda: bd.fused_step(optimizer, *batch, backend="triton"), "triton")
+    inner = ("launch", "aten::set_", "aten::empty", "aten::copy_", "aten::new_empty")
+    assert found["launch"] == 4
+    assert found.total() - sum(found[name] for name in inner) <= 5, found
+
+
+def test_ids_out_of_range_are_noted():
+    for name, row, value in (
+        ("users", 4, 9),
+        ("positives", 0, -1),
+        ("negatives", 3, 11),
+        ("distill_ids", 2, 11),
+        ("", 0, 0),
+    ):
+        own = step(5, 2, 3, 5, masked=False)
+        if name:
+            getattr(own, name)[row] = value
+        counts = torch.ones(2, dtype=torch.int64)
+        update.keys_of(own, counts)
+        assert counts.tolist() == [15, int(not name)]
+    counts = torch.ones(2, dtype=torch.int64)
+    update.keys_of(own := step(5, 2, 3, 5), counts)  # what is masked out may be anything
+    assert counts.tolist() == [int(own.distill_mask.sum()), 1]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
