@@ -134,23 +134,23 @@ def draw_round(s: Round, start: int, stop: int) -> None:
     size, n_rows, n_items = stop - start, len(s.rows), s.teacher.n_items
     models, row_keys = (by_rows(s.teacher), by_rows(s.student)), s.row_keys.contiguous()
     indptr, indices = (None, None) if s.seen is None else (s.seen.indptr.contiguous(), s.seen.indices.contiguous())
-    ids = s.rows.new_empty(n_rows, size)
-    scores = s.rows.new_empty(2, n_rows, size, dtype=torch.float32)
-    counts = s.rows.new_empty(2, n_rows, size, dtype=torch.int32)
+    ids, both_scores, both_counts = s.rows.new_empty(3, n_rows, size).unbind()  # one allocation
+    scores = both_scores.view(torch.float32).view(2, n_rows, size).unbind()
+    counts = both_counts.view(torch.int32).view(2, n_rows, size).unbind()
     propose_and_score[(triton.cdiv(n_rows * size, BLOCK),)](
         *models[0], *models[1], row_keys, indptr, indices, s.seed, s.step, s.rows, s.live,
-        ids, *scores.unbind(), *counts.unbind(), s.next_live,
+        ids, *scores, *counts, s.next_live,
         start, n_rows * size, size, n_items, *(f.user_factors.shape[1] for f in models),
         *(t.stride(0) for f in models for t in f[:2]),
         STREAM=reference.PROPOSE, TEACHER_BIAS=models[0].item_bias is not None,
         STUDENT_BIAS=models[1].item_bias is not None, SEEN=indices is not None,
         BITS=0 if indices is None else indices.numel().bit_length(), BLOCK=BLOCK, **FUSED,
     )  # fmt: skip
-    for f, thresholds, out, nan_at in zip(models, scores.unbind(), counts.unbind(), s.nan_at.unbind(), strict=True):
+    for f, thresholds, out, nan_at in zip(models, scores, counts, s.nan_at.unbind(), strict=True):
         count(out, nan_at, n_items, f, None, thresholds, ids, s.seen, live=s.live, rows=s.rows)
     (to_student, a, student_flipped), (to_teacher, b, teacher_flipped) = s.weights
     accept_in_order[(n_rows,)](
-        row_keys, s.candidates, s.seed, s.step, s.rows, s.live, ids, *counts.unbind(),
+        row_keys, s.candidates, s.seed, s.step, s.rows, s.live, ids, *counts,
         s.ids, s.hits, s.next_rows, s.next_live, s.short,
         start, stop, size, len(row_keys), s.ids.shape[2], *s.limits, bits_of(a), bits_of(b),
         STREAM=reference.ACCEPT, TO_STUDENT=_number(to_student), STUDENT_FLIPPED=student_flipped,
