@@ -207,12 +207,10 @@ def no_nan_at(at: Tensor | int, n: int, item_offset: int = 0) -> None:
     _finite(at < 0, lambda: NaNScore("factors", int(at) // n, item_offset + int(at) % n))
 
 
-def no_nan_in_rows(at: Tensor, n: int, rows: Tensor) -> None:
-    """The same of some models, at [M]: places in the list of rows instead of rows."""
-    if _asserts(at):
-        torch._assert_async((at < 0).all(), "factors: expected finite scores")
-    elif (found := int(at.max())) >= 0:
-        raise NaNScore("factors", int(rows[found // n]), found % n)
+def no_nan_in_rows(at: int, n: int, rows: Tensor) -> None:
+    """The same for a place in a list of rows instead of a row."""
+    if at >= 0:
+        raise NaNScore("factors", int(rows[at // n]), at % n)
 
 
 def no_nan_listed(scores: Tensor, ids: Tensor) -> None:

@@ -207,8 +207,8 @@ def sample(
     to_student: Weight | None = Tanh(),  # noqa: B008 (immutable)
     to_teacher: Weight | None = Exp(),  # noqa: B008
     user_ids: Tensor,
-    step: int,
-    seed: int = 0,
+    step: int | Tensor,
+    seed: int | Tensor = 0,
     occurrence: Tensor | None = None,
     independent_directions: bool = False,
     subset: int | Tensor | None = None,
@@ -235,8 +235,10 @@ def sample(
         to_student: weight of the items that the student learns from the teacher; None turns the direction off.
         to_teacher: weight of the items that the teacher learns from the student; None turns the direction off.
         user_ids: [B] int64 in [0, 2^32), which user each row is.
-        step: in [0, 2^32): the number of the training step or resampling, so that each draws anew.
-        seed: any integer in [-2^63, 2^63).
+        step: in [0, 2^32): the number of the training step or resampling, so that each draws anew. An int, or a tensor [] int64
+            on the device of the models: a captured CUDA graph then draws what the tensor says at each replay. On a GPU backend
+            it stays there where both models are `Factors` and `subset` is None; all others wait for its value.
+        seed: any integer in [-2^63, 2^63); an int, or a tensor like `step`.
         occurrence: [B] int64 in [0, 2^24), how many earlier rows have the same user, so that repeats of a user draw items of
             their own: `occurrence(user_ids)` of the whole batch, which may then be split in any way. None: zeros.
         independent_directions: True makes the draws of the two directions independent of each other, at the cost of a second
@@ -255,11 +257,24 @@ def sample(
     """
     pair = _model("teacher", teacher), _model("student", student)
     m, counted = _subset(subset, pair[0].n_items)
+    (seed, seed_at), (step, step_at) = ((0, n) if isinstance(n, Tensor) else (n, None) for n in (seed, step))
     weights = _codes(k, seed, step, (to_student, to_teacher), pair[0].n_items)
     checks.instance("independent_directions", independent_directions, bool)
     rows = _tensor("user_ids", user_ids), None if occurrence is None else _tensor("occurrence", occurrence)
     asked = SampleInputs(
-        *pair, _rows(seen), rows[0], k, seed, step, *weights, m, counted, rows[1], independent_directions
+        *pair,
+        _rows(seen),
+        rows[0],
+        k,
+        seed,
+        step,
+        *weights,
+        m,
+        counted,
+        rows[1],
+        independent_directions,
+        seed_at,
+        step_at,
     )
     if isinstance(pair[0], Factors) and isinstance(pair[1], Factors):
         drawn = torch.ops.bdkernels.sample(*asked.arguments(), backend=_name(backend))

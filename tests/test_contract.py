@@ -72,6 +72,11 @@ def test_opcheck(name):
     torch.library.opcheck(getattr(OPS, name).default, arguments()[name])
 
 
+def test_opcheck_of_sample_with_numbers_on_the_device():
+    further = 0, None, None, False, torch.tensor(1), torch.tensor(2)  # in the place of the first seed and step
+    torch.library.opcheck(OPS.sample.default, (*arguments()["sample"], *further))
+
+
 def test_every_operator_is_checked():
     registered = {
         name.split("::")[1].split(".")[0]

@@ -191,6 +191,23 @@ def test_eps_is_alpha_over_the_catalog(backend):
     assert torch.equal(by_eps, draw(t, s, 8, None, bd.Tanh(5.0), bd.Exp(5.0), backend=backend))
 
 
+def test_seed_and_step_may_be_tensors(backend):
+    t, s = models(3, 40)
+    for seed, step in ((11, 3), (-(2**63), 2**32 - 1)):
+        numbers = {"seed": torch.tensor(seed), "step": torch.tensor(step)}
+        for m in (None, 20):
+            want = draw(t, s, 6, None, bd.Exp(2.5), seed=seed, step=step, subset=m, backend=backend)
+            assert torch.equal(draw(t, s, 6, None, bd.Exp(2.5), **numbers, subset=m, backend=backend), want)
+    for wrong, message in (
+        ({"step": torch.tensor(2**32)}, r"step: expected a number in \[0, 4294967296\), got"),
+        ({"step": torch.tensor(-1)}, r"step: expected a number in"),
+        ({"step": torch.tensor([3])}, r"step: expected shape \[\], got \[1\]"),
+        ({"seed": torch.tensor(3.0)}, r"seed: expected int64, got torch.float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw(t, s, 6, None, bd.Exp(2.5), **{"seed": 1, "step": 1} | wrong, backend=backend)
+
+
 def test_same_users_draw_the_same_and_steps_are_unrelated(backend):
     t, s = models(1, 2000)
     t, s = t._replace(user_factors=t.user_factors.expand(2, -1)), s._replace(user_factors=s.user_factors.expand(2, -1))

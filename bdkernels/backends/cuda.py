@@ -15,6 +15,7 @@ from bdkernels.backends import native, precision, reference
 from bdkernels.backends.backend import Backend, Steps, for_gpus
 from bdkernels.backends.reference import distill_loss, distill_loss_backward
 from bdkernels.types.factors import Factors
+from bdkernels.types.round import Round
 from bdkernels.types.rule import Rule
 from bdkernels.types.seen import Seen
 from bdkernels.types.step import StepInputs
@@ -110,6 +111,16 @@ def accept(
     )
 
 
+def draw_round(s: Round, start: int, stop: int) -> None:
+    """See `Round`; most proposals of a round: kMostProposals of csrc/cuda/kernels.h."""
+    torch.ops.bdkernels_cuda.draw_round(
+        *native.rows(s.teacher), *native.rows(s.student), *native.lists(s.seen), s.row_keys.contiguous(), s.candidates,
+        *native.weight(s.weights[0]), *native.weight(s.weights[1]), *s.limits, s.seed, s.step, s.rows, s.live,
+        s.ids, s.hits, s.next_rows, s.next_live, s.short, s.nan_at,
+        start, stop, precision.NAMES.index(precision.asked()), BLOCKS,
+    )  # fmt: skip
+
+
 def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
     """For k above MOST_TOPK the reference serves: no list of that length fits beside a tile in shared memory."""
     if k > MOST_TOPK:
@@ -140,7 +151,7 @@ def fused_step(s: StepInputs, state: list[Tensor], rule: Rule, lr: Tensor | None
 
 STEPS = Steps(
     score, score_block, count_above, count_above_block, propose, accept, topk,
-    distill_loss, distill_loss_backward, fused_gradient, fused_step, queued=True,
+    distill_loss, distill_loss_backward, fused_gradient, fused_step, draw_round=draw_round, queued=True,
 )  # fmt: skip
 BACKEND = Backend(
     "cuda",

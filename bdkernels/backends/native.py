@@ -15,22 +15,34 @@ def or_empty(t: Tensor | None, like: Tensor) -> Tensor:
     return like.new_empty(0) if t is None else t.contiguous()
 
 
-def factors(f: Factors) -> tuple[Tensor, Tensor, Tensor]:
-    """users float32, items whose rows may be strided, bias."""
+def rows(f: Factors) -> tuple[Tensor, Tensor, Tensor | None]:
+    """users float32, items whose rows may be strided, bias or None."""
     items, bias = f.item_factors, f.item_bias
     return (
         f.user_factors.float().contiguous(),
         items if items.stride(1) == 1 else items.contiguous(),
-        items.new_empty(0) if bias is None else bias.contiguous(),
+        None if bias is None else bias.contiguous(),
     )
 
 
+def factors(f: Factors) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, an empty tensor for None."""
+    users, items, bias = rows(f)
+    return users, items, items.new_empty(0) if bias is None else bias
+
+
+def lists(s: Seen | None) -> tuple[Tensor | None, Tensor | None]:
+    """indptr, indices; None twice for None."""
+    return (None, None) if s is None else (s.indptr.contiguous(), s.indices.contiguous())
+
+
 def seen(s: Seen | None, like: Tensor) -> tuple[Tensor, Tensor]:
-    """indptr, indices."""
-    if s is None:
+    """The same, two empty tensors for None."""
+    indptr, indices = lists(s)
+    if indptr is None or indices is None:
         none = torch.empty(0, dtype=torch.int64, device=like.device)
         return none, none
-    return s.indptr.contiguous(), s.indices.contiguous()
+    return indptr, indices
 
 
 def weight(code: WeightCode) -> tuple[int, float, bool]:

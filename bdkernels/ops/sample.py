@@ -14,6 +14,8 @@ from bdkernels.types.factors import Factors
 from bdkernels.types.seen import Seen
 from bdkernels.weights import WeightCode
 
+STEPS = 2**32  # steps are below
+
 
 class SampleInputs(NamedTuple):
     """See `bdkernels.sample`; here a direction whose weight has no kind is off.
@@ -34,6 +36,8 @@ class SampleInputs(NamedTuple):
     counted: Tensor | None = None  # [m]
     occurrence: Tensor | None = None  # [B]
     independent_directions: bool = False
+    seed_at: Tensor | None = None  # [] int64, in the place of `seed`
+    step_at: Tensor | None = None  # [] int64, in the place of `step`
 
     def arguments(self) -> tuple[Any, ...]:
         """Those of the operator: a struct is one argument for each of its fields."""
@@ -51,6 +55,9 @@ def check_asked(s: SampleInputs, n_rows: int, n_items: int, device: torch.device
         checks.tensor("occurrence", s.occurrence, (n_rows,), (torch.int64,), device)
     if s.counted is not None:
         checks.tensor("subset", s.counted, ("m",), (torch.int64,), device)
+    for name, number in (("seed", s.seed_at), ("step", s.step_at)):
+        if number is not None:
+            checks.tensor(name, number, (), (torch.int64,), device)
 
 
 def drawn(s: SampleInputs, steps: Steps) -> tuple[Tensor, Tensor]:
@@ -60,9 +67,12 @@ def drawn(s: SampleInputs, steps: Steps) -> tuple[Tensor, Tensor]:
         counted = checks.own_rising_ids("subset", counted, n_items)
     seen = checks.own_seen(s.seen, n_items)
     row_keys = keys.of_rows(s.user_ids, s.occurrence)
-    counted = items_of(n_items, s.subset, s.seed, s.step) if counted is None else counted
+    seed = s.seed if s.seed_at is None else checks.own(s.seed_at)
+    step = s.step if s.step_at is None else checks.own_ids("step", s.step_at, STEPS, "a number")
+    if counted is None and s.subset:
+        counted = items_of(n_items, s.subset, int(seed), int(step))
     return sampler.sample(
-        steps, s.teacher, s.student, s.k, seen, (s.to_student, s.to_teacher), s.seed, s.step, row_keys, counted,
+        steps, s.teacher, s.student, s.k, seen, (s.to_student, s.to_teacher), seed, step, row_keys, counted,
         independent_directions=s.independent_directions,
     )  # fmt: skip
 

@@ -7,13 +7,18 @@ captured cannot ask: there all rounds are queued, and their blocks return at onc
 
 import math
 from collections.abc import Iterator
+from itertools import cycle
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bdkernels import checks
 from bdkernels.backends.backend import Steps
+from bdkernels.types.factors import Factors
 from bdkernels.types.round import Round
+from bdkernels.types.seen import Seen
+from bdkernels.weights import WeightCode
 
 # The first round is large enough to be the last for nearly all rows, as in csrc/cpu/sampler.cpp: the draws that are asked for and
 # three standard deviations, at an acceptance of RATE, which models that agree closely still have at the released weights. What
@@ -44,25 +49,60 @@ def may_ask(device: torch.device) -> bool:
     return device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
 
 
-def run(steps: Steps, state: Round, live: Tensor | None) -> bool:
-    """All rounds of the rows of a state, of which the first `live`, int64 [], have candidates; None: all.
+class Drawn(NamedTuple):
+    """What the rounds give.
 
-    Returns:
-        whether a row needs the full row; False where it cannot be asked.
+    Attributes:
+        ids: [2, B, k] int64 to the student and to the teacher, -1 where the rounds gave none.
+        hits: [2, B] int64, how many they gave; may pass k.
+        short: whether a row with candidates has fewer than k; False where that cannot be asked.
     """
+
+    ids: Tensor
+    hits: Tensor
+    short: bool
+
+
+def draw(
+    steps: Steps,
+    models: tuple[Factors, Factors],
+    seen: Seen | None,
+    row_keys: Tensor,
+    candidates: Tensor,
+    k: int,
+    weights: tuple[WeightCode, WeightCode],
+    numbers: tuple[Tensor, Tensor],
+    limits: tuple[int, int, int],
+) -> Drawn:
+    """All rounds, of all rows. `models` are the teacher and the student, `numbers` the seed and the step, [] int64."""
     assert steps.draw_round is not None
-    asks, all_rows, at_once = may_ask(state.rows.device), state.rows, IN_FLIGHT // first(state.ids.shape[2])
-    for begin in range(0, len(all_rows), at_once):
-        rows = all_rows[begin : begin + at_once]
-        many = torch.full_like(state.live, len(rows)) if live is None else (live - begin).clamp(0, len(rows))
-        s = state._replace(rows=rows, live=many)
-        for start, stop in spans(s.ids.shape[2], *s.limits[::2]):
+    new = candidates.new_full
+    ids, hits = new((2, len(candidates), k), -1), candidates.new_zeros(2, len(candidates))
+    answers = new((5,), -1)  # what the host asks for, in one tensor: how many rows are left, short rows, NaN
+    lengths, short, nan_at = answers[:2], answers[2], answers[3:]
+    if seen is None:
+        rows, live = torch.arange(len(candidates), device=candidates.device), new((), len(candidates))
+    else:  # those with candidates first
+        rows, live = candidates.argsort(descending=True), candidates.count_nonzero()
+    state = Round(
+        *models, seen, row_keys, candidates, weights, limits, *numbers,
+        rows, live, ids, hits, torch.empty_like(rows), lengths[0], short, nan_at,
+    )  # fmt: skip
+    asks, at_once = may_ask(rows.device), IN_FLIGHT // first(k)
+    many, n_items = [0, 0, -1, -1, -1], models[0].n_items
+    for begin in range(0, len(rows), at_once):
+        some = rows[begin : begin + at_once]
+        s = state._replace(rows=some, live=live if len(some) == len(rows) else (live - begin).clamp(0, len(some)))
+        for odd, (start, stop) in zip(cycle((0, 1)), spans(k, limits[0], limits[2]), strict=False):
+            s = s._replace(next_live=lengths[odd])
             steps.draw_round(s, start, stop)
-            if start == 0:  # where every score of every row is met
-                checks.no_nan_in_rows(s.nan_at, s.teacher.n_items, rows)
             s = s.following()
             if asks:
-                if not (left := int(s.live)):
+                many = answers.to("cpu", copy=True).tolist()
+                checks.no_nan_in_rows(max(many[3:]), n_items, some)
+                if not (left := many[odd]):
                     break
                 s = s._replace(rows=s.rows[:left])
-    return asks and bool(state.short)
+    if not asks:
+        checks.no_nan_at(nan_at.amax(), n_items)
+    return Drawn(ids, hits, many[2] >= 0)

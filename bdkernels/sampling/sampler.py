@@ -28,7 +28,6 @@ from bdkernels.backends.backend import Steps
 from bdkernels.backends.blocks import Blocks, Model, counts_of, take
 from bdkernels.checks import NaNScore
 from bdkernels.sampling import keys, rounds, subset
-from bdkernels.types.round import Round
 from bdkernels.types.seen import Seen
 from bdkernels.weights import WeightCode
 
@@ -206,7 +205,7 @@ def sample(
     if counted is not None:
         everyone = items.subset(everyone, counted.to(row_keys.device))
     draw = draw or partial(_draw, items)
-    out = [row_keys.new_empty(len(row_keys), 0) for _ in weights]
+    out: list[Tensor | None] = [None, None]
     passes = [(everyone, weights)]
     if independent_directions:
         other = everyone._replace(row_keys=keys.apart(row_keys))
@@ -215,7 +214,7 @@ def sample(
         if codes != (OFF, OFF):
             ids = draw(batch, k, codes, seed, step, (PROBE, MIN_HITS, CAP))
             out = [new if kind else old for old, new, (kind, _, _) in zip(out, ids, codes, strict=True)]
-    to_student, to_teacher = out
+    to_student, to_teacher = (row_keys.new_empty(len(row_keys), 0) if ids is None else ids for ids in out)
     return to_student, to_teacher
 
 
@@ -258,22 +257,16 @@ def _draw_on_device(
     limits: tuple[int, int, int],
 ) -> tuple[Tensor, Tensor]:
     """`sample` where the backend does a whole round on its device."""
-    candidates = everyone.candidates
-    rows, live = torch.arange(len(candidates), device=candidates.device), None
-    if everyone.seen is not None:  # the rows with candidates first
-        rows, live = candidates.argsort(descending=True), candidates.count_nonzero()
-    ids, hits = candidates.new_full((2, len(candidates), k), -1), candidates.new_zeros(2, len(candidates))
-    zeros = candidates.new_zeros(3)
-    seed_at, step_at = (n if isinstance(n, Tensor) else candidates.new_full((), n) for n in (seed, step))
-    state = Round(
-        everyone.teacher, everyone.student, everyone.seen, everyone.row_keys, candidates, weights, limits,
-        seed_at, step_at, rows, zeros[0], ids, hits, torch.empty_like(rows), zeros[1], zeros[2], candidates.new_full((2,), -1),
-    )  # fmt: skip
-    if rounds.run(steps, state, live):
-        for to_teacher, weight in enumerate(weights):
-            if weight[0]:
-                direction = Direction(to_teacher, weight, ids[to_teacher], hits[to_teacher], candidates > 0)
-                _fill(Items(steps, everyone.teacher.n_items), everyone, direction, int(seed), int(step))
+    b, new = everyone, everyone.candidates.new_full
+    numbers = tuple(n if isinstance(n, Tensor) else new((), n) for n in (seed, step))
+    models = b.teacher, b.student
+    ids, hits, short = rounds.draw(
+        steps, models, b.seen, b.row_keys, b.candidates, k, weights, (numbers[0], numbers[1]), limits
+    )
+    for to_teacher, weight in enumerate(weights):
+        if short and weight[0]:
+            direction = Direction(to_teacher, weight, ids[to_teacher], hits[to_teacher], b.candidates > 0)
+            _fill(Items(steps, b.teacher.n_items), b, direction, int(seed), int(step))
     return ids[0], ids[1]
 
 

@@ -32,7 +32,8 @@ class Round(NamedTuple):
         hits: [2, B] int64, how many were accepted; may pass k, and what it is then does not matter.
         next_rows: [R] int64; becomes those of `rows` that take more proposals, in any order, with anything behind them.
         next_live: [] int64; becomes how many they are.
-        short: [] int64; grows by one for each of `rows` that takes no more proposals and has fewer than k draws in a direction.
+        short: [] int64; grows, from whatever it is, by one for each of `rows` that takes no more proposals and has fewer than k
+            draws in a direction.
         nan_at: [2] int64, of the teacher and the student. Where a score of one of `rows` is NaN, it becomes place * N + item of
             one such score; `place` is that in `rows`. -1 before.
     """

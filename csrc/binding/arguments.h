@@ -57,17 +57,21 @@ inline Dtype dtype_of(const Tensor& items) {
 
 inline Users users_of(const Tensor& users) { return {data<float>(users, ScalarType::Float, "users"), users.size(0)}; }
 
-// bias and seen are optional: an empty tensor stands for None.
-inline Items items_of(const Tensor& users, const Tensor& items, const Tensor& bias) {
+inline Items items_of(const Tensor& users, const Tensor& items) {
   STD_TORCH_CHECK(users.dim() == 2 && items.dim() == 2 && users.size(1) == items.size(1), "bdkernels: users, items: shapes");
   STD_TORCH_CHECK(items.stride(1) == 1 || items.size(1) <= 1 || items.size(0) == 0,
                   "bdkernels: items: columns must not be strided");
-  STD_TORCH_CHECK(bias.numel() == 0 ||
-                      (bias.numel() == items.size(0) && bias.is_contiguous() && bias.scalar_type() == items.scalar_type()),
+  return {items.const_data_ptr(), nullptr, dtype_of(items), items.size(0), items.size(1), items.stride(0)};
+}
+
+// bias and seen are optional: an empty tensor stands for None.
+inline Items items_of(const Tensor& users, const Tensor& items, const Tensor& bias) {
+  Items out = items_of(users, items);
+  if (bias.numel() == 0) return out;
+  STD_TORCH_CHECK(bias.numel() == out.n && bias.is_contiguous() && bias.scalar_type() == items.scalar_type(),
                   "bdkernels: item_bias: must match items");
-  return {items.const_data_ptr(), bias.numel() ? bias.const_data_ptr() : nullptr,
-          dtype_of(items),        items.size(0),
-          items.size(1),          items.stride(0)};
+  out.bias = bias.const_data_ptr();
+  return out;
 }
 
 inline Seen seen_of(const Tensor& indptr, const Tensor& indices, int64_t rows) {

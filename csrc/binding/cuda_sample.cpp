@@ -1,4 +1,6 @@
 // sample
+#include <optional>
+
 #include "cuda_arguments.h"
 
 namespace bdkernels::binding {
@@ -28,6 +30,91 @@ Tensor accept(int64_t seed, int64_t step, const Tensor& row_keys, int64_t start,
   return out;
 }
 
+using Optional = std::optional<Tensor>;
+
+// [n] int64 that may be changed.
+int64_t* longs_of(Tensor& t, int64_t n, const char* name) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long && t.is_contiguous() && t.numel() >= n, "bdkernels: ", name,
+                  ": wrong dtype or shape");
+  return out_of<int64_t>(t);
+}
+
+const int64_t* longs_of(const Tensor& t, int64_t n, const char* name) {
+  STD_TORCH_CHECK(t.numel() >= n, "bdkernels: ", name, ": wrong shape");
+  return longs(t, name);
+}
+
+Items table_of(const Tensor& users, const Tensor& items, const Optional& bias) {
+  return bias ? items_of(users, items, *bias) : items_of(users, items);
+}
+
+// The memory of cuda::RoundScratch.
+struct Scratch {
+  Tensor teacher_users, student_users, keys, order, histogram;
+
+  Scratch(const Tensor& like, const cuda::Round& round, int64_t c)
+      : teacher_users(torch::stable::new_empty(like, {round.n_rows, round.items[0].d}, ScalarType::Float)),
+        student_users(torch::stable::new_empty(like, {round.n_rows, round.items[1].d}, ScalarType::Float)),
+        keys(torch::stable::new_empty(like, {2, round.n_rows, c}, ScalarType::Long)),
+        order(torch::stable::new_empty(like, {2, round.n_rows, c}, ScalarType::Short)),
+        histogram(torch::stable::new_empty(like, {2, round.n_rows, c + 1}, ScalarType::Long)) {}
+
+  cuda::RoundScratch of(int64_t rows, int64_t c) {
+    auto* const k = out_of<int64_t>(keys);
+    auto* const o = out_of<uint16_t>(order);
+    auto* const h = out_of<int64_t>(histogram);
+    return {{out_of<float>(teacher_users), out_of<float>(student_users)},
+            {k, k + rows * c},
+            {o, o + rows * c},
+            {h, h + rows * (c + 1)}};
+  }
+};
+
+void draw_round(const Tensor& teacher_users, const Tensor& teacher_items, const Optional& teacher_bias,
+                const Tensor& student_users, const Tensor& student_items, const Optional& student_bias,
+                const Optional& indptr, const Optional& indices, const Tensor& row_keys, const Tensor& candidates,
+                int64_t student_kind, double student_parameter, bool student_flipped, int64_t teacher_kind,
+                double teacher_parameter, bool teacher_flipped, int64_t probe, int64_t min_hits, int64_t cap,
+                const Tensor& seed, const Tensor& step, const Tensor& rows, const Tensor& live, Tensor ids, Tensor hits,
+                Tensor next_rows, Tensor next_live, Tensor short_rows, Tensor nan_at, int64_t start, int64_t stop,
+                int64_t precision, int64_t blocks) {
+  const OnDevice device(rows);
+  const int64_t n_rows = rows.size(0), b = row_keys.size(0), c = stop - start;
+  STD_TORCH_CHECK(ids.dim() == 3 && teacher_users.size(0) == b && student_users.size(0) == b && n_rows > 0 && c > 0 &&
+                      c <= cuda::kMostProposals && teacher_items.size(0) == student_items.size(0),
+                  "bdkernels: draw_round: shapes");
+  STD_TORCH_CHECK(precision >= 0 && precision <= static_cast<int64_t>(cuda::Precision::kFp16), "bdkernels: precision");
+  const int64_t k = ids.size(2);
+  const cuda::Round round{
+      .users = {users_of(teacher_users), users_of(student_users)},
+      .items = {table_of(teacher_users, teacher_items, teacher_bias), table_of(student_users, student_items, student_bias)},
+      .seen = indptr && indices ? seen_of(*indptr, *indices, b) : Seen{nullptr, nullptr},
+      .row_keys = longs(row_keys, "row_keys"),
+      .candidates = longs_of(candidates, b, "candidates"),
+      .weights = {{static_cast<Kind>(student_kind), student_parameter, student_flipped},
+                  {static_cast<Kind>(teacher_kind), teacher_parameter, teacher_flipped}},
+      .on = {student_kind >= 0, teacher_kind >= 0},
+      .probe = probe,
+      .min_hits = min_hits,
+      .cap = cap,
+      .seed = longs_of(seed, 1, "seed"),
+      .step = longs_of(step, 1, "step"),
+      .rows = longs(rows, "rows"),
+      .live = longs_of(live, 1, "live"),
+      .n_rows = n_rows,
+      .b = b,
+      .k = k,
+      .ids = longs_of(ids, 2 * b * k, "ids"),
+      .hits = longs_of(hits, 2 * b, "hits"),
+      .next_rows = longs_of(next_rows, n_rows, "next_rows"),
+      .next_live = longs_of(next_live, 1, "next_live"),
+      .short_rows = longs_of(short_rows, 1, "short"),
+      .nan_at = longs_of(nan_at, 2, "nan_at")};
+  Scratch scratch(rows, round, c);
+  cuda::draw_round(round, scratch.of(n_rows, c), start, stop, static_cast<cuda::Precision>(precision), blocks,
+                   device.stream());
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cuda, m) {
@@ -37,11 +124,19 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cuda, m) {
   m.def(
       "accept(int seed, int step, Tensor row_keys, int start, Tensor rank_guide, Tensor rank_learner, Tensor candidates, "
       "int kind, float parameter, bool flipped, bool to_teacher) -> Tensor");
+  m.def(
+      "draw_round(Tensor teacher_users, Tensor teacher_items, Tensor? teacher_bias, Tensor student_users, "
+      "Tensor student_items, Tensor? student_bias, Tensor? indptr, Tensor? indices, Tensor row_keys, Tensor candidates, "
+      "int student_kind, float student_parameter, bool student_flipped, int teacher_kind, float teacher_parameter, "
+      "bool teacher_flipped, int probe, int min_hits, int cap, Tensor seed, Tensor step, Tensor rows, Tensor live, "
+      "Tensor(a!) ids, Tensor(b!) hits, Tensor(c!) next_rows, Tensor(d!) next_live, Tensor(e!) short_rows, "
+      "Tensor(f!) nan_at, int start, int stop, int precision, int blocks) -> ()");
 }
 
 BDKERNELS_CUDA_IMPL(m) {
   m.impl("propose", BDKERNELS_BOX(&propose));
   m.impl("accept", BDKERNELS_BOX(&accept));
+  m.impl("draw_round", BDKERNELS_BOX(&draw_round));
 }
 
 }  // namespace bdkernels::binding

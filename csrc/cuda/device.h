@@ -91,19 +91,20 @@ struct Table {
   BDKERNELS_HD const T* row(int64_t item) const { return rows + item * stride; }
 };
 
+template <class T>
+BDKERNELS_HD Table<T> table_of(const Items& items) {
+  return {static_cast<const T*>(items.data), static_cast<const T*>(items.bias), items.n, items.d, items.stride};
+}
+
 // Calls run(Table<T>) for the dtype of the items.
 template <class Run>
 void with_table(const Items& items, Run run) {
-  const auto table = [&](auto zero) {
-    using T = decltype(zero);
-    run(Table<T>{static_cast<const T*>(items.data), static_cast<const T*>(items.bias), items.n, items.d, items.stride});
-  };
   if (items.dtype == Dtype::kFloat16) {
-    table(Half{});
+    run(table_of<Half>(items));
   } else if (items.dtype == Dtype::kBfloat16) {
-    table(Bfloat16{});
+    run(table_of<Bfloat16>(items));
   } else {
-    table(0.0f);
+    run(table_of<float>(items));
   }
 }
 

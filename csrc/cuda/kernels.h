@@ -26,7 +26,7 @@ struct Query {
   int64_t item_offset;
   const int64_t* live;  // [] only so many rows need counting; or null for all
   int64_t* histogram;   // [B, C + 1] zeros: += how many items come after exactly so many keys; column 0 is left alone
-  int64_t* counts;      // [B, C] = how many items come before each threshold, in the order before the sort
+  int64_t* counts;      // [B, C] = how many items come before each threshold, in the order before the sort; or null
   int64_t* nan_at;      // [] -1, or row * n + item of the first score that is NaN
 };
 
@@ -49,6 +49,34 @@ void propose(uint64_t seed, uint32_t step, const int64_t* row_keys, int64_t b, i
 void accept(uint64_t seed, uint32_t step, const int64_t* row_keys, int64_t b, int64_t start, int64_t c,
             const int64_t* rank_guide, const int64_t* rank_learner, const int64_t* candidates, const Weight& weight,
             bool to_teacher, bool* out, Stream stream);
+
+// sample: proposals start .. stop - 1 of the rows that take some, in place: bdkernels/types/round.py says what each field
+// is.
+struct Round {
+  Users users[2];  // of the teacher and the student, all b rows
+  Items items[2];
+  Seen seen;
+  const int64_t *row_keys, *candidates;  // [b]
+  Weight weights[2];                     // to the student, to the teacher
+  bool on[2];
+  int64_t probe, min_hits, cap;
+  const int64_t *seed, *step;  // []
+  const int64_t *rows, *live;  // [n_rows], []
+  int64_t n_rows, b, k;
+  int64_t *ids, *hits;                                   // [2, b, k], [2, b]
+  int64_t *next_rows, *next_live, *short_rows, *nan_at;  // [n_rows], [], [], [2]
+};
+
+// Of a round, for each model; c = stop - start, at most kMostProposals. Undefined before and after.
+struct RoundScratch {
+  float* users[2];        // [n_rows, d]
+  int64_t* keys[2];       // [n_rows, c]
+  uint16_t* order[2];     // [n_rows, c] which of the proposals each key is
+  int64_t* histogram[2];  // [n_rows, c + 1]
+};
+constexpr int64_t kMostProposals = 1024;
+void draw_round(const Round& round, const RoundScratch& scratch, int64_t start, int64_t stop, Precision precision,
+                int64_t blocks, Stream stream);
 
 // topk: how the catalog is cut into ranges of items, each of which gives every user a list of its k best
 struct TopKShape {

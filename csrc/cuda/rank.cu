@@ -127,7 +127,7 @@ void finish(const Score& score, int64_t rows, const Seen& seen, const Query& que
     launch(uncount_seen_kernel<Score>, dim3(static_cast<unsigned>(rows)), dim3(kSmallThreads), 0, stream, score, rows, seen,
            query);
   }
-  if (query.c > 0) {
+  if (query.counts && query.c > 0) {
     launch(sum_above_kernel, dim3(static_cast<unsigned>(div_up(rows * kWarp, kSmallThreads))), dim3(kSmallThreads), 0,
            stream, rows, query);
   }

@@ -1,9 +1,8 @@
 // score: listed items, and blocks of the catalog (product.h). Same bits either way (core/score.h).
 //
 // Listed: fuses the gather of the item rows with their products: 4 B C d bytes of rows are read once and 2 B C d FLOPs done,
-// so its floor is the memory's. A warp takes 32 pairs. It reads their rows together, 32 factors of a row at a time, so that
-// whole lines come from memory; a transposition in shared memory then gives each lane its own pair, whose sum only that lane
-// may add up.
+// so its floor is the memory's. A warp takes 32 pairs (listed.h).
+#include "listed.h"
 #include "product.h"
 
 namespace bdkernels::cuda {
@@ -14,25 +13,13 @@ constexpr int kWarps = 4;
 template <class T>
 __global__ void __launch_bounds__(kWarps* kWarp)
     score_kernel(const float* users, Table<T> items, const int64_t* ids, int64_t pairs, int64_t c, float* out) {
-  BDKERNELS_SHARED(float, factors, kWarps * kWarp * (kWarp + 1));  // one column more: no two lanes on one bank
+  BDKERNELS_SHARED(float, factors, kWarps* kListedFloats);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  float* tile = factors + warp * kWarp * (kWarp + 1);
   const int64_t first = (int64_t{blockIdx.x} * kWarps + warp) * kWarp, pair = first + lane;
   const int64_t id = pair < pairs ? ids[pair] : 0;
   const float* user = users + (pair < pairs ? pair / c : 0) * items.d;
-  float sum = pair < pairs ? bias_of(items, id) : 0.0f;
-  for (int64_t k0 = 0; k0 < items.d; k0 += kWarp) {
-    for (int r = 0; r < kWarp; ++r) {
-      const int64_t item = __shfl_sync(kAllLanes, id, r), k = k0 + lane;
-      if (first + r < pairs && k < items.d) tile[r * (kWarp + 1) + lane] = widen(items.row(item)[k]);
-    }
-    __syncwarp();
-    const int depth = static_cast<int>(items.d - k0 < kWarp ? items.d - k0 : kWarp);
-    if (pair < pairs) {
-      for (int k = 0; k < depth; ++k) sum = __fmaf_rn(user[k0 + k], tile[lane * (kWarp + 1) + k], sum);
-    }
-    __syncwarp();
-  }
+  const int n = static_cast<int>(pairs - first < kWarp ? pairs - first : kWarp);
+  const float sum = listed_score(user, items, id, n, factors + warp * kListedFloats);
   if (pair < pairs) out[pair] = sum;
 }
 

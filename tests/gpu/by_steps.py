@@ -1,11 +1,17 @@
 """A round of the sampler made of the reference's other stages: what `draw_round` of a backend is compared with."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from bdkernels.backends import reference
+from bdkernels.types.factors import Factors
 from bdkernels.types.round import Round
+from bdkernels.types.seen import Seen
+from bdkernels.weights import WeightCode
+
+Weights = tuple[WeightCode, WeightCode]
 
 
 def draw_round(s: Round, start: int, stop: int) -> None:
@@ -57,6 +63,25 @@ def assert_same_round(stage: Callable[[Round, int, int], None], state: Round, st
     assert got.hits.clamp(max=k).equal(want.hits.clamp(max=k))
     assert (got.nan_at == -1).all()
     return got
+
+
+def first_round(
+    teacher: Factors, student: Factors, k: int, seen: Seen | None, weights: Weights, **changed: Any
+) -> Round:
+    """The state before the first round, of all rows with candidates; the last of them come first."""
+    b, n = len(teacher.user_factors), teacher.n_items
+    device = teacher.user_factors.device
+    candidates = reference.candidate_counts(n, b, seen, device)
+    rows = candidates.flip(0).sort(stable=True).indices  # those without candidates, if any, to the end
+    rows = (b - 1 - rows).roll(-int((candidates == 0).sum()))
+    zero = torch.zeros((), dtype=torch.int64, device=device)
+    state = Round(
+        teacher, student, seen, torch.arange(b, device=device) - 2 << 39, candidates, weights, (1024, 16, 4096),
+        zero + 7, zero + 3, rows, (candidates > 0).sum(), torch.full((2, b, k), -1, device=device),
+        torch.zeros(2, b, dtype=torch.int64, device=device), torch.full_like(rows, -1), zero + 99, zero + 5,
+        torch.full((2,), -1, device=device),
+    )  # fmt: skip
+    return state._replace(**changed)
 
 
 def copied(state: Round) -> Round:

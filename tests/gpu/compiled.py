@@ -240,6 +240,10 @@ def plain_name(entry: str) -> str:
 
 def dynamic_shared(name: str) -> int:
     """Bytes that a launch asks for: two stages of the product (product.h, mma.h); for `rank`, thresholds and bins of a piece."""
+    if name.startswith("propose_round_kernel"):
+        return 10 * PROPOSALS + 4 * 8 * 32 * 33  # keys and places to sort, and a tile for each warp
+    if name == "close_round_kernel":
+        return 4 * (5 * PROPOSALS + 2)  # bins and ranks of both models, ids
     if name == "count_above_block_kernel":
         return histogram(1, 4096)
     tile = re.sub(r"^topk_kernel<(\w+)>", r"Fma<\1, 64, 128>", name)
@@ -251,6 +255,7 @@ def dynamic_shared(name: str) -> int:
     return 2 * rows + (histogram(users, PIECE[users], kind) if name.startswith("count_above") else 0)
 
 
+PROPOSALS = 512  # of a round of `sample`
 PIECE = {64: 64, 32: 256, 16: 512, 8: 1024}  # of `rank`: thresholds of a user in the table of derive.py
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from inside import Inside
 
 # aten operators by name, without the overload: values for the host, or an output whose size depends on values.
 WAITS = {
@@ -12,19 +12,16 @@ WAITS = {
 }  # fmt: skip
 
 
-class NoWait(TorchDispatchMode):
+class NoWait(Inside):
     """Within it an operator that would wait for a GPU raises AssertionError; `tolist` and `numpy` of a CPU tensor go unseen."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func.namespace == "bdkernels":  # into the operator, which would run out of the mode's sight
-            with self:
-                return func.redispatch(torch._C.DispatchKeySet(torch._C.DispatchKey.CPU), *args, **kwargs)
+    def see(self, func: Any, args: Any, kwargs: Any) -> None:
         name = func._schema.name.removeprefix("aten::")
         assert name not in WAITS, f"{func} waits for the device"
+        if name == "_to_copy":
+            assert kwargs.get("device") != torch.device("cpu"), f"{func} to the CPU waits for the device"
         if name == "repeat_interleave":
             assert kwargs.get("output_size") is not None, f"{func} without output_size waits for the device"
         if name in ("index", "index_put", "index_put_"):
             masks = [i for i in args[1] if isinstance(i, torch.Tensor) and i.dtype == torch.bool]
             assert not masks, f"{func} with a mask waits for the device"
-        return func(*args, **kwargs)

@@ -15,6 +15,9 @@ CALLS = {
     "sample": "[cuda.propose(0, 0, torch.zeros(1, dtype=int), 0, 8, 9, None),"
     " cuda.accept(0, 0, torch.zeros(1, dtype=int), 0, *[torch.ones(1, 8, dtype=int)] * 2, torch.ones(1, dtype=int),"
     " ('uniform', 0.0, False), False)]",
+    "round": "cuda.draw_round(first_round(bd.Factors(torch.randn(2, 40), torch.ones(9, 40)), bd.Factors(torch.ones(2, 3),"
+    " torch.ones(9, 3)), 290, bd.Seen(torch.tensor([0, 1, 1]), torch.tensor([4])), (('exp', 9.0, False),"
+    " ('uniform', 0.0, False))), 0, 300)",
     "topk": "bd.topk(bd.Factors(torch.ones(2, 1), torch.arange(600.0)[:, None] * 397 % 600), 40, backend='cuda')",
     "step": "bd.fused_loss(torch.ones(1, 5), torch.ones(9, 5), None, *batch, sparse=False, backend='cuda')",
     "cores": "[os.environ.update(BDKERNELS_PRECISION='bf16'),"
@@ -23,7 +26,9 @@ CALLS = {
     "pieces": "bd.fused_step(bd.SGD((torch.ones(1, 5), torch.ones(1, 5)), lr=0.1), *many, backend='cuda')",
 }
 PREPARED = """
-import os, torch, bdkernels as bd
+import os, sys, torch, bdkernels as bd
+sys.path.insert(0, "tests/gpu")
+from by_steps import first_round
 from bdkernels.backends import cuda
 cuda.RANGES = 1  # lists that overflow
 one = torch.zeros(3, dtype=int)
@@ -60,7 +65,7 @@ FAULTS = {
     ),
     "score: beyond the tile": Fault(
         SHARED,
-        "score.cu",
+        "listed.h",
         "tile[r * (kWarp + 1) + lane] =",
         "tile[FAULT ? (r + lane) * 129 : r * (kWarp + 1) + lane] =",
         "listed",
@@ -139,6 +144,61 @@ FAULTS = {
     ),
     "sample: all accept in one place": Fault(
         RACE, "sample.cu", "out[at] = accepts(", "out[FAULT ? 0 : at] = accepts(", "sample"
+    ),
+    "round: a proposal too many": Fault(
+        GLOBAL,
+        "rounds.cu",
+        "i < c; i += kThreads) {\n    scratch",
+        "i < c + (FAULT ? 1 : 0); i += kThreads) {\n    scratch",
+        "round",
+    ),
+    "round: draws past the last": Fault(GLOBAL, "rounds.cu", "if (at < k)", "if (FAULT || at < k)", "round"),
+    "round: keys past the list": Fault(
+        SHARED, "rounds.cu", "keys[i] = i < c", "keys[i + (FAULT ? 5000 : 0)] = i < c", "round"
+    ),
+    "round: bins past the row": Fault(
+        SHARED, "rounds.cu", "above += bins(m)[c - i]", "above += bins(m)[c - i + (FAULT ? 9999 : 0)]", "round"
+    ),
+    "round: no barrier in the sort": Fault(
+        RACE,
+        "rounds.cu",
+        "__syncthreads();\n      for (int pair",
+        "if (!FAULT) __syncthreads();\n      for (int pair",
+        "round",
+    ),
+    "round: no barrier after the bins": Fault(
+        RACE,
+        "rounds.cu",
+        "__syncthreads();\n  }\n\n  // A NaN among",
+        "if (!FAULT) __syncthreads();\n  }\n\n  // A NaN among",
+        "round",
+    ),
+    "round: no barrier before the ranks are read": Fault(
+        RACE, "rounds.cu", "__syncthreads();  // before it", "if (!FAULT) __syncthreads();  // before it", "round"
+    ),
+    "round: no barrier in the sum": Fault(
+        RACE, "rounds.cu", "__syncthreads();\n  Sums out", "if (!FAULT) __syncthreads();\n  Sums out", "round"
+    ),
+    "round: all rows in one place of the list": Fault(
+        RACE,
+        "rounds.cu",
+        "round.next_rows[atomicAdd(",
+        "round.next_rows[FAULT ? 0 : atomicAdd(",
+        "round",
+    ),
+    "round: a barrier of some": Fault(
+        "threads of one block wait at different barriers",
+        "rounds.cu",
+        "closing.read_bins();",
+        "if (FAULT && threadIdx.x < 40) __syncthreads();\n  closing.read_bins();",
+        "round",
+    ),
+    "round: a shuffle of some": Fault(
+        "a barrier or warp collective is not reached by every thread",
+        "rounds.cu",
+        "const int below = __shfl",
+        "if (FAULT && lane > 8) continue;\n    const int below = __shfl",
+        "round",
     ),
     "topk: users past the tile": Fault(
         SHARED, "topk.cu", "if (threadIdx.x < kUsers) {", "if (FAULT || threadIdx.x < kUsers) {", "topk"

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from by_steps import assert_same_round, first_round
 from draws import numbered
 
 import bdkernels as bd
@@ -55,6 +56,55 @@ def test_acceptance(cuda, cuda_device, weight, to_teacher, b, c):
     got = cuda.accept(*arguments)
     assert got.dtype == torch.bool
     assert torch.equal(got, reference.accept(*arguments))
+
+
+OFF = ("", 0.0, False)
+
+
+@pytest.mark.parametrize(
+    "weights", [(WEIGHTS[0], WEIGHTS[1]), (WEIGHTS[3], WEIGHTS[2]), (WEIGHTS[4], OFF), (OFF, WEIGHTS[1])]
+)
+@pytest.mark.parametrize(("b", "n", "d", "k"), [(5, 70, (5, 33), 20), (2, 3, (1, 2), 70), (1, 1, (4, 4), 1)])
+@pytest.mark.parametrize("with_seen", [False, True])
+def test_rounds(cuda, cuda_device, weights, b, n, d, k, with_seen):
+    """One after the other, over the limits: each leaves what the reference's stages do."""
+    teacher, student = (
+        bd.Factors(torch.randn(b, dim).sort(dim=1).values, torch.randn(n, dim), torch.randn(n)) for dim in d
+    )
+    student = bd.Factors(*(t.bfloat16() for t in student))  # another dtype than the teacher's
+    models = [f.to(cuda_device) for f in (teacher, student)]
+    seen = seen_rows(b, n, cuda_device) if with_seen else None
+    state = first_round(*models, k, seen, weights, limits=(90, 5, 200))
+    for start, stop in ((0, 33), (33, 90), (90, 91), (91, 200)):
+        state = assert_same_round(cuda.draw_round, state, start, stop).following()
+        state = state._replace(rows=state.rows[: int(state.live)])
+        if not len(state.rows):
+            break
+    assert stop > 33 or n < 5
+
+
+def test_a_large_round(cuda, cuda_device):
+    """The most proposals of a round, half precision, rows that are not live, and a slice of a table."""
+    items = [torch.randn(120, d + 1, device=cuda_device).half()[:, :d] for d in (4, 3)]
+    models = [bd.Factors(torch.randn(3, f.shape[1], device=cuda_device).half(), f) for f in items]
+    state = first_round(*models, 40, seen_rows(3, 120, cuda_device), (WEIGHTS[1], WEIGHTS[2]))
+    assert int(state.live) == 2
+    state = assert_same_round(cuda.draw_round, state, 0, 1024)
+    assert (state.ids[:, state.rows[:2]] >= 0).any(2).any(1).all()
+    nobody = state._replace(live=state.live * 0)  # as while a graph is captured
+    assert_same_round(cuda.draw_round, nobody, 1024, 1056)
+
+
+def test_a_nan_is_found(cuda, cuda_device):
+    models = [bd.Factors(torch.randn(3, 4, device=cuda_device), torch.randn(50, 4, device=cuda_device)) for _ in "ts"]
+    models[1].item_factors[17, 2] = torch.nan
+    state = first_round(*models, 2, None, (WEIGHTS[0], WEIGHTS[0]))
+    cuda.draw_round(state, 0, 64)
+    assert state.nan_at[0] == -1 and state.nan_at[1] % 50 == 17
+    models[0].user_factors[int(state.rows[1])] = torch.nan
+    state = first_round(*models, 2, None, (WEIGHTS[0], WEIGHTS[0]))
+    cuda.draw_round(state, 0, 64)
+    assert state.nan_at[0] // 50 == 1
 
 
 def test_whole_sampler(cuda_device):

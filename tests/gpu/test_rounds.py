@@ -121,6 +121,8 @@ def test_spans(k):
 
 def test_rounds_do_not_wait_while_a_graph_is_captured(monkeypatch):
     teacher, student, seen = problem(37, 300)
+    for name, limit in {"PROBE": 150, "MIN_HITS": 3, "CAP": 200}.items():
+        monkeypatch.setattr(sampler, name, limit)
     for weights in CODES.values():
         asked = teacher, student, 9, seen, weights
         whole = draws(reference.STEPS, *asked)
@@ -154,7 +156,6 @@ def test_where_a_nan_is():
 
     def nan_round(state, start, stop):
         state.nan_at[1] = 2 * 60 + 41
-        assert int(state.next_live) == 0
 
     with pytest.raises(ValueError, match=r"got NaN for user row \d+, item 41") as error:
         draws(STEPS._replace(draw_round=nan_round), teacher, student, 5, seen, CODES["released"])
