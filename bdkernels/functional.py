@@ -262,20 +262,8 @@ def sample(
     checks.instance("independent_directions", independent_directions, bool)
     rows = _tensor("user_ids", user_ids), None if occurrence is None else _tensor("occurrence", occurrence)
     asked = SampleInputs(
-        *pair,
-        _rows(seen),
-        rows[0],
-        k,
-        seed,
-        step,
-        *weights,
-        m,
-        counted,
-        rows[1],
-        independent_directions,
-        seed_at,
-        step_at,
-    )
+        *pair, _rows(seen), rows[0], k, seed, step, *weights, m, counted, rows[1], independent_directions, seed_at, step_at
+    )  # fmt: skip
     if isinstance(pair[0], Factors) and isinstance(pair[1], Factors):
         drawn = torch.ops.bdkernels.sample(*asked.arguments(), backend=_name(backend))
     else:

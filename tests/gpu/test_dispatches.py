@@ -30,11 +30,18 @@ def test_the_count_sees_what_it_should(cuda_device):
     assert found.total() < 20
 
 
+def sample(p, k, seen=True):
+    return bd.sample(
+        p.teacher, p.student, k, p.seen if seen else None, user_ids=p.seen.indptr[:-1], step=0, backend="cuda"
+    )
+
+
 # Each call's bound. What is not launched is checks of the arguments, allocations and what torch itself does.
+SAMPLE = 47  # with `seen`, whose checks are 19 of them; a second round is 11 more
 CALLS = {
     "rank": (lambda p: bd.rank(p.teacher, p.ids, p.seen, backend="cuda"), 42),
     "topk": (lambda p: bd.topk(p.teacher, 10, p.seen, backend="cuda"), 50),
-}
+} | {f"sample {k}": (partial(sample, k=k), SAMPLE) for k in (1, 8, 32)}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -59,3 +66,11 @@ def test_a_step_is_few_launches(p, capturable, further):
     assert found["aten::sort"] == 1 and found["launch"] == 4 * cuda.simulated()
     assert found.total() - found["aten::new_empty"] <= 9 + further, found
     assert found.total() <= 19 + further, found
+
+
+def test_sample_without_checks_of_seen_rows(p):
+    """The draws themselves; a second round is 5 launches, their memory and the question who is left."""
+    counts = [dispatched(partial(sample, p, k, seen=False), "cuda") for k in (1, 8, 32)]
+    print([found.total() for found in counts], dict(counts[0]))
+    assert all(found.total() <= 27 + 11 * (found["aten::_to_copy"] - 1) for found in counts), counts
+    assert all(found["launch"] == 5 * found["aten::_to_copy"] for found in counts) or not cuda.simulated()
