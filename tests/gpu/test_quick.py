@@ -293,6 +293,24 @@ def test_another_result_is_not_timed(setting, monkeypatch, name, operator):
         times.ROWS[name](setting)
 
 
+@pytest.mark.parametrize("replays", [True, False])
+def test_a_graph_is_checked_before_it_is_timed(tmp_path, monkeypatch, replays):
+    """On a stand-in for one: its replay is the call, or, wrong, nothing."""
+
+    def captured(setting, call):
+        call()
+        return SimpleNamespace(replay=call if replays else lambda: None)
+
+    monkeypatch.setattr(times, "captured", captured)
+    (tmp_path / "rows.jsonl").write_text("")
+    setting = row.Setting("cpu", True, tmp_path)
+    if replays:
+        assert times.step_graph(setting)["median_ms"] > 0
+    else:
+        with pytest.raises(AssertionError, match="not close"):
+            times.step_graph(setting)
+
+
 def test_libraries_are_built_where_they_do_not_load(monkeypatch, tmp_path):
     """For this card alone; and if they are of no use then, that is a failure."""
     ran, results = [], [0, 0, 0, 1]
