@@ -305,10 +305,12 @@ def test_a_graph_is_checked_before_it_is_timed(tmp_path, monkeypatch, replays):
     (tmp_path / "rows.jsonl").write_text("")
     setting = row.Setting("cpu", True, tmp_path)
     if replays:
-        assert times.step_graph(setting)["median_ms"] > 0
+        assert times.step_graph(setting)["median_ms"] > 0 and times.sample_graph(setting)["median_ms"] > 0
     else:
         with pytest.raises(AssertionError, match="not close"):
             times.step_graph(setting)
+        with pytest.raises(AssertionError, match="the graph draws others at step 0"):
+            times.sample_graph(setting)
 
 
 def test_libraries_are_built_where_they_do_not_load(monkeypatch, tmp_path):
