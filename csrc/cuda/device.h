@@ -96,16 +96,16 @@ BDKERNELS_HD Table<T> table_of(const Items& items) {
   return {static_cast<const T*>(items.data), static_cast<const T*>(items.bias), items.n, items.d, items.stride};
 }
 
+// Calls run(T{}) for a dtype.
+template <class Run>
+auto with_element(Dtype dtype, Run run) {
+  return dtype == Dtype::kFloat16 ? run(Half{}) : dtype == Dtype::kBfloat16 ? run(Bfloat16{}) : run(0.0f);
+}
+
 // Calls run(Table<T>) for the dtype of the items.
 template <class Run>
 void with_table(const Items& items, Run run) {
-  if (items.dtype == Dtype::kFloat16) {
-    run(table_of<Half>(items));
-  } else if (items.dtype == Dtype::kBfloat16) {
-    run(table_of<Bfloat16>(items));
-  } else {
-    run(table_of<float>(items));
-  }
+  with_element(items.dtype, [&](auto zero) { run(table_of<decltype(zero)>(items)); });
 }
 
 // ---- device ----
@@ -243,13 +243,26 @@ __device__ inline void count_shared(uint32_t at) {
 #endif
 }
 
-// 16 bytes from global to shared memory, both aligned, while the thread goes on; bytes past `valid` become 0.
-__device__ inline void copy_async(void* shared, const void* global, int valid) {
+// 16, 8 or 4 bytes from global to shared memory, both aligned to as many, while the thread goes on; zeros if they are not
+// there, and then nothing is read.
+template <int kBytes>
+__device__ void copy_async(void* shared, const void* global, bool there) {
 #ifdef __CUDA_ARCH__
   const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(valid) : "memory");
+  // .cg, which leaves L1 alone, takes 16 bytes only.
+#define BDKERNELS_COPY(cache)                                                   \
+  asm volatile("{.reg .pred absent; setp.eq.s32 absent, %2, 0; cp.async." cache \
+               ".shared.global [%0], [%1], %3, absent;}" ::"r"(to),             \
+               "l"(global), "r"(static_cast<int>(there)), "n"(kBytes)           \
+               : "memory")
+  if constexpr (kBytes == 16) {
+    BDKERNELS_COPY("cg");
+  } else {
+    BDKERNELS_COPY("ca");
+  }
+#undef BDKERNELS_COPY
 #elif !defined(__CUDACC__)
-  cusim::async_copy(shared, global, 16, static_cast<size_t>(valid));
+  cusim::async_copy(shared, global, kBytes, there ? kBytes : 0);
 #endif
 }
 

@@ -28,9 +28,11 @@ struct Mma {
     T items[kItems * kDepth];
   };
 
+  template <class>
+  static constexpr int kPitch = kChunk;
   template <class V, int kRowsOfTable>
   __device__ static int place(int r, int k) {
-    return (k / kChunk * kRowsOfTable + r) * kChunk + k % kChunk;
+    return (k / kChunk * kRowsOfTable + r) * kPitch<V> + k % kChunk;
   }
 
   __device__ static int user_of(int i) { return threadIdx.x / kWarp / kColumns * kWarpUsers + i * 8 + group(); }

@@ -1,8 +1,9 @@
 // The product of a tile of users and a range of items, score by score, in registers: nothing of size [B, N] is stored.
 //
 // A block goes through its items kItems at a time, and through the factors kDepth at a time. While one piece of both tables
-// is multiplied, the next is on its way into the other half of the shared memory (cp.async, 16 bytes a thread and
-// instruction; where rows are not aligned to 16 bytes, element by element). How a piece is multiplied is the tile's matter:
+// is multiplied, the next is on its way into the other half of the shared memory, by asynchronous copies of 16, 8 or 4
+// bytes, the most that every row of the table is a multiple of: 4 for d = 5 and 8 for d = 50 in float32. Only 16-bit rows at
+// odd elements are loaded one by one. How a piece is multiplied is the tile's matter:
 //
 //   Fma            one sequential __fmaf_rn over the factors for each score, from the bias: the same bits as core/score.h
 //                  wherever the tile begins or ends
@@ -35,8 +36,10 @@ struct Fma {
   static constexpr int kRows = kUsers / kThreadUsers;
   static constexpr int kColumns = kTileThreads / kRows;  // threads beside one another, on different items
   static constexpr int kThreadItems = kItems / kColumns;
-  static constexpr int kUsersOfWarp = kColumns < kWarp ? kWarp / kColumns : 1;  // whose scores its lanes have side by side
-  static constexpr int kBlocksOfSm = kThreadItems > 1 ? 2 : 1;  // at least: registers enough that nothing spills
+  // whose scores its lanes have side by side
+  static constexpr int kUsersOfWarp = kThreadItems >= 8 ? 4 : kColumns < kWarp ? kWarp / kColumns : 1;
+  static constexpr int kColumnsOfWarp = kWarp / kUsersOfWarp, kWarpsBeside = kColumns / kColumnsOfWarp;
+  static constexpr int kBlocksOfSm = 2;
   static_assert(kUsers % kThreadUsers == 0 && kItems % kColumns == 0 && kThreadItems > 0);
 
   // Rows are 16 bytes longer than needed: lanes that read one column of 8 rows then use all banks.
@@ -55,14 +58,15 @@ struct Fma {
   }
 
   // The user of the tile, and the item from its first, that a thread's sums[i][j] belongs to.
-  __device__ static int user_of(int i) { return threadIdx.x / kColumns + i * kRows; }
-  __device__ static int item_of(int j) { return threadIdx.x % kColumns + j * kColumns; }
+  __device__ static int user_of(int i) { return warp() / kWarpsBeside * kUsersOfWarp + lane_row() + i * kRows; }
+  __device__ static int item_of(int j) { return warp() % kWarpsBeside * kColumnsOfWarp + lane_column() + j * kColumns; }
 
   // The zeros past d are not multiplied: they would make 0.0 of -0.0.
   template <bool kWhole>
   __device__ static void multiply(const Stage& stage, int depth, float (&sums)[kThreadUsers][kThreadItems]) {
     BDKERNELS_UNROLL
     for (int k = 0; k < kDepth; k += 4) {
+      if (!kWhole && k >= depth) break;
       float u[kThreadUsers][4], v[kThreadItems][4];
       BDKERNELS_UNROLL
       for (int i = 0; i < kThreadUsers; ++i) four(stage.users + place<float, kUsers>(user_of(i), k), u[i]);
@@ -81,6 +85,18 @@ struct Fma {
   }
 
  private:
+  // A warp's lanes of 4 x 8 lie so that each two neighbours share an item, and each two beside them a user: half a warp then
+  // reads 128 bytes of items, or 32 of users, at a time.
+  __device__ static int warp() { return threadIdx.x / kWarp; }
+  __device__ static int lane_row() {
+    const int lane = threadIdx.x % kWarp;
+    return kUsersOfWarp == 4 ? lane % 2 + lane / 16 * 2 : lane / kColumnsOfWarp;
+  }
+  __device__ static int lane_column() {
+    const int lane = threadIdx.x % kWarp;
+    return kUsersOfWarp == 4 ? lane / 2 % 8 : lane % kColumnsOfWarp;
+  }
+
   template <class V>
   __device__ static void four(const V* from, float (&to)[4]) {
     const Four<V> values = *reinterpret_cast<const Four<V>*>(from);
@@ -88,6 +104,11 @@ struct Fma {
     for (int e = 0; e < 4; ++e) to[e] = widen(values.of[e]);
   }
 };
+
+// How many of the tile's items from item0 on come before `end`.
+__device__ inline int items_before(int64_t end, int64_t item0, int items_of_tile) {
+  return end - item0 < items_of_tile ? static_cast<int>(end - item0) : items_of_tile;
+}
 
 template <class TileOf>
 struct Product {
@@ -100,17 +121,20 @@ struct Product {
   const float* users;  // [n_users, d], rows one after the other
   int64_t n_users;
   Table<T> items;
-  bool vector_users, vector_items;  // whether every row starts at a multiple of 16 bytes
+  int user_copy, item_copy;  // bytes of a copy, 0 for single elements
 
   Product(const Users& users, const Table<T>& items)
       : users(users.data),
         n_users(users.n),
         items(items),
-        vector_users(aligned(users.data, items.d * 4) && items.d > 0),
-        vector_items(aligned(items.rows, items.stride * static_cast<int64_t>(sizeof(T))) && items.d > 0) {}
+        user_copy(copy_bytes(users.data, items.d, items.d)),
+        item_copy(copy_bytes(items.rows, items.d, items.stride)) {}
 
-  static bool aligned(const void* data, int64_t row_bytes) {
-    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && row_bytes % 16 == 0;
+  // The most bytes that all rows begin at a multiple of and consist of, so that no copy is cut by the end of a row.
+  template <class V>
+  static int copy_bytes(const V* data, int64_t d, int64_t stride) {
+    const uint64_t all = reinterpret_cast<uintptr_t>(data) | (d * sizeof(V)) | (stride * sizeof(V));
+    return all % 16 == 0 ? 16 : all % 8 == 0 ? 8 : all % 4 == 0 ? 4 : 0;
   }
 
   // How many users the tile from first_user on has.
@@ -128,8 +152,9 @@ struct Product {
     int64_t item0 = begin, next_item0 = begin;  // of this step, and of what is loaded next
     int piece = 0, next_piece = 0;
     const auto load_next = [&](Stage& stage) {
-      load<float, kUsers>(stage.users, users, items.d, first_user, n_users, int64_t{next_piece} * kDepth, vector_users);
-      load<T, kItems>(stage.items, items.rows, items.stride, next_item0, end, int64_t{next_piece} * kDepth, vector_items);
+      const int64_t k0 = int64_t{next_piece} * kDepth;
+      load<kUsers>(stage.users, users, items.d, first_user, n_users, k0, user_copy);
+      load<kItems>(stage.items, items.rows, items.stride, next_item0, end, k0, item_copy);
       if (++next_piece == pieces) next_piece = 0, next_item0 += kItems;
     };
     load_next(stages[0]);
@@ -164,29 +189,40 @@ struct Product {
   }
 
  private:
-  // kDepth factors from k0 of kRows rows from `first`; zeros past `end` and past d.
-  template <class V, int kRows>
-  __device__ void load(V* to, const V* table, int64_t stride, int64_t first, int64_t end, int64_t k0, bool vector) const {
-    constexpr int kPiece = 16 / sizeof(V), kPieces = kDepth / kPiece;
-    for (int i = threadIdx.x; i < kRows * kPieces; i += kTileThreads) {
-      const int r = i / kPieces, k = i % kPieces * kPiece;
-      const int64_t left = first + r < end ? items.d - k0 - k : 0;
-      const int valid = left < 0 ? 0 : left < kPiece ? static_cast<int>(left) : kPiece;
-      const V* from = valid ? table + (first + r) * stride + k0 + k : table;
-      V* target = to + Tile::template place<V, kRows>(r, k);
-      if (vector) {
-        copy_async(target, from, valid * static_cast<int>(sizeof(V)));
+  // kDepth factors from k0 of kRows rows from `first`; zeros past `end` and past d. Which copies: the same in all threads.
+  template <int kRows, class V>
+  __device__ void load(V* to, const V* table, int64_t stride, int64_t first, int64_t end, int64_t k0, int bytes) const {
+    if (bytes == 16) {
+      load_by<16, kRows>(to, table, stride, first, end, k0);
+    } else if (bytes == 8) {
+      load_by<8, kRows>(to, table, stride, first, end, k0);
+    } else if (sizeof(V) == 4 || bytes == 4) {
+      load_by<4, kRows>(to, table, stride, first, end, k0);
+    } else {
+      load_by<0, kRows>(to, table, stride, first, end, k0);
+    }
+  }
+
+  // A thread copies from every kStep-th row, always the same factors: one comparison and one addition to the address each.
+  template <int kBytes, int kRows, class V>
+  __device__ void load_by(V* to, const V* table, int64_t stride, int64_t first, int64_t end, int64_t k0) const {
+    constexpr int kPiece = kBytes ? kBytes / sizeof(V) : 1, kPieces = kDepth / kPiece, kStep = kTileThreads / kPieces;
+    const int row = threadIdx.x / kPieces, k = threadIdx.x % kPieces * kPiece;
+    const int rows = k0 + k < items.d ? items_before(end, first, kRows) : 0;
+    const V* from = table + (first + row) * stride + k0 + k;
+    V* target = to + Tile::template place<V, kRows>(row, k);
+    constexpr int kPitch = Tile::template kPitch<V>;
+    BDKERNELS_UNROLL
+    for (int r = 0; r < kRows; r += kStep, from += kStep * stride) {
+      if (kRows % kStep != 0 && row + r >= kRows) break;
+      if constexpr (kBytes == 0) {
+        target[r * kPitch] = row + r < rows ? *from : V{};
       } else {
-        for (int e = 0; e < kPiece; ++e) target[e] = e < valid ? from[e] : V{};
+        copy_async<kBytes>(target + r * kPitch, from, row + r < rows);
       }
     }
   }
 };
-
-// How many of the tile's items from item0 on come before `end`.
-__device__ inline int items_before(int64_t end, int64_t item0, int items_of_tile) {
-  return end - item0 < items_of_tile ? static_cast<int>(end - item0) : items_of_tile;
-}
 
 // Calls take(user of the tile, item, score) for each of a thread's sums that is of one of the tile's `rows` and before
 // `end`.

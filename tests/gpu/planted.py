@@ -71,10 +71,10 @@ FAULTS = {
         "listed",
     ),
     "product: rows past the table": Fault(
-        GLOBAL, "product.h", "first + r < end ?", "FAULT || first + r < end ?", "block"
+        GLOBAL, "product.h", "from, row + r < rows)", "from, FAULT || row + r < rows)", "block"
     ),
     "product: past the stage": Fault(
-        SHARED, "product.h", "kPieces; i += k", "kPieces + (FAULT ? 1 : 0); i += k", "block"
+        SHARED, "product.h", "r < kRows; r += kStep", "r < kRows + (FAULT ? kStep : 0); r += kStep", "block"
     ),
     "product: no wait for the copies": Fault(
         SHARED, "product.h", "copies_wait<1>()", "(FAULT ? void() : copies_wait<1>())", "block"
