@@ -27,7 +27,9 @@ LIBRARY = Path(
 CHOICES = ("BDKERNELS_CUDA_LIBRARY",)  # environment variables that ask for something of this backend
 BLOCKS = 0  # that the GPU runs at once, 0 = as it says; tests change it, results do not
 MOST_TOPK = 2048  # kMostTopK of csrc/cuda/kernels.h
-RANGES = 0  # of the catalog in topk, 0 = chosen; tests change it, results do not
+# Of topk, 0 = chosen: blocks that the device runs at once, and items whose k best are the first bar. Tests change them,
+# results do not.
+PLACES, FIRST_PART = 0, 0
 
 
 def load() -> str | None:
@@ -125,10 +127,11 @@ def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
     """For k above MOST_TOPK the reference serves: no list of that length fits beside a tile in shared memory."""
     if k > MOST_TOPK:
         return reference.topk(f, k, seen)
-    best, nan_at = torch.ops.bdkernels_cuda.topk(*native.factors(f), k, *native.seen(seen, f.user_factors), RANGES)
+    scores, ids, nan_at = torch.ops.bdkernels_cuda.topk(
+        *native.factors(f), k, *native.seen(seen, f.user_factors), PLACES, FIRST_PART
+    )
     checks.no_nan_at(nan_at, f.n_items)
-    best ^= torch.iinfo(torch.int64).min  # from the order of unsigned numbers to that of signed ones
-    return reference.listed_keys(best.flatten(1).topk(k, dim=1).values)
+    return scores, ids
 
 
 def fused_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -6,30 +6,53 @@
 namespace bdkernels::binding {
 namespace {
 
-// The k best of each range of items as order keys [B, ranges, k], 0 where there are too few; and where a score is NaN:
-// row * n + item, or -1.
-std::tuple<Tensor, Tensor> topk(const Tensor& users, const Tensor& items, const Tensor& bias, int64_t k,
-                                const Tensor& indptr, const Tensor& indices, int64_t ranges) {
+// Scores and ids of the k best [B, k], -inf and -1 where there are too few; and where a score is NaN: row * n + item, or -1.
+// places and first_part: see TopKPlan; 0 = as many blocks as the device runs at once, and chosen.
+std::tuple<Tensor, Tensor, Tensor> topk(const Tensor& users, const Tensor& items, const Tensor& bias, int64_t k,
+                                        const Tensor& indptr, const Tensor& indices, int64_t places, int64_t first_part) {
   const OnDevice device(users);
   const auto u = users_of(users);
-  STD_TORCH_CHECK(0 < k && k <= items.size(0) && k <= cuda::kMostTopK, "bdkernels: k: expected 1 to the number of items");
-  const auto shape = cuda::topk_shape(u.n, items.size(0), k, ranges);
-  Tensor scratch = torch::stable::new_empty(users, {u.n, shape.ranges, shape.capacity}, ScalarType::Long);
-  Tensor best = torch::stable::new_empty(users, {u.n, shape.ranges, k}, ScalarType::Long);
+  const auto v = items_of(users, items, bias);
+  STD_TORCH_CHECK(0 < k && k <= v.n && k <= cuda::kMostTopK, "bdkernels: k: expected 1 to the number of items");
+  const cuda::TopKPlan plan(u.n, v.n, k, places ? places : cuda::topk_places(v.dtype), first_part);
+  Tensor keys = torch::stable::new_empty(users, {u.n, plan.most_ranges, plan.capacity}, ScalarType::Long);
+  Tensor sizes = torch::stable::new_empty(users, {u.n, plan.most_ranges}, ScalarType::Int);
+  Tensor best = torch::stable::new_empty(users, {u.n, k}, ScalarType::Long);
+  Tensor scores = torch::stable::new_empty(users, {u.n, k}, ScalarType::Float);
+  Tensor ids = torch::stable::new_empty(users, {u.n, k}, ScalarType::Long);
   Tensor nan_at = no_nan(users);
-  cuda::topk(u, items_of(users, items, bias), k, seen_of(indptr, indices, u.n), shape, out_of<uint64_t>(scratch),
-             out_of<uint64_t>(best), out_of<int64_t>(nan_at), device.stream());
-  return {best, nan_at};
+  cuda::topk(u, v, k, seen_of(indptr, indices, u.n), plan,
+             {out_of<uint64_t>(keys), out_of<int32_t>(sizes), out_of<uint64_t>(best)}, out_of<float>(scores),
+             out_of<int64_t>(ids), out_of<int64_t>(nan_at), device.stream());
+  return {scores, ids, nan_at};
+}
+
+// The launches of the product that topk plans: [parts, 4] first item, end, blocks, tiles of items that each block takes.
+// `like`: on the CPU.
+Tensor topk_launches(const Tensor& like, int64_t b, int64_t n, int64_t k, int64_t places, int64_t first_part) {
+  const cuda::TopKPlan plan(b, n, k, places, first_part);
+  Tensor out = torch::stable::new_empty(like, {static_cast<int64_t>(plan.parts.size()), 4}, ScalarType::Long);
+  int64_t* to = out_of<int64_t>(out);
+  for (const auto& part : plan.parts) {
+    for (int64_t value : {part.first, part.last, plan.user_blocks * part.ranges, part.range / cuda::kTopKTile})
+      *to++ = value;
+  }
+  return out;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cuda, m) {
   m.def(
-      "topk(Tensor users, Tensor items, Tensor bias, int k, Tensor indptr, Tensor indices, int ranges) "
-      "-> (Tensor, Tensor)");
+      "topk(Tensor users, Tensor items, Tensor bias, int k, Tensor indptr, Tensor indices, int places, int first_part) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def("topk_launches(Tensor like, int b, int n, int k, int places, int first_part) -> Tensor");
 }
 
 BDKERNELS_CUDA_IMPL(m) { m.impl("topk", BDKERNELS_BOX(&topk)); }
+
+STABLE_TORCH_LIBRARY_IMPL(bdkernels_cuda, CompositeExplicitAutograd, m) {
+  m.impl("topk_launches", BDKERNELS_BOX(&topk_launches));
+}
 
 }  // namespace bdkernels::binding

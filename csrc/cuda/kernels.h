@@ -1,6 +1,7 @@
 // The stages as the binding calls them: raw device pointers in and out, work queued on a stream, nothing waited for.
 #pragma once
 #include <cstdint>
+#include <vector>
 
 #include "../core/rule.h"
 #include "../core/score.h"
@@ -78,17 +79,35 @@ constexpr int64_t kMostProposals = 1024;
 void draw_round(const Round& round, const RoundScratch& scratch, int64_t start, int64_t stop, Precision precision,
                 int64_t blocks, Stream stream);
 
-// topk: how the catalog is cut into ranges of items, each of which gives every user a list of its k best
-struct TopKShape {
+// topk: how the catalog is cut into parts, one after the other, and those into ranges, each of which has a block for 64
+// users
+struct TopKPart {
+  int64_t first, last;    // items
   int64_t ranges, range;  // how many, and items in each
-  int64_t capacity;       // keys in a list
 };
-constexpr int64_t kMostTopK = 2048;
-TopKShape topk_shape(int64_t b, int64_t n, int64_t k, int64_t ranges);  // ranges: wanted, 0 = chosen
 
-// -> best [B, ranges, k] order keys, best first, 0 where there are too few; scratch [B, ranges, capacity].
-void topk(const Users& users, const Items& items, int64_t k, const Seen& seen, const TopKShape& shape, uint64_t* scratch,
-          uint64_t* best, int64_t* nan_at, Stream stream);
+struct TopKPlan {
+  // places: blocks that run at once; first_part: items in it, 0 = chosen. Results do not depend on either.
+  TopKPlan(int64_t b, int64_t n, int64_t k, int64_t places, int64_t first_part);
+
+  int64_t user_blocks;
+  int64_t capacity;         // keys in a list
+  int64_t most_ranges = 0;  // of a part
+  std::vector<TopKPart> parts;
+};
+
+struct TopKScratch {
+  uint64_t* keys;  // [B, most ranges, capacity]
+  int* sizes;      // [B, most ranges]
+  uint64_t* best;  // [B, k]
+};
+
+constexpr int64_t kMostTopK = 2048, kTopKTile = 128;  // items that a block looks at at a time
+int64_t topk_places(Dtype items);                     // of the current device
+
+// -> scores and ids [B, k], best first, -inf and -1 where there are too few; where a score is NaN: row * n + item, or -1.
+void topk(const Users& users, const Items& items, int64_t k, const Seen& seen, const TopKPlan& plan,
+          const TopKScratch& scratch, float* scores, int64_t* ids, int64_t* nan_at, Stream stream);
 
 // loss: what a step gives. item_grad may be null, cf and distill are scratch.
 struct StepOut {

@@ -239,13 +239,17 @@ def plain_name(entry: str) -> str:
 
 
 def dynamic_shared(name: str) -> int:
-    """Bytes that a launch asks for: two stages of the product (product.h, mma.h); for `rank`, thresholds and bins of a piece."""
+    """Bytes that a launch asks for: two stages of the product (product.h, mma.h); for `rank`, thresholds and bins of a piece;
+    for the merge of `topk`, keys of k = 100.
+    """
     if name.startswith("propose_round_kernel"):
         return 10 * PROPOSALS + 4 * 8 * 32 * 33  # keys and places to sort, and a tile for each warp
     if name == "close_round_kernel":
         return 4 * (5 * PROPOSALS + 2)  # bins and ranks of both models, ids
     if name == "count_above_block_kernel":
         return histogram(1, 4096)
+    if name == "merge_kernel":
+        return 8 * (128 + 1792 + 256 + 128)
     tile = re.sub(r"^topk_kernel<(\w+)>", r"Fma<\1, 64, 128>", name)
     if (found := re.search(r"(Fma|Mma)<(\w+), (?:\w+, )?(\d+), (\d+)>", tile)) is None:
         return 0

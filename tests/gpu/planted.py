@@ -19,6 +19,8 @@ CALLS = {
     " torch.ones(9, 3)), 290, bd.Seen(torch.tensor([0, 1, 1]), torch.tensor([4])), (('exp', 9.0, False),"
     " ('uniform', 0.0, False))), 0, 300)",
     "topk": "bd.topk(bd.Factors(torch.ones(2, 1), torch.arange(600.0)[:, None] * 397 % 600), 40, backend='cuda')",
+    "merge": "[setattr(cuda, 'PLACES', 32),"
+    " bd.topk(bd.Factors(torch.ones(2, 1), torch.arange(4096.0)[:, None] * 397 % 4096), 90, backend='cuda')]",
     "step": "bd.fused_loss(torch.ones(1, 5), torch.ones(9, 5), None, *batch, sparse=False, backend='cuda')",
     "cores": "[os.environ.update(BDKERNELS_PRECISION='bf16'),"
     " bd.rank(bd.Factors(torch.ones(3, 36), torch.ones(70, 36)), torch.zeros(3, 2, dtype=int), backend='cuda')]",
@@ -30,7 +32,7 @@ import os, sys, torch, bdkernels as bd
 sys.path.insert(0, "tests/gpu")
 from by_steps import first_round
 from bdkernels.backends import cuda
-cuda.RANGES = 1  # lists that overflow
+cuda.PLACES, cuda.FIRST_PART = 1, 4096  # lists that overflow
 one = torch.zeros(3, dtype=int)
 batch = one, one, torch.ones(3, 1, dtype=int), bd.Draws(torch.full((3, 2), 2), torch.ones(3, 2, dtype=bool)), torch.ones(3, 2)
 all_one, none = torch.zeros(65, dtype=int), torch.zeros(65, 0)  # touches of a user: one more than a piece has
@@ -201,29 +203,65 @@ FAULTS = {
         "round",
     ),
     "topk: users past the tile": Fault(
-        SHARED, "topk.cu", "if (threadIdx.x < kUsers) {", "if (FAULT || threadIdx.x < kUsers) {", "topk"
+        SHARED, "topk.cu", "i < kUsers; i += kThreads", "i < kUsers + (FAULT ? 256 : 0); i += kThreads", "topk"
     ),
-    "topk: one more than k": Fault(GLOBAL, "topk.cu", "i < of.k;", "i < of.k + (FAULT ? 1 : 0);", "topk"),
-    "topk: no barrier after the sort": Fault(
-        RACE,
-        "topk.cu",
-        "__syncthreads();\n  for (int i = threadIdx.x; i < of.k",
-        "if (!FAULT) __syncthreads();\n  for (int i = threadIdx.x; i < of.k",
-        "topk",
-    ),
-    "topk: no barrier between two sorts": Fault(
-        RACE,
-        "topk.cu",
-        "fewer: key 0\n      }\n      __syncthreads();",
-        "fewer: key 0\n      }\n      if (!FAULT) __syncthreads();",
-        "topk",
+    "topk: lists that are never cut": Fault(GLOBAL, "topk.cu", "full |= at >=", "full |= !FAULT && at >=", "topk"),
+    "topk: no barrier before the sizes are told": Fault(
+        RACE, "topk.cu", "cut(0, limit);\n  __sync", "cut(0, limit);\n  if (!FAULT) __sync", "topk"
     ),
     "topk: a barrier of some": Fault(
         "threads of one block wait at different barriers",
         "topk.cu",
-        "__syncthreads();\n      for (int pair",
-        "if (!FAULT || threadIdx.x < 40) __syncthreads();\n      for (int pair",
+        "if (__syncthreads_or(full))",
+        "if (FAULT && threadIdx.x < 40) __syncthreads();\n    if (__syncthreads_or(full))",
         "topk",
+    ),
+    "topk: no barrier before kept keys are moved": Fault(
+        RACE,
+        "topk.cu",
+        "__syncwarp();  // all have read what",
+        "if (!FAULT) __syncwarp();  // all have read what",
+        "topk",
+    ),
+    "topk: no barrier before a size is written": Fault(
+        RACE,
+        "topk.cu",
+        "__syncwarp();  // all have read the",
+        "if (!FAULT) __syncwarp();  // all have read the",
+        "topk",
+    ),
+    "select: a sum of some": Fault(
+        "lanes of one mask meet at different collectives",
+        "select.h",
+        "const int reached =",
+        "if (FAULT && threadIdx.x % 32 >= 16) break;\n    const int reached =",
+        "topk",
+    ),
+    "topk: more keys of a user than there is room for": Fault(
+        SHARED, "topk.cu", "return at >= room", "return !FAULT && at >= room", "merge"
+    ),
+    "topk: one more than k": Fault(
+        GLOBAL, "topk.cu", "i < k; i += kThreads) {", "i < k + (FAULT ? 1 : 0); i += kThreads) {", "merge"
+    ),
+    "topk: no barrier before the chosen are read": Fault(
+        RACE,
+        "topk.cu",
+        "__syncthreads();\n    const int kept",
+        "if (!FAULT) __syncthreads();\n    const int kept",
+        "merge",
+    ),
+    "select: no barrier in a sum of the block": Fault(
+        RACE, "select.h", "__syncthreads();\n    int all", "if (!FAULT) __syncthreads();\n    int all", "merge"
+    ),
+    "select: no barrier between the steps of a sort": Fault(
+        RACE,
+        "select.h",
+        "__syncthreads();\n      for (int pair",
+        "if (!FAULT) __syncthreads();\n      for (int pair",
+        "merge",
+    ),
+    "select: pairs past the keys": Fault(
+        SHARED, "select.h", "pair < size / 2;", "pair < size / 2 * (FAULT ? 40 : 1);", "merge"
     ),
     "loss: a row too many": Fault(
         GLOBAL, "loss.cu", "if (row >= batch.b) return;", "if (!FAULT && row >= batch.b) return;", "step"

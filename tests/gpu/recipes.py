@@ -1,6 +1,6 @@
 """What each CUDA kernel does for a workload: its loops, as compiled, times the rounds that its launch gives them.
 
-The shapes of launches are those of csrc/cuda, which sets them on the host: `Split` in product.h, `topk_shape` in topk.cu.
+The shapes of launches are those of csrc/cuda, which sets them on the host: `Split` in product.h, `TopKPlan` in topk.cu.
 """
 
 import math
@@ -62,17 +62,26 @@ class Tile(NamedTuple):
         """16-byte copies of a thread for a piece of both tables, on average."""
         return (self.users + self.items) * DEPTH // 4 / (32 * WARPS)
 
+    def place(self, thread: int) -> tuple[int, int]:
+        """Row of users and column of items where the first of a thread's scores lies."""
+        warp, lane = divmod(thread, 32)
+        users = 4 if self.items // self.columns >= 8 else max(1, 32 // self.columns)  # of a warp
+        columns = 32 // users
+        row, column = (lane % 2 + lane // 16 * 2, lane // 2 % 8) if users == 4 else divmod(lane, columns)
+        down, beside = divmod(warp, self.columns // columns)
+        return down * users + row, beside * columns + column
+
     def rows_of_warp(self, warp: int) -> list[int]:
         """The first row of users of each lane."""
-        return [t // self.columns for t in range(32 * warp, 32 * warp + 32)]
+        return [self.place(t)[0] for t in range(32 * warp, 32 * warp + 32)]
 
     def reads(self) -> float:
         """Wavefronts of a warp for a piece: it reads rows of 16 floats and 4 more, four at a time."""
 
         def of(warp: int) -> int:
-            lanes = range(32 * warp, 32 * warp + 32)
-            users = [[t // self.columns + i * self.rows for t in lanes] for i in range(4)]
-            items = [[t % self.columns + j * self.columns for t in lanes] for j in range(self.items // self.columns)]
+            lanes = [self.place(t) for t in range(32 * warp, 32 * warp + 32)]
+            users = [[row + i * self.rows for row, _ in lanes] for i in range(4)]
+            items = [[column + j * self.columns for _, column in lanes] for j in range(self.items // self.columns)]
             return sum(banks((80 * r for r in rows), 16) for rows in users + items) * DEPTH // 4
 
         return fmean(map(of, range(WARPS)))
@@ -85,9 +94,9 @@ def tile_of(kernel: str) -> Tile:
 
 
 def between(way: Callable[[int], Work], n: float) -> Work:
-    """For `n` on average, from what one and two take."""
-    one, two = way(1), way(2)
-    return one + (two - one) * (n - 1)
+    """For `n` on average: some warps do one more than others."""
+    least, most = way(math.floor(n)), way(math.ceil(n))
+    return least + (most - least) * (n - math.floor(n))
 
 
 class Product(NamedTuple):
@@ -112,10 +121,15 @@ def product(sass: str, tile: Tile, taken: tuple[tuple[str, int], ...]) -> Produc
     reads = {"LDS.128": tile.reads()}
 
     def work(wanted: dict[str, int]) -> Work:
-        return between(lambda n: work_of(main.round(wanted | {"LDGSTS.128": n}).instructions, reads), tile.copies)
+        return between(lambda n: work_of(main.round(wanted | copies(n)).instructions, reads), tile.copies)
 
     piece = work(plain)
-    return Product(piece, work(last) - piece, main.round(last | {"LDGSTS.128": 1}).loops)
+    return Product(piece, work(last) - piece, main.round(last | copies(math.ceil(tile.copies))).loops)
+
+
+def copies(n: int) -> dict[str, int]:
+    """Of 16 bytes, and no others: rows that are aligned to as many."""
+    return {"LDGSTS": n, "LDGSTS.128": n}
 
 
 # ---- rank ----
@@ -187,60 +201,98 @@ def rank(kernels: Kernels, users: int, items: int, d: int, thresholds: int) -> L
 
 # ---- topk ----
 
-CHUNK, MOST_KEYS, PLACES = 512, 1 << 15, 264  # kChunk, kMostKeys and kBlocks in topk.cu
+PLACES, TILE = 264, Tile(64, 128)
 
 
-class TopK(NamedTuple):
-    """`topk_shape` in topk.cu."""
+class Part(NamedTuple):
+    """Of `TopKPlan` in topk.cu: items [first, end), and the ranges that they are cut into (`Split` in product.h)."""
 
+    first: int
+    end: int
     ranges: int
-    items: int  # of a range
-    capacity: int  # keys in a list
+    tiles: int  # of a range
 
-    @staticmethod
-    def shape(users: int, items: int, k: int) -> "TopK":
-        capacity = 2 * CHUNK
-        while capacity < k + k // 2 + CHUNK:
-            capacity *= 2
-        chunks = div_up(items, CHUNK)
-        ranges = min(div_up(PLACES, max(1, div_up(users, 64))), chunks, MOST_KEYS // capacity)
-        ranges = div_up(chunks, div_up(chunks, ranges))
-        return TopK(ranges, div_up(chunks, ranges) * CHUNK, capacity)
-
-    def sorts(self, k: int) -> int:
-        """Of one list, the last included: a chunk adds what passes the bar, which was set by the best k of what was seen."""
-        sorts, size, bar_at = 1, 0.0, 0
-        for seen in range(CHUNK, self.items + 1, CHUNK):
-            size += CHUNK * min(1, k / bar_at) if bar_at else CHUNK
-            if size > self.capacity - CHUNK:
-                sorts, size, bar_at = sorts + 1, k, seen
-        return sorts
+    def passing(self, k: int) -> float:
+        """Items that pass the bar of a user: of the first part all, later those among the k best of what came before."""
+        return k * (self.end - self.first) / self.first if self.first else self.end
 
 
-def topk(kernels: Kernels, users: int, items: int, d: int, k: int) -> Launch:
-    kernel, tile, shape = kernels["topk_kernel<float>"], Tile(64, 128), TopK.shape(users, items, k)
-    flow = flow_of(kernel.sass)
-    made = product(kernel.sass, tile, (("FSETP", tile.sums), ("ATOMS", 0), ("loop", 0)))
-    user_tiles = div_up(users, tile.users)
-    tiles, pieces = user_tiles * div_up(items, tile.items) * WARPS, max(1, div_up(d, DEPTH))
-    pairs = shape.capacity // 2 // (32 * WARPS)  # of a thread, in each stage of the bitonic network
-    stage = min(
-        (p for p in flow.loops if count(p.all(), "BAR") and count(p.all(), "LDS.64")), key=lambda p: p.all().total()
+def parts_of(users: int, items: int, k: int, places: int = PLACES) -> list[Part]:
+    user_blocks = max(1, div_up(users, TILE.users))
+    capacity = div_up(k + max(k // 2, 192), 32) * 32 + TILE.items
+    most = max(1, 2**28 // (max(1, users) * capacity * 8))
+    parts, first, end = [], 0, div_up(max(2048, 16 * k), TILE.items) * TILE.items
+    while first < items:
+        end = items if end > items // 8 else end
+        tiles, best, least = div_up(end - first, TILE.items), (1, 1), math.inf
+        for waves in range(1, 17):
+            of_range = div_up(tiles, min(most, max(1, waves * places // user_blocks)))
+            ranges = div_up(tiles, of_range)
+            takes = div_up(ranges * user_blocks, places) * (of_range + 2)
+            if takes < least:
+                best, least = (ranges, of_range), takes
+        parts.append(Part(first, end, *best))
+        first, end = end, 32 * end
+    return parts
+
+
+def topk(kernels: Kernels, users: int, items: int, d: int, k: int) -> list[Launch]:
+    """Of each part, the last first: the product and what passes, and the merge of its lists."""
+    return [
+        launch
+        for part in reversed(parts_of(users, items, k))
+        for launch in (select(kernels, users, d, k, part), merge(kernels, users, k, part))
+    ]
+
+
+def select(kernels: Kernels, users: int, d: int, k: int, part: Part) -> Launch:
+    kernel, tile, user_blocks = kernels["topk_kernel<float>"], TILE, div_up(users, TILE.users)
+    none, one = (
+        product(kernel.sass, tile, (("FSETP", tile.sums), ("ATOMS", passing), ("loop", 0))) for passing in (0, 1)
     )
-    depth = int(math.log2(shape.capacity))
-    once = work_of(stage.round({"LDS.64": 2 * pairs, "loop": 0}).instructions) * (WARPS * depth * (depth + 1) // 2)
+    tiles, pieces = user_blocks * div_up(part.end - part.first, tile.items) * WARPS, max(1, div_up(d, DEPTH))
+    # Later than the first part, scarcely two lanes of a warp have one that passes at the same time.
+    passing = users * part.passing(k) / (1 if part.first else 32)
     return Launch(
-        f"topk, {users:,} users, k = {k}",
+        f"topk, {users:,} users, k = {k}, items to {part.end:,}",
         (
-            Phase(f"{DEPTH} factors of {tile.sums} scores", made.piece, tiles * pieces),
-            Phase("bar of a score", made.last * (1 / tile.sums), tiles * tile.sums),
-            Phase(
-                f"sort of {shape.capacity:,} keys, by a block",
-                once,
-                user_tiles * tile.users * shape.ranges * shape.sorts(k),
-            ),
+            Phase(f"{DEPTH} factors of {tile.sums} scores", none.piece, tiles * pieces),
+            Phase("bar of a score", none.last * (1 / tile.sums), tiles * tile.sums),
+            Phase("score that passes", one.last - none.last, passing),
         ),
-        user_tiles * shape.ranges,
+        user_blocks * part.ranges,
         places(kernel),
-        4 * d * (items + users),
+        4 * d * (part.end - part.first + users),
+    )
+
+
+def each(loop: Loop, kind: str) -> Work:
+    """A round's share of one such instruction: loops are unrolled."""
+    return work_of(loop.all()) * (1 / count(loop.all(), kind))
+
+
+def merge(kernels: Kernels, users: int, k: int, part: Part) -> Launch:
+    kernel = kernels["merge_kernel"]
+    flow = flow_of(kernel.sass)
+    lanes = 32 * WARPS  # that read a list
+    while lanes > 8 and lanes * part.ranges > 32 * WARPS:
+        lanes //= 2
+    read = flow.loop(**{"BAR.RED": 2}).round({"BAR.RED": 2, "LDG.64": 1, "ATOMS": 1, "loop": 0})
+    rounds = div_up(part.ranges * lanes, 32 * WARPS) * (div_up(math.ceil(part.passing(k) / part.ranges), lanes) + 1)
+    keys = min(part.passing(k) + k, 2048)
+    halving = flow.loop(REDUX=1).round({"REDUX": 1, "BAR": 2, "loop": 1, "loop.LDS": 1})
+    half = work_of(halving.instructions) * WARPS + each(halving.loops[0], "LDS.64") * (keys / 32)
+    steps = [p for p in flow.loops if count(p.all(), "BAR") == 1 and count(p.all(), "STS.64") > count(p.all(), "ATOMS")]
+    step = min(steps, key=lambda p: p.all().total()).round({"BAR": 1, "LDS.64": 0, "loop": 1, "loop.LDS": 1})
+    depth = math.ceil(math.log2(k + k // 8))
+    sort = work_of(step.instructions) * WARPS + each(step.loops[0], "LDS.64") * (2**depth / 32)
+    return Launch(
+        f"merge, {users:,} users, k = {k}, items to {part.end:,}",
+        (
+            Phase("round of reading lists", work_of(read.instructions), users * rounds * WARPS),
+            Phase("half of the key space, by a block", half, users * 20 * (keys > 2**depth)),  # some 20 times
+            Phase("step of a sort, by a block", sort, users * depth * (depth + 1) // 2),
+        ),
+        users,
+        places(kernel),
     )

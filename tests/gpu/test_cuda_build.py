@@ -77,7 +77,7 @@ def seen_by(python: str, cuda_library: Path) -> dict[str, Any]:
 
 def check_registered(seen: dict[str, Any], cuda_key: str) -> None:
     """Every stage for tensors of one kind alone, and what a library tells of itself for any."""
-    for library, key, own in (("cpu", "CPU", {"isa"}), ("cuda", cuda_key, {"simulated"})):
+    for library, key, own in (("cpu", "CPU", {"isa"}), ("cuda", cuda_key, {"simulated", "topk_launches"})):
         found = {
             n.split("::")[1]: keys for n, keys in seen["registered"].items() if n.startswith(f"bdkernels_{library}:")
         }

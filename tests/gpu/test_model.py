@@ -9,8 +9,6 @@ import recipes
 from costs import Gpu, Launch, Phase, Work, banks, together, work_of
 from sass import Flow, count
 
-from bdkernels.backends import cuda
-
 # A loop that copies, multiplies in one of two ways (four FFMA, or as many with a look at the depth before each), searches in a
 # loop of its own, counts where a score is in its place, and reports a NaN; what is not taken stands before what is.
 KERNEL = """
@@ -126,14 +124,21 @@ def test_an_order_of_thresholds_has_its_wavefronts():
 
 
 def test_launches_have_the_shapes_of_the_kernels(cuda_device):
-    """The simulated library says how many lists a user has."""
+    """As their host code says."""
     import torch
 
-    nothing = torch.empty(0, dtype=torch.int64)
-    for users, items, k in ((3, 700, 5), (2, 2600, 5), (2, 1100, 700)):
-        tables = torch.zeros(users, 2), torch.zeros(items, 2), torch.empty(0)
-        best, _ = torch.ops.bdkernels_cuda.topk(*tables, k, nothing, nothing, cuda.RANGES)
-        assert best.shape[1] == recipes.TopK.shape(users, items, k).ranges
+    like = torch.empty(0, dtype=torch.int64)
+    for users, items, k, places in (
+        (64, 1_000_000, 100, 264),
+        (1024, 1_000_000, 100, 264),
+        (3, 700, 5, 1),
+        (2, 40_000, 700, 9),
+    ):
+        found = torch.ops.bdkernels_cuda.topk_launches(like, users, items, k, places, 0).tolist()
+        blocks = -(-users // 64)
+        assert found == [
+            [p.first, p.end, blocks * p.ranges, p.tiles] for p in recipes.parts_of(users, items, k, places)
+        ]
 
 
 def test_the_page():

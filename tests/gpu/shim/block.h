@@ -107,6 +107,7 @@ struct Launch {
   // on their way to the next.
   char barriers[2] = {}, start = 0, end = 0;
   unsigned generation = 0;  // of barriers
+  bool any[2] = {};         // of what threads have brought to each of two barriers
 };
 inline Launch sim;
 
@@ -152,6 +153,13 @@ CUSIM_UNWATCHED inline void barrier(Place at) {
   CUSIM_THREAD(__tsan_release(fence);)
   me->coroutine.leave(false);
   CUSIM_THREAD(__tsan_acquire(fence);)
+}
+
+CUSIM_UNWATCHED inline bool barrier_or(bool mine, Place at) {
+  bool* const any = &sim.any[sim.generation % 2];
+  *any |= mine;
+  barrier(at);
+  return *any;
 }
 
 // ---- shared memory ----
@@ -277,12 +285,14 @@ CUSIM_UNWATCHED inline void open_barrier() {
   if (sim.done) raise("a barrier after some threads of the block have returned", first->at);
   sim.at_barrier = 0;
   sim.generation++;
+  sim.any[sim.generation % 2] = false;
   for (unsigned i = 0; i < sim.n; ++i) sim.threads[i].state = State::kReady;
 }
 
 CUSIM_UNWATCHED inline void run_block(uint3 index, std::vector<unsigned>& order, std::mt19937* shuffle) {
   sim.block_index = index;
   sim.done = sim.at_barrier = 0;
+  sim.any[sim.generation % 2] = false;
   sim.current = nullptr;
   fresh_shared_memory();
   for (unsigned w = 0; w < (sim.n + 31) / 32; ++w) sim.warps[w].n = 0;

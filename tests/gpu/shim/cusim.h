@@ -35,6 +35,7 @@ constexpr int warpSize = 32;
       what, CUSIM_HERE)
 #define CUSIM_REDUCE(m, v, what, ...) cusim::reduce(m, v, [](auto a, auto b) { return __VA_ARGS__; }, what, CUSIM_HERE)
 #define __syncthreads() cusim::barrier(CUSIM_HERE)
+#define __syncthreads_or(p) cusim::barrier_or(p, CUSIM_HERE)
 #define __syncwarp(...) cusim::sync_warp(0xffffffffu __VA_OPT__(&(__VA_ARGS__)), CUSIM_HERE)
 #define __shfl_sync(m, v, s) CUSIM_SHUFFLE(m, v, "shfl", base + ((s) & 31))
 #define __shfl_xor_sync(m, v, x) CUSIM_SHUFFLE(m, v, "shfl_xor", lane ^ (x))
