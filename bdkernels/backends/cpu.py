@@ -110,25 +110,22 @@ def draw(
     batch: Any, k: int, weights: tuple[WeightCode, WeightCode], seed: int, step: int, limits: tuple[int, int, int]
 ) -> tuple[Tensor, Tensor]:
     """The whole of `sampler` in one call; `batch` is its Group."""
-    counted = _subset(batch)
+    subset = batch.subset is not None
+    counted = batch.subset.ids.contiguous() if subset else batch.row_keys.new_empty(0)
+    catalogs = *_catalog(batch), counted, *(_catalog(batch.counted) if subset else ([], [], []))
+    kinds, parameters, flipped = map(list, zip(*map(native.weight, weights), strict=True))
     to_student, to_teacher, model, row, item = torch.ops.bdkernels_cpu.draw(
-        *native.factors(batch.teacher), *native.factors(batch.student), *native.seen(batch.seen, batch.row_keys),
-        batch.row_keys.contiguous(), k, seed, step, *native.weight(weights[0]), *native.weight(weights[1]),
-        *counted, *limits, TILE,
-    )  # fmt: skip
+        *catalogs, batch.row_keys.contiguous(), k, seed, step, kinds, parameters, flipped, list(limits), TILE
+    )
     if model >= 0:
         raise checks.NaNScore(("teacher", "student")[model], row, item)
     return to_student, to_teacher
 
 
-def _subset(batch: Any) -> tuple[Tensor, ...]:
-    """The items that ranks are counted over, their rows, and who has seen them; nothing for all."""
-    none, no_rows = batch.row_keys.new_empty(0), torch.empty(0)
-    if batch.subset is None:
-        return none, no_rows, no_rows, no_rows, no_rows, none, none
-    part = batch.counted
-    tables = *native.factors(part.teacher)[1:], *native.factors(part.student)[1:]
-    return batch.subset.ids.contiguous(), *tables, *native.seen(part.seen, batch.row_keys)
+def _catalog(batch: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Teacher and student, and what the users have seen."""
+    models = list(native.factors(batch.teacher)), list(native.factors(batch.student))
+    return *models, list(native.seen(batch.seen, batch.row_keys))
 
 
 def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:

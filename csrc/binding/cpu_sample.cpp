@@ -1,5 +1,6 @@
 // sample
 #include <tuple>
+#include <vector>
 
 #include "../cpu/sampler.h"
 #include "arguments.h"
@@ -36,52 +37,68 @@ Tensor accept(int64_t seed, int64_t step, const Tensor& row_keys, int64_t start,
   return out;
 }
 
+// users, items and bias of a model.
+cpu::Model model_of(const std::vector<Tensor>& tables) {
+  STD_TORCH_CHECK(tables.size() == 3, "bdkernels: draw: expected users, items and bias");
+  return {users_of(tables[0]), items_of(tables[0], tables[1], tables[2])};
+}
+
+// indptr and indices.
+Seen seen_of(const std::vector<Tensor>& rows, int64_t n) {
+  STD_TORCH_CHECK(rows.size() == 2, "bdkernels: draw: expected indptr and indices");
+  return binding::seen_of(rows[0], rows[1], n);
+}
+
+// A catalog: the items of both models, and what users have seen of it.
+struct Catalog {
+  std::vector<Tensor> teacher, student, seen;
+};
+
+// The items `counted` [m] that ranks are counted over; all where it is empty. Both models have one row for each of them.
+cpu::Subset subset_of(const Tensor& counted, const Catalog& of, int64_t rows) {
+  if (counted.numel() == 0) return {};
+  const cpu::Model teacher = model_of(of.teacher), student = model_of(of.student);
+  STD_TORCH_CHECK(teacher.items.n == counted.size(0) && student.items.n == counted.size(0),
+                  "bdkernels: counted: expected a row for each");
+  return {longs(counted, "counted"), {teacher.items, student.items}, seen_of(of.seen, rows)};
+}
+
 // The whole sampler: ids [B, k] of both directions, and the model (0 teacher, 1 student; -1 none), row and item of a score
-// that is NaN. A direction of kind -1 is off. Ranks are counted over items `counted` [m], whose rows and seen ones follow;
-// over all where it is empty.
+// that is NaN. A model is its users, items and bias, and what users have seen is indptr and indices: those of the catalog
+// and those of the items `counted`, over which ranks are counted. `kinds`, `parameters` and `flipped` are the weight codes
+// to the student and to the teacher, where the kind -1 is a direction that is off; `limits` are probe, min_hits and cap.
 std::tuple<Tensor, Tensor, int64_t, int64_t, int64_t> draw(
-    const Tensor& users, const Tensor& items, const Tensor& bias, const Tensor& student_users, const Tensor& student_items,
-    const Tensor& student_bias, const Tensor& indptr, const Tensor& indices, const Tensor& row_keys, int64_t k, int64_t seed,
-    int64_t step, int64_t kind_to_student, double parameter_to_student, bool flipped_to_student, int64_t kind_to_teacher,
-    double parameter_to_teacher, bool flipped_to_teacher, const Tensor& counted, const Tensor& counted_items,
-    const Tensor& counted_bias, const Tensor& counted_student_items, const Tensor& counted_student_bias,
-    const Tensor& counted_indptr, const Tensor& counted_indices, int64_t probe, int64_t min_hits, int64_t cap,
-    int64_t tile) {
+    std::vector<Tensor> teacher, std::vector<Tensor> student, std::vector<Tensor> seen, const Tensor& counted,
+    std::vector<Tensor> counted_teacher, std::vector<Tensor> counted_student, std::vector<Tensor> counted_seen,
+    const Tensor& row_keys, int64_t k, int64_t seed, int64_t step, std::vector<int64_t> kinds,
+    std::vector<double> parameters, std::vector<int64_t> flipped, std::vector<int64_t> limits, int64_t tile) {
   const int64_t rows = row_keys.size(0);
-  const auto direction = [&](int64_t kind, double parameter, bool flipped, const Tensor& ids, const Tensor& hits) {
-    return cpu::Direction{kind >= 0, Weight{static_cast<Kind>(kind), parameter, flipped},
-                          static_cast<int64_t*>(ids.mutable_data_ptr()), static_cast<int64_t*>(hits.mutable_data_ptr())};
+  STD_TORCH_CHECK(kinds.size() == 2 && parameters.size() == 2 && flipped.size() == 2 && limits.size() == 3,
+                  "bdkernels: draw: expected two weights and three limits");
+  const Tensor ids[2] = {torch::stable::new_empty(row_keys, {rows, k}), torch::stable::new_empty(row_keys, {rows, k})};
+  const Tensor hits[2] = {torch::stable::new_zeros(row_keys, {rows}), torch::stable::new_zeros(row_keys, {rows})};
+  const auto direction = [&](size_t i) {
+    Tensor drawn = ids[i];
+    torch::stable::fill_(drawn, -1);
+    return cpu::Direction{kinds[i] >= 0, Weight{static_cast<Kind>(kinds[i]), parameters[i], flipped[i] != 0},
+                          static_cast<int64_t*>(drawn.mutable_data_ptr()),
+                          static_cast<int64_t*>(hits[i].mutable_data_ptr())};
   };
-  Tensor ids_s = torch::stable::new_empty(row_keys, {rows, k}), ids_t = torch::stable::new_empty(row_keys, {rows, k});
-  torch::stable::fill_(ids_s, -1);
-  torch::stable::fill_(ids_t, -1);
-  Tensor hits_s = torch::stable::new_zeros(row_keys, {rows}), hits_t = torch::stable::new_zeros(row_keys, {rows});
-  cpu::Subset subset;
-  if (counted.numel() > 0) {
-    subset = {
-        longs(counted, "counted"),
-        {items_of(users, counted_items, counted_bias), items_of(student_users, counted_student_items, counted_student_bias)},
-        seen_of(counted_indptr, counted_indices, rows)};
-    STD_TORCH_CHECK(counted_items.size(0) == counted.size(0) && counted_student_items.size(0) == counted.size(0),
-                    "bdkernels: counted: expected a row for each");
-  }
-  const cpu::Sampler sampler{{{users_of(users), items_of(users, items, bias)},
-                              {users_of(student_users), items_of(student_users, student_items, student_bias)}},
-                             {direction(kind_to_student, parameter_to_student, flipped_to_student, ids_s, hits_s),
-                              direction(kind_to_teacher, parameter_to_teacher, flipped_to_teacher, ids_t, hits_t)},
-                             seen_of(indptr, indices, rows),
+  const cpu::Sampler sampler{{model_of(teacher), model_of(student)},
+                             {direction(0), direction(1)},
+                             seen_of(seen, rows),
                              longs(row_keys, "row_keys"),
                              k,
                              static_cast<uint64_t>(seed),
                              static_cast<uint32_t>(step),
-                             probe,
-                             min_hits,
-                             cap,
+                             limits[0],
+                             limits[1],
+                             limits[2],
                              tile,
                              [](int64_t n, int64_t grain, const cpu::Body& body) { parallel_for(0, n, grain, body); },
-                             subset};
+                             subset_of(counted, {counted_teacher, counted_student, counted_seen}, rows)};
   const auto nan = sampler.run();
-  return {ids_s, ids_t, nan.model, nan.row, nan.item};
+  return {ids[0], ids[1], nan.model, nan.row, nan.item};
 }
 
 }  // namespace
@@ -94,13 +111,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cpu, m) {
       "accept(int seed, int step, Tensor row_keys, int start, Tensor rank_guide, Tensor rank_learner, Tensor candidates, "
       "int kind, float parameter, bool flipped, bool to_teacher) -> Tensor");
   m.def(
-      "draw(Tensor users, Tensor items, Tensor bias, Tensor student_users, Tensor student_items, Tensor student_bias, "
-      "Tensor indptr, Tensor indices, Tensor row_keys, int k, int seed, int step, int kind_to_student, "
-      "float parameter_to_student, bool flipped_to_student, int kind_to_teacher, float parameter_to_teacher, "
-      "bool flipped_to_teacher, Tensor counted, Tensor counted_items, Tensor counted_bias, Tensor counted_student_items, "
-      "Tensor counted_student_bias, Tensor counted_indptr, Tensor counted_indices, int probe, int min_hits, int cap, int "
-      "tile) "
-      "-> (Tensor, Tensor, int, int, int)");
+      "draw(Tensor[] teacher, Tensor[] student, Tensor[] seen, Tensor counted, Tensor[] counted_teacher, "
+      "Tensor[] counted_student, Tensor[] counted_seen, Tensor row_keys, int k, int seed, int step, int[] kinds, "
+      "float[] parameters, int[] flipped, int[] limits, int tile) -> (Tensor, Tensor, int, int, int)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bdkernels_cpu, CPU, m) {
