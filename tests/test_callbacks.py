@@ -65,13 +65,15 @@ def test_a_search_prunes_a_run(outside, parts, tmp_path, capsys):
     assert trial.reports == [(row["student/ndcg@10"], row["epoch"]) for row in rows]
     whole = Trainer(config(), parts).fit()
     assert whole.stopped == "" and timeless(result.history) == timeless(whole.history)[: len(result.history)]
-    assert open_run(tmp_path / "run").metrics == result.metrics and write_report(tmp_path / "run").exists()
+    found = open_run(tmp_path / "run")
+    assert found.metrics == result.metrics and found.stopped == result.stopped
+    assert "stopped the run before its last epoch: pruned after epoch 1." in write_report(found).read_text()
     # Resumed, it is still stopped, whoever watches; and goes on to the whole run where that is asked for.
     assert same(Trainer.resume(tmp_path / "run").fit(), result)
     again = Trainer.resume(tmp_path / "run")
     assert again.stopped == result.stopped
     again.stopped = ""
-    assert same(again.fit(), whole)
+    assert same(again.fit(), whole) and open_run(tmp_path / "run").stopped == ""
 
 
 @pytest.mark.parametrize("steps", [3, STEPS, 2 * 2 * STEPS + 7])

@@ -109,7 +109,7 @@ def test_score(case):
 def scores_in_float64(f, ids, got):
     """The reference alone has them."""
     found = got.pop("reference", None)
-    refused(list(got.values()), "only the reference has float64")
+    refused(list(got.values()), "does not take; the reference does")
     if found is None:  # it is not among the backends of this run
         return
     users, items, bias = (None if t is None else t.resolve_neg().numpy() for t in f)
@@ -317,7 +317,7 @@ def test_distill_loss(case):
         return refused(got, "a temperature")
     for name, loss in zip(present(), got, strict=True):
         if z.dtype == torch.float64 and name != "reference":
-            refused([loss], "only the reference has float64")
+            refused([loss], "does not take; the reference does")
         else:
             check_distill(loss, z, g, tau_z, tau_g, mask)
     return None

@@ -356,7 +356,7 @@ def test_float64_is_the_references(monkeypatch):
         pytest.skip(f"backend cpu: {backends.missing('cpu')}")
     tables, (*batch, guide) = tables_and_batch(4, 1, 2)
     wide = [t.double() for t in tables]
-    message = "=cpu: expected float32, got float64, which only the reference has"
+    message = "=cpu: expected float32, got float64, which cpu does not take; the reference does"
     with pytest.raises(bd.BackendError, match="backend" + message):
         bd.fused_step(bd.SGD(wide), *batch, guide.double(), backend="cpu")
     monkeypatch.setenv("BDKERNELS_BACKEND", "cpu")

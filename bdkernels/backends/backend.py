@@ -119,5 +119,5 @@ class Backend:
         if devices is not None and device.type not in devices:
             return f"expected tensors on {' or '.join(_WORDS.get(each, each) for each in devices)}, got {device}"
         if dtype == torch.float64 and not self.float64:
-            return "expected float32, got float64, which only the reference has"
+            return f"expected float32, got float64, which {self.name} does not take; the reference does"
         return None if self.refuses is None else self.refuses(device, dtype)

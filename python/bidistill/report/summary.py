@@ -37,6 +37,8 @@ def summary(run: FinishedRun, found: Results, comparison: Comparison) -> str:
             f"Learning from each other changed {metric} on the {part} part, of {found.users:,} users: {changes[0]},"
             f" {changes[1]}, {against}"
         )
+    if run.stopped:
+        sentences.append(f"A callback stopped the run before its last epoch: {run.stopped}.")
     sentences.append(
         f"The student ranks {comparison.student_better:.1%} of the {len(comparison.items):,} held-out interactions better "
         f"than the teacher does, the teacher {comparison.teacher_better:.1%} better than the student."

@@ -335,6 +335,7 @@ class RunFolder:
         metrics: Metrics,
         pretrained: Metrics,
         history: list[dict[str, Any]],
+        stopped: str,
     ) -> None:
         """Write the models, then metrics.json, which says what the finished run is."""
         self.unfinish()
@@ -356,6 +357,7 @@ class RunFolder:
                         config=config.values(),
                         history=history,
                         files=files,
+                        stopped=stopped,
                     ),
                     parents=False,
                 )

@@ -67,7 +67,8 @@ class Checkpoint(Record):
 
 
 class Finished(Record):
-    """metrics.json: what a finished run is. files: the seal of each model file, by its path in the run's folder."""
+    """metrics.json: what a finished run is. files: the seal of each model file, by its path in the run's folder. stopped: why a
+    callback stopped the run, or ""."""
 
     FORMAT = "bidistill run 3"
     metrics: Metrics
@@ -77,6 +78,7 @@ class Finished(Record):
     config: dict[str, Any]
     history: list[dict[str, int | float | str]]
     files: dict[str, str]
+    stopped: str = ""
 
 
 class Listing(Record):

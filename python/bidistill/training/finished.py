@@ -32,6 +32,7 @@ class FinishedRun:
         control: the run without distillation from the same start, or None.
         remark: why the run in RUN/control is not used, or "".
         files: the seal of each model file, by its path in the folder.
+        stopped: why a callback stopped the run, or "".
         given: modules for the "teacher" or "student", where the run was given some.
     """
 
@@ -45,6 +46,7 @@ class FinishedRun:
     control: FinishedRun | None = None
     remark: str = ""
     files: dict[str, str] = field(default_factory=dict)
+    stopped: str = ""
     given: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -124,7 +126,7 @@ def _open(path: Path, given: dict[str, Any]) -> FinishedRun:
         raise UserError(f"{path / 'metrics.json'} belongs to another split than split.npz: train the run again")
     config = recorded_settings(path, found.config, path / "metrics.json")
     about = found.metrics, found.pretrained, found.versions, found.history
-    return FinishedRun(path, config, split, *about, files=found.files, given=given)
+    return FinishedRun(path, config, split, *about, files=found.files, stopped=found.stopped, given=given)
 
 
 def _mismatch(run: FinishedRun, control: FinishedRun) -> str:

@@ -199,7 +199,8 @@ class Trainer(Steered):
                 self._tell("on_end")
         models = {name: learner.model for name, learner in self.engine.learners.items()}
         if self.folder is not None:
-            self.folder.finish(self.config, models, self.fingerprint, metrics, self.pretrained, self.history)
+            outcome = metrics, self.pretrained, self.history, self.stopped
+            self.folder.finish(self.config, models, self.fingerprint, *outcome)
         return Result(models["teacher"], models["student"], self.history, metrics, self.pretrained, self.stopped)
 
     def _tell_unfused(self) -> None:
