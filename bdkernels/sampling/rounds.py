@@ -78,15 +78,15 @@ def draw(
     assert steps.draw_round is not None
     new = candidates.new_full
     ids, hits = new((2, len(candidates), k), -1), candidates.new_zeros(2, len(candidates))
-    answers = new((5,), -1)  # what the host asks for, in one tensor: how many rows are left, short rows, NaN
-    lengths, short, nan_at = answers[:2], answers[2], answers[3:]
+    further, answers = new((len(candidates) + 5,), -1).split((len(candidates), 5))
+    lengths, short, nan_at = answers[:2], answers[2], answers[3:]  # what the host asks for: rows left, short rows, NaN
     if seen is None:
         rows, live = torch.arange(len(candidates), device=candidates.device), new((), len(candidates))
     else:  # those with candidates first
         rows, live = candidates.argsort(descending=True), candidates.count_nonzero()
     state = Round(
         *models, seen, row_keys, candidates, weights, limits, *numbers,
-        rows, live, ids, hits, torch.empty_like(rows), lengths[0], short, nan_at,
+        rows, live, ids, hits, further, lengths[0], short, nan_at,
     )  # fmt: skip
     asks, at_once = may_ask(rows.device), IN_FLIGHT // first(k)
     many, n_items = [0, 0, -1, -1, -1], models[0].n_items

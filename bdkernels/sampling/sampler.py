@@ -267,7 +267,7 @@ def _draw_on_device(
         if short and weight[0]:
             direction = Direction(to_teacher, weight, ids[to_teacher], hits[to_teacher], b.candidates > 0)
             _fill(Items(steps, b.teacher.n_items), b, direction, int(seed), int(step))
-    return ids[0], ids[1]
+    return ids[0].clone(), ids[1]  # with no memory in common
 
 
 def _live(scores: Tensor, live: Tensor | None = None) -> Tensor:

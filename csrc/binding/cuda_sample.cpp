@@ -48,25 +48,29 @@ Items table_of(const Tensor& users, const Tensor& items, const Optional& bias) {
   return bias ? items_of(users, items, *bias) : items_of(users, items);
 }
 
-// The memory of cuda::RoundScratch.
+// The memory of cuda::RoundScratch, in one allocation. Each part begins at a multiple of 16 bytes, as tables of torch do.
+// The keys are the last: what passes their end passes that of the allocation, where a sanitizer sees it.
 struct Scratch {
-  Tensor teacher_users, student_users, keys, order, histogram;
+  int64_t users[2], histogram, order, keys;  // bytes of each part
+  Tensor memory;
 
   Scratch(const Tensor& like, const cuda::Round& round, int64_t c)
-      : teacher_users(torch::stable::new_empty(like, {round.n_rows, round.items[0].d}, ScalarType::Float)),
-        student_users(torch::stable::new_empty(like, {round.n_rows, round.items[1].d}, ScalarType::Float)),
-        keys(torch::stable::new_empty(like, {2, round.n_rows, c}, ScalarType::Long)),
-        order(torch::stable::new_empty(like, {2, round.n_rows, c}, ScalarType::Short)),
-        histogram(torch::stable::new_empty(like, {2, round.n_rows, c + 1}, ScalarType::Long)) {}
+      : users{whole(4 * round.n_rows * round.items[0].d), whole(4 * round.n_rows * round.items[1].d)},
+        histogram(whole(2 * 8 * round.n_rows * (c + 1))),
+        order(whole(2 * 2 * round.n_rows * c)),
+        keys(2 * 8 * round.n_rows * c),
+        memory(torch::stable::new_empty(like, {users[0] + users[1] + histogram + order + keys}, ScalarType::Byte)) {}
+
+  static int64_t whole(int64_t bytes) { return (bytes + 15) / 16 * 16; }
 
   cuda::RoundScratch of(int64_t rows, int64_t c) {
-    auto* const k = out_of<int64_t>(keys);
-    auto* const o = out_of<uint16_t>(order);
-    auto* const h = out_of<int64_t>(histogram);
-    return {{out_of<float>(teacher_users), out_of<float>(student_users)},
-            {k, k + rows * c},
-            {o, o + rows * c},
-            {h, h + rows * (c + 1)}};
+    auto* at = out_of<uint8_t>(memory);
+    auto* const t = reinterpret_cast<float*>(at);
+    auto* const s = reinterpret_cast<float*>(at += users[0]);
+    auto* const h = reinterpret_cast<int64_t*>(at += users[1]);
+    auto* const o = reinterpret_cast<uint16_t*>(at += histogram);
+    auto* const k = reinterpret_cast<int64_t*>(at += order);
+    return {{t, s}, {k, k + rows * c}, {o, o + rows * c}, {h, h + rows * (c + 1)}};
   }
 };
 

@@ -37,7 +37,7 @@ def sample(p, k, seen=True):
 
 
 # Each call's bound. What is not launched is checks of the arguments, allocations and what torch itself does.
-SAMPLE = 47  # with `seen`, whose checks are 19 of them; a second round is 11 more
+SAMPLE = 40  # with `seen`; a second round is 7 more
 CALLS = {
     "rank": (lambda p: bd.rank(p.teacher, p.ids, p.seen, backend="cuda"), 42),
     "topk": (lambda p: bd.topk(p.teacher, 10, p.seen, backend="cuda"), 36),  # with the launches of two more parts
