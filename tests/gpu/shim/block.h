@@ -238,8 +238,8 @@ CUSIM_UNWATCHED T* shared_access(uint32_t address, bool counts) {
 
 // ---- asynchronous copies: done by the thread that waits for them, when it waits ----
 
-inline void perform(const Copy& copy) {  // watched: it is the kernel's access
-  std::memcpy(copy.to, copy.from, copy.valid);
+inline void perform(const Copy& copy) {                         // watched: it is the kernel's access
+  if (copy.valid) std::memcpy(copy.to, copy.from, copy.valid);  // of an empty table, `from` may be null
   std::memset(copy.to + copy.valid, 0, copy.size - copy.valid);
 }
 
