@@ -6,10 +6,11 @@ phases of a kernel follow one another, each at its own limit, and a wave of bloc
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+from gpus import PEAKS, Peak
 from sass import count
 
 OPERATION = (
@@ -19,16 +20,13 @@ OPERATION = (
 
 @dataclass(frozen=True)
 class Gpu:
-    """Rates of a multiprocessor are in warps a clock (CUDA C++ Programming Guide, "Arithmetic Instructions"), wavefronts of
-    shared memory too; l2: bytes a clock of the whole chip (the A100's, by NVIDIA's paper: none is given for the H100).
-    tflops and tbs: of float32 and of memory, by the data sheet, for floors.
+    """Rates of a multiprocessor are in warps a clock (CUDA C++ Programming Guide, "Arithmetic Instructions"), those of shared
+    memory in wavefronts; l2: bytes a clock of the whole chip (the A100's, by NVIDIA's paper: the H100's gives none).
     """
 
-    name: str
+    peak: Peak
     sms: int
     ghz: float
-    tflops: float
-    tbs: float
     issue: float = 4
     fp32: float = 4
     alu: float = 2
@@ -36,15 +34,12 @@ class Gpu:
     l2: float = 5120
 
     def floor(self, flop: float, read_bytes: float) -> float:
-        """ms that no kernel can do without."""
-        return max(flop / self.tflops, read_bytes / self.tbs) / 1e9
+        """ms that no kernel can do without: by the peaks of the data sheet."""
+        return max(flop / self.peak.tflops["fp32"], read_bytes / self.peak.tbs) / 1e9
 
 
-GPUS = {
-    80: Gpu("A100", 108, 1.41, 19.5, 2.039, fp32=2),
-    90: Gpu("H100", 132, 1.755, 66.9, 3.35),
-    100: Gpu("B200", 148, 1.85, 75, 8.0),
-}
+A100, H100 = PEAKS
+GPUS = {80: Gpu(A100, 108, 1.41, fp32=2), 90: Gpu(H100, 132, 1.755)}
 FP32 = ("FFMA", "FADD", "FMUL")
 ALU = ("FSETP", "FSEL", "FMNMX", "ISETP", "IADD3", "VIADD", "LOP3", "PLOP3", "SHF", "LEA", "SEL", "PRMT", "MOV")
 ALU += ("IMNMX", "VIMNMX", "IABS", "VOTE", "R2P", "P2R", "BMSK", "SGXT")  # at half the rate of FFMA
@@ -125,7 +120,9 @@ class Launch:
     def bounds(self, gpu: Gpu) -> dict[str, float]:
         """ms by each limit, all phases together and every multiprocessor busy."""
         clocks = sum((phase.total for phase in self.phases), Work()).clocks(gpu)
-        return {name: c / gpu.ghz / 1e6 for name, c in clocks.items()} | {"memory": self.read_bytes / gpu.tbs / 1e9}
+        return {name: c / gpu.ghz / 1e6 for name, c in clocks.items()} | {
+            "memory": self.read_bytes / gpu.peak.tbs / 1e9
+        }
 
     def ms(self, gpu: Gpu) -> tuple[float, float]:
         """At best and at worst."""
@@ -147,9 +144,19 @@ def together(launches: Iterable[Launch], operations: float, gpu: Gpu) -> tuple[f
     return max(sum(t[0] for t in times), host), sum(t[1] for t in times) + host
 
 
-def banks(addresses: Iterable[int], size: int = 4) -> int:
-    """Wavefronts of one access by a warp to bytes of shared memory at these addresses: how many different words the fullest of
-    the 32 banks has. Lanes that read one word share it.
+def banks(addresses: Sequence[int], size: int = 4) -> int:
+    """Wavefronts of one read by a warp, of `size` bytes a lane from these addresses of shared memory.
+
+    A wavefront gives a warp one register, and each of 32 banks one word, which lanes may share. Lanes read 8 bytes by halves of
+    the warp and 16 by quarters; by parts twice as large where lanes n and n ^ 1, or n and n ^ 2, all read the same
+    (forums.developer.nvidia.com/t/77228).
     """
+    paired = any(all(a == addresses[n ^ by] for n, a in enumerate(addresses)) for by in (1, 2))
+    lanes = min(len(addresses), len(addresses) * 4 // size * (2 if paired else 1))
+    return sum(conflicts(addresses[at : at + lanes], size) for at in range(0, len(addresses), lanes))
+
+
+def conflicts(addresses: Sequence[int], size: int) -> int:
+    """How many different words the fullest bank has."""
     words = {(a + offset) // 4 for a in addresses for offset in range(0, size, 4)}
-    return max(Counter(word % 32 for word in words).values(), default=0)
+    return max(Counter(word % 32 for word in words).values())

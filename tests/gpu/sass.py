@@ -17,8 +17,6 @@ LINE = re.compile(
     re.MULTILINE,
 )
 LABEL = re.compile(r"\.L_x_\d+")
-
-
 State = tuple[int, ...]  # how many of each wanted kind were met
 Step = tuple[int, State]  # a block, and what was met up to its end
 
@@ -73,7 +71,7 @@ class Loop(NamedTuple):
         return sum((self.flow.blocks[b] for b in self.blocks), Counter())
 
 
-class Flow:  # equal only to itself: loops point to it, and are compared
+class Flow:
     """A kernel from its disassembly. Blocks are numbered in their order there; a jump out of the kernel has no successor."""
 
     def __init__(self, sass: str) -> None:
@@ -119,19 +117,24 @@ class Flow:  # equal only to itself: loops point to it, and are compared
         return done[::-1]
 
     @cached_property
-    def dominators(self) -> dict[int, set[int]]:
-        """Of each block: those that every way to it passes, itself among them."""
-        before: dict[int, list[int]] = {b: [] for b in self.order}
+    def before(self) -> dict[int, list[int]]:
+        """The blocks that lead to each."""
+        found: dict[int, list[int]] = {b: [] for b in self.order}
         for b in self.order:
             for following in self.next[b]:
-                before[following].append(b)
+                found[following].append(b)
+        return found
+
+    @cached_property
+    def dominators(self) -> dict[int, set[int]]:
+        """Of each block: those that every way to it passes, itself among them."""
         found = {b: set(self.order) for b in self.order}
         found[0] = {0}
         changed = True
         while changed:
             changed = False
             for b in self.order[1:]:
-                new = set.intersection(*(found[p] for p in before[b])) | {b}
+                new = set.intersection(*(found[p] for p in self.before[b])) | {b}
                 if new != found[b]:
                     found[b], changed = new, True
         return found
@@ -139,10 +142,6 @@ class Flow:  # equal only to itself: loops point to it, and are compared
     @cached_property
     def loops(self) -> list[Loop]:
         """The natural loops, those with one header as one; an outer one before those inside."""
-        before: dict[int, list[int]] = {b: [] for b in self.order}
-        for b in self.order:
-            for following in self.next[b]:
-                before[following].append(b)
         bodies: dict[int, set[int]] = {}
         for b in self.order:
             for header in self.next[b]:
@@ -153,7 +152,7 @@ class Flow:  # equal only to itself: loops point to it, and are compared
                         block = stack.pop()
                         if block not in body:
                             body.add(block)
-                            stack += before[block]
+                            stack += self.before[block]
         return sorted((Loop(self, h, frozenset(b)) for h, b in bodies.items()), key=lambda loop: -len(loop.blocks))
 
     def within(self, blocks: frozenset[int]) -> list[Loop]:
@@ -167,12 +166,6 @@ class Flow:  # equal only to itself: loops point to it, and are compared
         if not fits:
             raise LookupError(f"no loop with {at_least}")
         return min(fits, key=lambda loop: loop.all().total())
-
-    def whole(self, wanted: Mapping[str, int]) -> Way:
-        """The shortest way through the kernel, its loops left out."""
-        everything = frozenset(self.order)
-        ends = {b for b in everything if not self.next[b] or count(self.blocks[b], "EXIT")}
-        return self.shortest(0, ends, everything, wanted)
 
     def shortest(self, start: int, ends: set[int], blocks: frozenset[int], wanted: Mapping[str, int]) -> Way:
         """From a block to one of the ends, both included, inside of `blocks`, with exactly what is wanted on the way."""

@@ -6,7 +6,11 @@ import costs
 import model
 import pytest
 import recipes
+import shapes
+from calls import calls, rows
 from costs import Gpu, Launch, Phase, Work, banks, together, work_of
+from gpus import Peak
+from operations import counted
 from sass import Flow, count
 
 # A loop that copies, multiplies in one of two ways (four FFMA, or as many with a look at the depth before each), searches in a
@@ -53,7 +57,7 @@ KERNEL = """
 .L_x_9:
         /*01e0*/                   BRA `(.L_x_9);
 """
-CHIP = Gpu("chip", sms=2, ghz=1e-6, tflops=1e-9, tbs=1e-9, l2=10)  # a clock is a millisecond
+CHIP = Gpu(Peak("chip", {"fp32": 1e-9}, 1e-9), sms=2, ghz=1e-6, l2=10)  # a clock is a millisecond
 
 
 def test_loops_and_what_is_inside():
@@ -107,55 +111,75 @@ def test_bounds_of_a_launch():
 
 
 def test_bank_conflicts():
-    assert banks(4 * lane for lane in range(32)) == 1
+    assert banks([4 * lane for lane in range(32)]) == 1
     assert banks([64] * 32) == 1
-    assert banks(8 * lane for lane in range(32)) == 2
-    assert banks(128 * lane for lane in range(32)) == 32
-    assert banks((16 * lane for lane in range(32)), 16) == 4
-    assert banks((80 * lane for lane in range(8)), 16) == 1  # the product's rows of 20 floats
-    assert banks((64 * lane for lane in range(8)), 16) == 4  # and rows of 16
+    assert banks([8 * lane for lane in range(32)]) == 2
+    assert banks([128 * lane for lane in range(32)]) == 32
 
 
-def test_an_order_of_thresholds_has_its_wavefronts():
-    """As counted when the search still went through sorted thresholds."""
-    for tile, thresholds, wavefronts in (((64, 64), 64, 19.2), ((16, 128), 256, 46.6), ((16, 128), 512, 68.8)):
-        found = recipes.search_wavefronts(recipes.Tile(*tile), thresholds)
-        assert sum(found) == pytest.approx(wavefronts, rel=0.03) and found[0] == 1
+def test_reads_of_16_bytes():
+    """A register of each lane a wavefront; two where neighbours, or those beside them, read the same."""
+    assert banks([16 * lane for lane in range(32)], 16) == 4
+    assert banks([0] * 32, 16) == 2
+    assert banks([80 * (lane // 2 % 8) for lane in range(32)], 16) == 2  # rows of 20 floats: all banks
+    assert banks([64 * (lane // 2 % 8) for lane in range(32)], 16) == 8  # rows of 16: four of eight on one bank
+    assert banks([80 * (lane % 2 + lane // 16 * 2) for lane in range(32)], 16) == 2
+    assert banks([80 * (lane % 16) for lane in range(32)], 16) == 4
+    assert banks([8 * lane for lane in range(32)], 8) == 2 and banks([8 * (lane // 2) for lane in range(32)], 8) == 1
 
 
-def test_launches_have_the_shapes_of_the_kernels(cuda_device):
-    """As their host code says."""
-    import torch
+def test_tiles_are_those_of_the_kernels():
+    for of in (*recipes.RANK_TILES, recipes.TOPK_TILE):
+        tile = shapes.tile(*of)
+        pairs = {
+            (user[thread], item[thread])
+            for thread in range(shapes.THREADS)
+            for user in tile.user_rows
+            for item in tile.item_rows
+        }
+        assert tile.sums * shapes.THREADS == tile.users * tile.items == len(pairs)
+        assert max(max(user) for user in tile.user_rows) == tile.users - 1
 
-    like = torch.empty(0, dtype=torch.int64)
-    for users, items, k, places in (
-        (64, 1_000_000, 100, 264),
-        (1024, 1_000_000, 100, 264),
-        (3, 700, 5, 1),
-        (2, 40_000, 700, 9),
-    ):
-        found = torch.ops.bdkernels_cuda.topk_launches(like, users, items, k, places, 0).tolist()
-        blocks = -(-users // 64)
-        assert found == [
-            [p.first, p.end, blocks * p.ranges, p.tiles] for p in recipes.parts_of(users, items, k, places)
-        ]
+
+def test_launches_go_through_the_whole_catalog():
+    assert shapes.ranges(640, 64, 1, 264) == 10 and shapes.ranges(640, 64, 1, 1) == 1
+    for users, items, k in ((64, 10**6, 100), (1024, 10**6, 100), (1, 100, 5)):
+        parts = shapes.parts(users, items, k, 264)
+        assert [part.first for part in parts] == [0, *(part.last for part in parts[:-1])]
+        assert parts[-1].last == items and all(part.ranges > 0 for part in parts)
+
+
+def test_operations_are_counted(cuda_device):
+    found = counted(cuda_device)
+    assert {call.operations for call in calls()} <= found.keys() and all(n > 0 for n in found.values())
 
 
 def test_the_page():
     """It has every call, and a prediction for each where neither a compiler nor a library is."""
-    names = [call.name for call in model.calls()]
+    names = [call.name for call in calls()]
     assert list(model.predict()) == names and len(set(names)) == len(names)
     assert all(0 < best <= worst for best, worst in model.committed().values())
     assert "Derived, not measured" in model.PAGE.read_text()
 
 
+def test_a_slower_call_is_seen():
+    page = model.committed()
+    model.hold(page)
+    name, (best, worst) = next(iter(page.items()))
+    for slower in ((best, 1.1 * worst), (1.1 * best, 1.1 * worst)):
+        with pytest.raises(AssertionError, match=f"slower than model.md: .*{name}"):
+            model.hold(page | {name: slower})
+    with pytest.raises(AssertionError, match="another"):
+        model.hold(page | {"another": (1.0, 1.0)})
+
+
 @pytest.mark.skipif(
     os.environ.get("BDKERNELS_PROOF") != "1", reason="`make gpu-proof` compiles for the target of the page"
 )
-def test_no_call_is_slower_than_the_page_says(cuda_library, monkeypatch):
-    kernels = model.read(cuda_library, model.TARGET)
-    model.hold(kernels)
-    faster = {name: (best, worst * 0.9) for name, (best, worst) in model.committed().items()}
-    monkeypatch.setattr(model, "committed", lambda: faster)
-    with pytest.raises(AssertionError, match="slower"):
-        model.hold(kernels)
+def test_no_call_is_slower_than_the_page_says(cuda_library, cuda_device):
+    from compiled import in_library  # needs triton
+
+    kernels = {kernel.name: kernel for kernel in in_library(cuda_library) if kernel.cc == model.TARGET}
+    model.hold(
+        {r.call.name: (r.best, r.worst) for r, _ in rows(kernels, counted(cuda_device), costs.GPUS[model.TARGET])}
+    )
