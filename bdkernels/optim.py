@@ -113,14 +113,16 @@ class RowOptimizer(torch.optim.Optimizer):
         """The same, and in the place of its lr a tensor [] of the tables' dtype where that lr depends on a number which lies
         beside the tables: nobody waits for it.
         """
-        lr, table = self.param_groups[0]["lr"], self.user_table
-        if isinstance(lr, Tensor) and lr.device == table.device:
+        lr = self.param_groups[0]["lr"]
+        if isinstance(lr, Tensor) and lr.device == self.user_table.device:
             lr = lr.detach().double()
         else:
             lr = float(lr)
             checks.within("lr", lr, ranges.LR)
         rate = self._rate(lr, self._numbers["step_count"] + 1)
-        return (self._rule(0.0), rate.to(table.dtype)) if isinstance(rate, Tensor) else (self._rule(rate), None)
+        if isinstance(rate, Tensor):
+            return self._rule(0.0), rate.to(self.user_table.dtype)
+        return self._rule(rate), None
 
     def _rule(self, lr: float) -> Rule:
         """The numbers of the rule as they are now, but for lr."""
