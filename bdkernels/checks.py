@@ -27,6 +27,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAX_ITEMS = 2**31
 ASSERTS = ("cuda",)  # types of the devices that assert values; the others are asked for them
 PLACES = 64  # of tables and their state that are known to be apart
+Values = Callable[[Tensor | None, Seen | None, int], Tensor]  # `Steps.values`
 _ASKED = ContextVar("asked", default=False)
 _LATER: "ContextVar[list[Doubt] | None]" = ContextVar("later", default=None)
 _apart: set[tuple[Any, ...]] = set()
@@ -78,7 +79,7 @@ def later() -> Iterator[list[Doubt]]:
         _LATER.reset(token)
 
 
-def _asserts(condition: Tensor | bool | int) -> TypeGuard[Tensor]:
+def _asserts(condition: Tensor | bool | int | None) -> TypeGuard[Tensor]:
     return isinstance(condition, Tensor) and condition.device.type in ASSERTS and not _ASKED.get()
 
 
@@ -176,11 +177,34 @@ def own(t: Tensor) -> Tensor:
     return t if t.device.type in ASSERTS else t.clone(memory_format=torch.contiguous_format)
 
 
-def own_seen(s: Seen | None, limit: int) -> Seen | None:
+def own_seen(s: Seen | None, limit: int, values: Values | None = None) -> Seen | None:
     """`own` rows whose values are checked."""
-    rows = None if s is None else Seen(own(s.indptr), own(s.indices))
+    if s is None or _asserted(None, s, limit, values):
+        return s
+    rows = Seen(own(s.indptr), own(s.indices))
     seen_values(rows, limit)
     return rows
+
+
+def own_listed(ids: Tensor, s: Seen | None, limit: int, values: Values | None) -> tuple[Tensor, Seen | None]:
+    """`own` ids and rows of seen items whose values are checked."""
+    if _asserted(ids, s, limit, values):
+        return ids, s
+    return own_ids("ids", ids, limit), own_seen(s, limit)
+
+
+def _asserted(ids: Tensor | None, s: Seen | None, limit: int, values: Values | None) -> bool:
+    """Whether a backend's `values` has looked at both, in one launch for a device that asserts what it found."""
+    like = s.indptr if ids is None and s is not None else ids
+    if values is None or not _asserts(like):
+        return False
+    fine = values(ids, s, limit)
+    if ids is not None:
+        torch._assert_async(fine[0], f"ids: expected ids in [0, {limit})")
+    if s is not None:
+        ends, rising = f"indptr that rises from 0 to {s.indices.shape[0]}", f"strictly increasing ids in [0, {limit})"
+        torch._assert_async(fine[1], f"seen: expected {ends}, {rising} in each row")
+    return True
 
 
 def own_ids(name: str, ids: Tensor, limit: int, what: str = "ids") -> Tensor:

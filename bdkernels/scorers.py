@@ -24,8 +24,9 @@ def rank(f: Blocks, ids: Tensor, seen: Seen | None, backend: str) -> Tensor:
     with plain(f.device):
         checks.tensor("ids", ids, (f.n_rows, "C"), (torch.int64,), f.device)
         checks.seen(seen, f.n_rows, f.device)
-        ids, seen = checks.own_ids("ids", ids, f.n_items), checks.own_seen(seen, f.n_items)
-        return 1 + f.counts(ids, seen, _steps(backend, f))
+        run = _steps(backend, f)
+        ids, seen = checks.own_listed(ids, seen, f.n_items, run.values)
+        return 1 + f.counts(ids, seen, run)
 
 
 def count_above(
@@ -35,10 +36,11 @@ def count_above(
     with plain(f.device):
         checks.thresholds(f.n_rows, f.n_items, thresholds, tie_ids, item_offset, f.device)
         checks.seen(seen, f.n_rows, f.device)
-        seen = checks.own_seen(seen, checks.MAX_ITEMS)
+        run = _steps(backend, f)
+        seen = checks.own_seen(seen, checks.MAX_ITEMS, run.values)
         checks.no_nan("thresholds", thresholds)
         query = thresholds.detach().resolve_neg(), ids_or_bounds(tie_ids)
-        return blocks.count_above(_steps(backend, f), f, *query, seen, item_offset)
+        return blocks.count_above(run, f, *query, seen, item_offset)
 
 
 def topk(f: Blocks, k: int, seen: Seen | None, backend: str) -> tuple[Tensor, Tensor]:
@@ -46,8 +48,8 @@ def topk(f: Blocks, k: int, seen: Seen | None, backend: str) -> tuple[Tensor, Te
     with plain(f.device):
         checks.integer("k", k, 1, f.n_items)
         checks.seen(seen, f.n_rows, f.device)
-        seen = checks.own_seen(seen, f.n_items)
-        return blocks.topk(_steps(backend, f), f, k, seen)
+        run = _steps(backend, f)
+        return blocks.topk(run, f, k, checks.own_seen(seen, f.n_items, run.values))
 
 
 def sample(s: SampleInputs, backend: str) -> tuple[Tensor, Tensor]:

@@ -62,9 +62,12 @@ class Steps(NamedTuple):
     draw: Callable[..., tuple[Tensor, Tensor]] | None = None
     # One round of it for the proposals start .. stop - 1, in place, where a backend has that; see types/round.py.
     draw_round: Callable[[Round, int, int], None] | None = None
+    # What `checks` asks of ids of a device that asserts, in one launch where a backend has that: (ids or None, seen or None,
+    # limit) -> int64 [2], not 0 where all ids are in [0, limit), and where the rows of `seen` are in order.
+    values: Callable[[Tensor | None, Seen | None, int], Tensor] | None = None
     # No step waits for the device, and count_above takes `live`, int64 []: only so many rows, the first, have to be counted.
-    # fused_step takes `lr`, [] of the tables' dtype, in the place of the rule's, and asserts the ids of its batch itself where
-    # the device asserts; what is masked out may be any id there.
+    # fused_step takes `lr`, [] of the tables' dtype, in the place of the rule's. It and fused_gradient assert the ids of their
+    # batch themselves where the device asserts; what is masked out may be any id there.
     queued: bool = False
     # A pass over the items is dear, whatever it counts: the sampler's rounds are few and large.
     few_rounds: bool = False

@@ -135,12 +135,14 @@ def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
 
 
 def fused_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return torch.ops.bdkernels_cpu.fused_gradient(*native.tables(s), *native.batch(s), *native.objective(s))
+    none = s.users.new_empty(0)
+    return torch.ops.bdkernels_cpu.fused_gradient(*native.tables(s, none), *native.batch(s, none), *native.objective(s))
 
 
 def fused_step(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, Tensor]:
+    none = s.users.new_empty(0)
     return torch.ops.bdkernels_cpu.fused_step(
-        *native.tables(s), state, *native.batch(s), *native.objective(s), *native.rule(rule)
+        *native.tables(s, none), state, *native.batch(s, none), *native.objective(s), *native.rule(rule)
     )
 
 

@@ -53,12 +53,22 @@ def simulated() -> bool:
     return bool(torch.ops.bdkernels_cuda.simulated())
 
 
+def values(ids: Tensor | None, seen: Seen | None, limit: int) -> Tensor:
+    """See `Steps.values`."""
+    listed, lists = None if ids is None else ids.contiguous(), native.lists(seen)
+    given = lists[0] if listed is None else listed
+    assert given is not None
+    fine = given.new_ones(2)
+    torch.ops.bdkernels_cuda.values(listed, limit, *lists, fine)
+    return fine
+
+
 def score(f: Factors, ids: Tensor) -> Tensor:
-    return torch.ops.bdkernels_cuda.score(*native.factors(f), ids.contiguous())
+    return torch.ops.bdkernels_cuda.score(*native.rows(f), ids.contiguous())
 
 
 def score_block(f: Factors) -> Tensor:
-    return torch.ops.bdkernels_cuda.score_block(*native.factors(f), BLOCKS)
+    return torch.ops.bdkernels_cuda.score_block(*native.rows(f), BLOCKS)
 
 
 def count_above(
@@ -66,10 +76,11 @@ def count_above(
 ) -> Tensor:
     """`live`: int64 [] on the device, only so many rows need counting; what stands in the others is not said."""
     keys, order = _sorted_keys(thresholds, tie_ids)
-    tables, rows = (*native.factors(f), keys, order, *native.seen(seen, keys)), native.or_empty(live, keys)
-    counts, nan_at = torch.ops.bdkernels_cuda.count_above(
-        *tables, item_offset, rows, precision.NAMES.index(precision.asked()), BLOCKS
-    )
+    nan_at = no_nan(keys)
+    counts = torch.ops.bdkernels_cuda.count_above(
+        *native.rows(f), keys, order, *native.lists(seen), item_offset, live, nan_at,
+        precision.NAMES.index(precision.asked()), BLOCKS,
+    )  # fmt: skip
     checks.no_nan_at(nan_at, f.n_items, item_offset)
     return precision.within_bounds(counts)
 
@@ -78,11 +89,17 @@ def count_above_block(
     scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int
 ) -> Tensor:
     keys, order = _sorted_keys(thresholds, tie_ids)
-    counts, nan_at = torch.ops.bdkernels_cuda.count_above_block(
-        scores.contiguous(), keys, order, *native.seen(seen, keys), item_offset, BLOCKS
+    nan_at = no_nan(keys)
+    counts: Tensor = torch.ops.bdkernels_cuda.count_above_block(
+        scores.contiguous(), keys, order, *native.lists(seen), item_offset, nan_at, BLOCKS
     )
     checks.no_nan_in_block(nan_at, scores.shape[1])
     return counts
+
+
+def no_nan(like: Tensor) -> Tensor:
+    """int64 [] on its device, which a kernel overwrites with the place of the first score that is NaN."""
+    return like.new_full((), -1, dtype=torch.int64)
 
 
 def _sorted_keys(thresholds: Tensor, tie_ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,7 +110,7 @@ def _sorted_keys(thresholds: Tensor, tie_ids: Tensor) -> tuple[Tensor, Tensor]:
 
 def propose(seed: int, step: int, row_keys: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
     rows = row_keys.contiguous()
-    return torch.ops.bdkernels_cuda.propose(seed, step, rows, start, stop, n_items, *native.seen(seen, row_keys))
+    return torch.ops.bdkernels_cuda.propose(seed, step, rows, start, stop, n_items, *native.lists(seen))
 
 
 def accept(
@@ -127,34 +144,34 @@ def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
     """For k above MOST_TOPK the reference serves: no list of that length fits beside a tile in shared memory."""
     if k > MOST_TOPK:
         return reference.topk(f, k, seen)
-    scores, ids, nan_at = torch.ops.bdkernels_cuda.topk(
-        *native.factors(f), k, *native.seen(seen, f.user_factors), PLACES, FIRST_PART
-    )
+    nan_at = no_nan(f.user_factors)
+    scores, ids = torch.ops.bdkernels_cuda.topk(*native.rows(f), k, *native.lists(seen), nan_at, PLACES, FIRST_PART)
     checks.no_nan_at(nan_at, f.n_items)
     return scores, ids
 
 
 def fused_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    live = native.or_empty(None if s.distill_mask is None else s.distill_mask.sum(), s.users)  # stays on the device
-    return torch.ops.bdkernels_cuda.fused_gradient(*native.tables(s), *native.batch(s), live, *native.objective(s))
+    """Ids out of range are asserted on devices that assert."""
+    batch, counts, sizes = native.batch(s), s.users.new_ones(2), (s.user_table.shape[0], s.item_table.shape[0])
+    torch.ops.bdkernels_cuda.step_counts(*batch, *sizes, counts)
+    checks.queued_ids(counts[1], *sizes)
+    return torch.ops.bdkernels_cuda.fused_gradient(*native.tables(s), *batch, counts, *native.objective(s))
 
 
 def fused_step(s: StepInputs, state: list[Tensor], rule: Rule, lr: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`lr`: float32 [] on the device, in the place of the rule's. Ids out of range are asserted on devices that assert."""
-    tables, batch = native.tables(s), native.batch(s)
-    counts, sizes = s.users.new_ones(2), (s.user_table.shape[0], s.item_table.shape[0])
+    batch, counts, sizes = native.batch(s), s.users.new_ones(2), (s.user_table.shape[0], s.item_table.shape[0])
     keys = torch.ops.bdkernels_cuda.step_keys(*batch, *sizes, counts)
     checks.queued_ids(counts[1], *sizes)
     touches = keys.sort(stable=True)  # stable: sums have one order
     return torch.ops.bdkernels_cuda.fused_step(
-        *tables, state, *batch, counts[:1], *touches, counts[:0] if lr is None else lr,
-        *native.objective(s), *native.rule(rule),
+        *native.tables(s), state, *batch, counts, *touches, lr, *native.objective(s), *native.rule(rule)
     )  # fmt: skip
 
 
 STEPS = Steps(
     score, score_block, count_above, count_above_block, propose, accept, topk,
-    distill_loss, distill_loss_backward, fused_gradient, fused_step, draw_round=draw_round, queued=True,
+    distill_loss, distill_loss_backward, fused_gradient, fused_step, draw_round=draw_round, values=values, queued=True,
 )  # fmt: skip
 BACKEND = Backend(
     "cuda",

@@ -1,4 +1,6 @@
-"""Structs as the arguments of the compiled libraries: contiguous tensors and plain numbers; an empty tensor stands for None."""
+"""Structs as the arguments of the compiled libraries: contiguous tensors and plain numbers. The C++ library takes an empty tensor
+for None.
+"""
 
 import torch
 from torch import Tensor
@@ -8,11 +10,6 @@ from bdkernels.types.rule import RULES, Rule
 from bdkernels.types.seen import Seen
 from bdkernels.types.step import StepInputs
 from bdkernels.weights import KINDS, WeightCode
-
-
-def or_empty(t: Tensor | None, like: Tensor) -> Tensor:
-    """A tensor that may be absent, on the device of another."""
-    return like.new_empty(0) if t is None else t.contiguous()
 
 
 def rows(f: Factors) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -51,21 +48,23 @@ def weight(code: WeightCode) -> tuple[int, float, bool]:
     return KINDS.index(kind) if kind else -1, parameter, flipped
 
 
-def tables(s: StepInputs) -> tuple[Tensor, Tensor, Tensor]:
-    """user_table and item_table, whose rows may be strided; item_bias. The tables themselves where a step may change them."""
-    user, item = s.user_table, s.item_table
+def tables(s: StepInputs, none: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """user_table and item_table, whose rows may be strided; item_bias, or `none`. The tables themselves where a step may change
+    them.
+    """
+    user, item, bias = s.user_table, s.item_table, s.item_bias
     return (
         user if user.stride(1) == 1 else user.contiguous(),
         item if item.stride(1) == 1 else item.contiguous(),
-        s.users.new_empty(0) if s.item_bias is None else s.item_bias.contiguous(),
+        none if bias is None else bias.contiguous(),
     )
 
 
-def batch(s: StepInputs) -> tuple[Tensor, ...]:
-    """users, positives, negatives, distill_ids, guide_scores, distill_mask."""
+def batch(s: StepInputs, none: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]:
+    """users, positives, negatives, distill_ids, guide_scores; distill_mask, or `none`."""
     return (
         s.users.contiguous(), s.positives.contiguous(), s.negatives.contiguous(), s.distill_ids.contiguous(),
-        s.guide_scores.contiguous(), s.users.new_empty(0) if s.distill_mask is None else s.distill_mask.contiguous(),
+        s.guide_scores.contiguous(), none if s.distill_mask is None else s.distill_mask.contiguous(),
     )  # fmt: skip
 
 

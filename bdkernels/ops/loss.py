@@ -70,8 +70,10 @@ def _check_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
 
 def _fused_gradient(s: StepInputs, backend: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     mapped.trainable(*s.tables)
-    s = checks.own_step(s)
-    out = steps(s.user_table.device, backend, s.user_table.dtype).fused_gradient(s)
+    stages = steps(s.user_table.device, backend, s.user_table.dtype)
+    if not (stages.queued and checks.asserts_ids(s)):
+        s = checks.own_step(s)
+    out = stages.fused_gradient(s)
     checks.finite_losses(*out[:2])
     return out
 

@@ -58,9 +58,9 @@ def _check_count(s: CountInputs) -> Tensor:
 
 
 def _count_above(s: CountInputs, backend: str) -> Tensor:
-    seen = checks.own_seen(s.seen, checks.MAX_ITEMS)
-    checks.no_nan("thresholds", s.thresholds)
     run = stages(backend, s.factors)
+    seen = checks.own_seen(s.seen, checks.MAX_ITEMS, run.values)
+    checks.no_nan("thresholds", s.thresholds)
     return run.count_above(s.factors, s.thresholds, ids_or_bounds(s.tie_ids), seen, s.item_offset)
 
 
@@ -73,9 +73,9 @@ def _check_block(s: CountBlockInputs) -> Tensor:
 
 
 def _count_above_block(s: CountBlockInputs, backend: str) -> Tensor:
-    seen = checks.own_seen(s.seen, checks.MAX_ITEMS)
-    checks.no_nan("thresholds", s.thresholds)
     run = steps(s.scores.device, backend, work=s.scores.numel())
+    seen = checks.own_seen(s.seen, checks.MAX_ITEMS, run.values)
+    checks.no_nan("thresholds", s.thresholds)
     return run.count_above_block(s.scores, s.thresholds, ids_or_bounds(s.tie_ids), seen, s.item_offset)
 
 
@@ -91,9 +91,8 @@ def _check_rank(s: RankInputs) -> Tensor:
 
 
 def _rank(s: RankInputs, backend: str) -> Tensor:
-    ids = checks.own_ids("ids", s.ids, s.factors.n_items)
-    seen = checks.own_seen(s.seen, s.factors.n_items)
     run = stages(backend, s.factors)
+    ids, seen = checks.own_listed(s.ids, s.seen, s.factors.n_items, run.values)
     return 1 + run.count_above(s.factors, run.score(s.factors, ids), ids, seen, 0)
 
 

@@ -65,7 +65,7 @@ def drawn(s: SampleInputs, steps: Steps) -> tuple[Tensor, Tensor]:
     n_items, counted = s.teacher.n_items, s.counted
     if counted is not None:
         counted = checks.own_rising_ids("subset", counted, n_items)
-    seen = checks.own_seen(s.seen, n_items)
+    seen = checks.own_seen(s.seen, n_items, steps.values)
     row_keys = keys.of_rows(s.user_ids, s.occurrence)
     seed = s.seed if s.seed_at is None else checks.own(s.seed_at)
     step = s.step if s.step_at is None else checks.own_ids("step", s.step_at, STEPS, "a number")

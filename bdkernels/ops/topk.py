@@ -29,8 +29,8 @@ def _check(s: TopKInputs) -> tuple[Tensor, Tensor]:
 
 
 def _topk(s: TopKInputs, backend: str) -> tuple[Tensor, Tensor]:
-    seen = checks.own_seen(s.seen, s.factors.n_items)
-    return stages(backend, s.factors).topk(s.factors, s.k, seen)
+    run = stages(backend, s.factors)
+    return run.topk(s.factors, s.k, checks.own_seen(s.seen, s.factors.n_items, run.values))
 
 
 define("topk", TopKInputs, "(Tensor, Tensor)", _check, _topk)

@@ -1,13 +1,11 @@
 // sample
-#include <optional>
-
 #include "cuda_arguments.h"
 
 namespace bdkernels::binding {
 namespace {
 
 Tensor propose(int64_t seed, int64_t step, const Tensor& row_keys, int64_t start, int64_t stop, int64_t n_items,
-               const Tensor& indptr, const Tensor& indices) {
+               const Optional& indptr, const Optional& indices) {
   const OnDevice device(row_keys);
   const int64_t rows = row_keys.size(0), c = stop - start;
   Tensor out = torch::stable::new_empty(row_keys, {rows, c});
@@ -30,50 +28,6 @@ Tensor accept(int64_t seed, int64_t step, const Tensor& row_keys, int64_t start,
   return out;
 }
 
-using Optional = std::optional<Tensor>;
-
-// [n] int64 that may be changed.
-int64_t* longs_of(Tensor& t, int64_t n, const char* name) {
-  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long && t.is_contiguous() && t.numel() >= n, "bdkernels: ", name,
-                  ": wrong dtype or shape");
-  return out_of<int64_t>(t);
-}
-
-const int64_t* longs_of(const Tensor& t, int64_t n, const char* name) {
-  STD_TORCH_CHECK(t.numel() >= n, "bdkernels: ", name, ": wrong shape");
-  return longs(t, name);
-}
-
-Items table_of(const Tensor& users, const Tensor& items, const Optional& bias) {
-  return bias ? items_of(users, items, *bias) : items_of(users, items);
-}
-
-// The memory of cuda::RoundScratch, in one allocation. Each part begins at a multiple of 16 bytes, as tables of torch do.
-// The keys are the last: what passes their end passes that of the allocation, where a sanitizer sees it.
-struct Scratch {
-  int64_t users[2], histogram, order, keys;  // bytes of each part
-  Tensor memory;
-
-  Scratch(const Tensor& like, const cuda::Round& round, int64_t c)
-      : users{whole(4 * round.n_rows * round.items[0].d), whole(4 * round.n_rows * round.items[1].d)},
-        histogram(whole(2 * 8 * round.n_rows * (c + 1))),
-        order(whole(2 * 2 * round.n_rows * c)),
-        keys(2 * 8 * round.n_rows * c),
-        memory(torch::stable::new_empty(like, {users[0] + users[1] + histogram + order + keys}, ScalarType::Byte)) {}
-
-  static int64_t whole(int64_t bytes) { return (bytes + 15) / 16 * 16; }
-
-  cuda::RoundScratch of(int64_t rows, int64_t c) {
-    auto* at = out_of<uint8_t>(memory);
-    auto* const t = reinterpret_cast<float*>(at);
-    auto* const s = reinterpret_cast<float*>(at += users[0]);
-    auto* const h = reinterpret_cast<int64_t*>(at += users[1]);
-    auto* const o = reinterpret_cast<uint16_t*>(at += histogram);
-    auto* const k = reinterpret_cast<int64_t*>(at += order);
-    return {{t, s}, {k, k + rows * c}, {o, o + rows * c}, {h, h + rows * (c + 1)}};
-  }
-};
-
 void draw_round(const Tensor& teacher_users, const Tensor& teacher_items, const Optional& teacher_bias,
                 const Tensor& student_users, const Tensor& student_items, const Optional& student_bias,
                 const Optional& indptr, const Optional& indices, const Tensor& row_keys, const Tensor& candidates,
@@ -91,8 +45,8 @@ void draw_round(const Tensor& teacher_users, const Tensor& teacher_items, const 
   const int64_t k = ids.size(2);
   const cuda::Round round{
       .users = {users_of(teacher_users), users_of(student_users)},
-      .items = {table_of(teacher_users, teacher_items, teacher_bias), table_of(student_users, student_items, student_bias)},
-      .seen = indptr && indices ? seen_of(*indptr, *indices, b) : Seen{nullptr, nullptr},
+      .items = {items_of(teacher_users, teacher_items, teacher_bias), items_of(student_users, student_items, student_bias)},
+      .seen = seen_of(indptr, indices, b),
       .row_keys = longs(row_keys, "row_keys"),
       .candidates = longs_of(candidates, b, "candidates"),
       .weights = {{static_cast<Kind>(student_kind), student_parameter, student_flipped},
@@ -114,16 +68,18 @@ void draw_round(const Tensor& teacher_users, const Tensor& teacher_items, const 
       .next_live = longs_of(next_live, 1, "next_live"),
       .short_rows = longs_of(short_rows, 1, "short"),
       .nan_at = longs_of(nan_at, 2, "nan_at")};
-  Scratch scratch(rows, round, c);
-  cuda::draw_round(round, scratch.of(n_rows, c), start, stop, static_cast<cuda::Precision>(precision), blocks,
-                   device.stream());
+  const int64_t pairs = n_rows * c, bins = n_rows * (c + 1);
+  const auto [memory, t, s, histogram, order, keys] = scratch<float, float, int64_t, uint16_t, int64_t>(
+      rows, {n_rows * round.items[0].d, n_rows * round.items[1].d, 2 * bins, 2 * pairs, 2 * pairs});
+  cuda::draw_round(round, {{t, s}, {keys, keys + pairs}, {order, order + pairs}, {histogram, histogram + bins}}, start, stop,
+                   static_cast<cuda::Precision>(precision), blocks, device.stream());
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cuda, m) {
   m.def(
-      "propose(int seed, int step, Tensor row_keys, int start, int stop, int n_items, Tensor indptr, Tensor indices) "
+      "propose(int seed, int step, Tensor row_keys, int start, int stop, int n_items, Tensor? indptr, Tensor? indices) "
       "-> Tensor");
   m.def(
       "accept(int seed, int step, Tensor row_keys, int start, Tensor rank_guide, Tensor rank_learner, Tensor candidates, "

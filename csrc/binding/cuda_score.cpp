@@ -4,7 +4,7 @@
 namespace bdkernels::binding {
 namespace {
 
-Tensor score(const Tensor& users, const Tensor& items, const Tensor& bias, const Tensor& ids) {
+Tensor score(const Tensor& users, const Tensor& items, const Optional& bias, const Tensor& ids) {
   const OnDevice device(users);
   Tensor out = torch::stable::new_empty(users, {ids.size(0), ids.size(1)});
   cuda::score(users_of(users), items_of(users, items, bias), longs(ids, "ids"), ids.size(1), out_of<float>(out),
@@ -12,7 +12,7 @@ Tensor score(const Tensor& users, const Tensor& items, const Tensor& bias, const
   return out;
 }
 
-Tensor score_block(const Tensor& users, const Tensor& items, const Tensor& bias, int64_t blocks) {
+Tensor score_block(const Tensor& users, const Tensor& items, const Optional& bias, int64_t blocks) {
   const OnDevice device(users);
   Tensor out = torch::stable::new_empty(users, {users.size(0), items.size(0)});
   cuda::score_block(users_of(users), items_of(users, items, bias), blocks, out_of<float>(out), device.stream());
@@ -30,8 +30,8 @@ bool simulated() {
 }  // namespace
 
 STABLE_TORCH_LIBRARY(bdkernels_cuda, m) {
-  m.def("score(Tensor users, Tensor items, Tensor bias, Tensor ids) -> Tensor");
-  m.def("score_block(Tensor users, Tensor items, Tensor bias, int blocks) -> Tensor");
+  m.def("score(Tensor users, Tensor items, Tensor? bias, Tensor ids) -> Tensor");
+  m.def("score_block(Tensor users, Tensor items, Tensor? bias, int blocks) -> Tensor");
   m.def("simulated() -> bool");
 }
 

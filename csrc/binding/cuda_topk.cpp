@@ -6,25 +6,24 @@
 namespace bdkernels::binding {
 namespace {
 
-// Scores and ids of the k best [B, k], -inf and -1 where there are too few; and where a score is NaN: row * n + item, or -1.
-// places and first_part: see TopKPlan; 0 = as many blocks as the device runs at once, and chosen.
-std::tuple<Tensor, Tensor, Tensor> topk(const Tensor& users, const Tensor& items, const Tensor& bias, int64_t k,
-                                        const Tensor& indptr, const Tensor& indices, int64_t places, int64_t first_part) {
+// Scores and ids of the k best [B, k], -inf and -1 where there are too few. nan_at [], -1: becomes where a score is NaN, row
+// * n
+// + item. places and first_part: see TopKPlan; 0 = as many blocks as the device runs at once, and chosen.
+std::tuple<Tensor, Tensor> topk(const Tensor& users, const Tensor& items, const Optional& bias, int64_t k,
+                                const Optional& indptr, const Optional& indices, Tensor nan_at, int64_t places,
+                                int64_t first_part) {
   const OnDevice device(users);
   const auto u = users_of(users);
   const auto v = items_of(users, items, bias);
   STD_TORCH_CHECK(0 < k && k <= v.n && k <= cuda::kMostTopK, "bdkernels: k: expected 1 to the number of items");
   const cuda::TopKPlan plan(u.n, v.n, k, places ? places : cuda::topk_places(v.dtype), first_part);
-  Tensor keys = torch::stable::new_empty(users, {u.n, plan.most_ranges, plan.capacity}, ScalarType::Long);
-  Tensor sizes = torch::stable::new_empty(users, {u.n, plan.most_ranges}, ScalarType::Int);
-  Tensor best = torch::stable::new_empty(users, {u.n, k}, ScalarType::Long);
+  const int64_t lists = u.n * plan.most_ranges;
+  const auto [memory, sizes, best, keys] = scratch<int, uint64_t, uint64_t>(users, {lists, u.n * k, lists * plan.capacity});
   Tensor scores = torch::stable::new_empty(users, {u.n, k}, ScalarType::Float);
   Tensor ids = torch::stable::new_empty(users, {u.n, k}, ScalarType::Long);
-  Tensor nan_at = no_nan(users);
-  cuda::topk(u, v, k, seen_of(indptr, indices, u.n), plan,
-             {out_of<uint64_t>(keys), out_of<int32_t>(sizes), out_of<uint64_t>(best)}, out_of<float>(scores),
-             out_of<int64_t>(ids), out_of<int64_t>(nan_at), device.stream());
-  return {scores, ids, nan_at};
+  cuda::topk(u, v, k, seen_of(indptr, indices, u.n), plan, {keys, sizes, best}, out_of<float>(scores), out_of<int64_t>(ids),
+             longs_of(nan_at, 1, "nan_at"), device.stream());
+  return {scores, ids};
 }
 
 // The launches of the product that topk plans: [parts, 4] first item, end, blocks, tiles of items that each block takes.
@@ -44,8 +43,9 @@ Tensor topk_launches(const Tensor& like, int64_t b, int64_t n, int64_t k, int64_
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cuda, m) {
   m.def(
-      "topk(Tensor users, Tensor items, Tensor bias, int k, Tensor indptr, Tensor indices, int places, int first_part) "
-      "-> (Tensor, Tensor, Tensor)");
+      "topk(Tensor users, Tensor items, Tensor? bias, int k, Tensor? indptr, Tensor? indices, Tensor(a!) nan_at, int "
+      "places, "
+      "int first_part) -> (Tensor, Tensor)");
   m.def("topk_launches(Tensor like, int b, int n, int k, int places, int first_part) -> Tensor");
 }
 

@@ -20,16 +20,23 @@ inline const float* bias_of(const Tensor& bias) {
 }
 
 inline Batch batch_of(const Tensor& users, const Tensor& positives, const Tensor& negatives, const Tensor& distilled,
-                      const Tensor& guide, const Tensor& mask) {
+                      const Tensor& guide) {
   return {longs(users, "users"),
           longs(positives, "positives"),
           longs(negatives, "negatives"),
           longs(distilled, "distill_ids"),
           data<float>(guide, ScalarType::Float, "guide_scores"),
-          mask.numel() ? data<bool>(mask, ScalarType::Bool, "distill_mask") : nullptr,
+          nullptr,
           users.size(0),
           negatives.size(1),
           distilled.size(1)};
+}
+
+inline Batch batch_of(const Tensor& users, const Tensor& positives, const Tensor& negatives, const Tensor& distilled,
+                      const Tensor& guide, const Tensor& mask) {
+  Batch out = batch_of(users, positives, negatives, distilled, guide);
+  if (mask.numel()) out.mask = data<bool>(mask, ScalarType::Bool, "distill_mask");
+  return out;
 }
 
 // A table [n, d] or [n] whose state is per_table tensors of the same size, from state[first] on.

@@ -214,6 +214,9 @@ __device__ inline void add(int64_t* counter, int64_t by) {  // wraps as it shall
   atomicAdd(reinterpret_cast<unsigned long long*>(counter), static_cast<unsigned long long>(by));
 }
 
+// What was found fine, not 0, is so no more.
+__device__ inline void deny(int64_t* fine) { atomicMin(reinterpret_cast<unsigned long long*>(fine), 0ull); }
+
 // ---- shared memory by its own addresses, of 32 bits: in those of all memory, each access would begin with a sum ----
 
 __device__ inline uint32_t shared_address(const void* shared) {

@@ -15,6 +15,12 @@ namespace bdkernels::cuda {
 
 using Stream = CUstream_st*;
 
+// values: ids [n_ids] and the rows of `seen`, of n_seen items together; either may be null. Of fine [2], not 0 before, the
+// first becomes 0 where an id is not in [0, limit), the second where rows are not from 0 to n_seen in their order, or ids in
+// a row are not rising from 0 to limit - 1.
+void values(const int64_t* ids, int64_t n_ids, int64_t limit, const Seen& seen, int64_t rows, int64_t n_seen, int64_t* fine,
+            Stream stream);
+
 // score: [B, C] of listed items, and [B, N] of a block of the catalog
 void score(const Users& users, const Items& items, const int64_t* ids, int64_t c, float* out, Stream stream);
 void score_block(const Users& users, const Items& items, int64_t blocks, float* out, Stream stream);
@@ -118,12 +124,13 @@ struct StepOut {
   float* user_rows;               // [b, d] the users' rows as they were, or null
 };
 
-// live: [] how many distilled entries count, or null: all. objective.live is not read.
+// live: [] how many distilled entries count, as step_keys counts them. objective.live is not read.
 void fused_gradient(const Rows& users, const Rows& items, const float* bias, const Batch& batch, const Objective& objective,
                     const int64_t* live, const StepOut& out, Stream stream);
 
 // The row that each entry of a batch touches: keys [b * (width + 1)], int64 if `wide`, else int32, of the items id and of
-// the users n_items + id. counts [2] are ones before; then how many distilled entries count, and 0 if an id is out of range.
+// the users n_items + id; or null, if they are not wanted. counts [2] are ones before; then how many distilled entries
+// count, and 0 if an id is out of range.
 void step_keys(const Batch& batch, int64_t n_users, int64_t n_items, void* keys, bool wide, int64_t* counts, Stream stream);
 
 struct Training {

@@ -9,11 +9,11 @@
 // memory's. Keys have 4 bytes where the numbers of items and users together fit, so a radix sort of them takes half its
 // passes.
 //
-// Launches of a fused step: keys, the sort, step, update, and `finish_kernel` for rows of more than kPiece touches. Such a
-// row is cut into pieces of kPiece touches, counted from its first one, a warp for each; a lane has kTogether touches' loads
-// on their way at a time. Everything is float32 but the sums of the losses. All sums have a fixed order: over the touches of
-// a piece in the order of the batch, then over the pieces. So the same batch gives the same bits in every run, and what else
-// is in the batch changes none of a row's.
+// Launches of a gradient: keys, which checks the ids, step, and `sum_kernel`. Of a fused step: keys, the sort, step, update,
+// and `finish_kernel` for rows of more than kPiece touches. Such a row is cut into pieces of kPiece touches, counted from
+// its first one, a warp for each; a lane has kTogether touches' loads on their way at a time. Everything is float32 but the
+// sums of the losses. All sums have a fixed order: over the touches of a piece in the order of the batch, then over the
+// pieces. So the same batch gives the same bits in every run, and what else is in the batch changes none of a row's.
 #include "../core/step.h"
 #include "device.h"
 
@@ -22,15 +22,15 @@ namespace {
 
 constexpr int kWarps = 4;  // of a block; a warp takes a row of the batch, or a piece of the touches of a row
 constexpr int kThreads = kWarps * kWarp;
+constexpr int kTogether = 4;  // rows or numbers whose loads are on their way at a time
 
 __device__ int64_t warp_of_grid() { return int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarp; }
 
 dim3 grid_of(int64_t rows) { return dim3(static_cast<unsigned>(div_up(rows, kWarps))); }
 
-// Scores of a row of the batch -> scores [width]. The lanes share the factors, four items at a time to keep loads in flight.
+// Scores of a row of the batch -> scores [width]. The lanes share the factors of kTogether items at a time.
 __device__ void score_row(const float* user, const Rows& items, const float* bias, const Batch& batch, int64_t row,
                           float* scores) {
-  constexpr int kTogether = 4;
   const int lane = threadIdx.x % kWarp;
   for (int64_t first = 0; first < batch.width(); first += kTogether) {
     int64_t ids[kTogether];
@@ -91,11 +91,8 @@ __device__ double distill_terms(const Batch& batch, const Objective& objective, 
   return warp_sum(sum);
 }
 
-// Device memory that tells how many entries count, as a sum that may be 0; null: all.
-__device__ double live_of(const Batch& batch, const int64_t* live) {
-  const int64_t n = live ? *live : batch.b * batch.k;
-  return n > 0 ? static_cast<double>(n) : 1.0;
-}
+// What the distillation loss is divided by: how many entries count, at least 1.
+__device__ double divisor(const int64_t* live) { return *live > 0 ? static_cast<double>(*live) : 1.0; }
 
 __global__ void __launch_bounds__(kThreads) step_kernel(Rows users, Rows items, const float* bias, Batch batch,
                                                         Objective objective, const int64_t* live, StepOut out) {
@@ -105,7 +102,7 @@ __global__ void __launch_bounds__(kThreads) step_kernel(Rows users, Rows items, 
   const float* user = users.row(batch.users[row]);
   float* slopes = out.slopes + row * width;
   score_row(user, items, bias, batch, row, slopes);
-  objective.live = live_of(batch, live);
+  objective.live = divisor(live);
   const double cf = cf_terms(batch, objective.bpr, slopes);
   const double distill = distill_terms(batch, objective, row, slopes + 1 + batch.m);
   if (lane == 0) {
@@ -128,7 +125,6 @@ __global__ void __launch_bounds__(kThreads) step_kernel(Rows users, Rows items, 
 
 // Losses of the batch from those of its rows, by one block.
 __device__ void sum_losses(const Batch& batch, const int64_t* live, const StepOut& out) {
-  constexpr int kTogether = 4;  // rows whose loads are on their way at a time
   BDKERNELS_SHARED(double, parts, 2 * kWarps);
   double sums[2] = {0, 0};
   for (int64_t first = threadIdx.x; first < batch.b; first += kTogether * kThreads) {
@@ -155,7 +151,7 @@ __device__ void sum_losses(const Batch& batch, const int64_t* live, const StepOu
   double totals[2] = {0, 0};
   for (int p = 0; p < 2 * kWarps; ++p) totals[p % 2] += parts[p];
   *out.cf_loss = static_cast<float>(totals[0] / (batch.b > 0 ? static_cast<double>(batch.b) : 1.0));
-  *out.distill_loss = static_cast<float>(totals[1] / live_of(batch, live));
+  *out.distill_loss = static_cast<float>(totals[1] / divisor(live));
 }
 
 __global__ void __launch_bounds__(kThreads) sum_kernel(Batch batch, const int64_t* live, StepOut out) {
@@ -164,8 +160,8 @@ __global__ void __launch_bounds__(kThreads) sum_kernel(Batch batch, const int64_
 
 // ---- update ----
 
-// Row of each entry of the batch: item c of row r at r * width + c, and behind all of them the users, past the items. On the
-// way it counts what is live, and notes an id out of range; both counts are 1 before.
+// Row of each entry of the batch: item c of row r at r * width + c, and behind all of them the users, past the items. Null:
+// they are not wanted. It counts what is live, and notes an id out of range; both counts are 1 before.
 template <class Key>
 __global__ void __launch_bounds__(kThreads)
     keys_kernel(Batch batch, int64_t n_users, int64_t n_items, Key* keys, int64_t* counts) {
@@ -175,16 +171,16 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t row = at / width, c = at % width, id = batch.item(row, c);
     live = c > batch.m && batch.live(row, c - 1 - batch.m);
     inside = id >= 0 && id < n_items;
-    keys[at] = static_cast<Key>(id);
+    if (keys) keys[at] = static_cast<Key>(id);
   } else if (at < items + batch.b) {
     const int64_t id = batch.users[at - items];
     inside = id >= 0 && id < n_users;
-    keys[at] = static_cast<Key>(n_items + id);
+    if (keys) keys[at] = static_cast<Key>(n_items + id);
   }
   const int found = __popc(__ballot_sync(kAllLanes, live));
   if (threadIdx.x % kWarp == 0 && found > 0) add(counts, found);
   if (at == 0) add(counts, -1);
-  if (!inside) atomicMin(reinterpret_cast<unsigned long long*>(counts + 1), 0ull);
+  if (!inside) deny(counts + 1);
 }
 
 // A number of a row, and what the optimizer keeps of it.
@@ -217,8 +213,7 @@ __device__ Number changed(const Rule& rule, float grad, Number of) {
   return of;
 }
 
-constexpr int kFactors = 2;   // of a lane in one pass over the factors
-constexpr int kTogether = 4;  // touches whose loads are on their way at a time
+constexpr int kFactors = 2;  // of a lane in one pass over the factors
 // Blocks of a multiprocessor at least: said, lest the compiler wait for each load before the next one.
 template <class Key>
 constexpr int kResident = sizeof(Key) == 4 ? 10 : 9;

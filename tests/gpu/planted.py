@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 CALLS = {
+    "values": "cuda.values(torch.zeros(500, dtype=int), bd.Seen(torch.tensor([0, 1, 9]), torch.tensor([4])), 9)",
     "listed": "bd.score(bd.Factors(torch.ones(3, 32), torch.ones(40, 32)), torch.zeros(3, 2, dtype=int), backend='cuda')",
     "block": "cuda.score_block(bd.Factors(torch.ones(3, 36), torch.ones(70, 36)))",
     "count": "bd.count_above_block(torch.ones(3, 40), torch.zeros(3, 3), torch.zeros(3, 3, dtype=int), backend='cuda')",
@@ -62,6 +63,11 @@ LAST_PIECE = "item0 += kItems;\n      }\n      __syncthreads();"
 CLEARED = "bins[slot] = 0;\n    });\n    __syncthreads();"
 COUNTED = "flush() const {\n    __syncthreads();"
 FAULTS = {
+    "values: ids past the last": Fault(GLOBAL, "values.cu", "at < n_ids &&", "(FAULT || at < n_ids) &&", "values"),
+    "values: a row too many": Fault(GLOBAL, "values.cu", "if (row < rows) {", "if (FAULT || row < rows) {", "values"),
+    "values: rows that are not in order": Fault(
+        GLOBAL, "values.cu", "inside && i < end; i +=", "(FAULT || inside) && i < end; i +=", "values"
+    ),
     "score: an item too many": Fault(
         GLOBAL, "score.cu", "if (pair < pairs) out[pair]", "if (FAULT || pair < pairs) out[pair]", "listed"
     ),
@@ -294,7 +300,11 @@ FAULTS = {
         GLOBAL, "loss.cu", "if (at < items + batch.b) {", "if (FAULT || at < items + batch.b) {", "update"
     ),
     "keys: all in one place": Fault(
-        RACE, "loss.cu", "keys[at] = static_cast<Key>(id);", "keys[FAULT ? 0 : at] = static_cast<Key>(id);", "update"
+        RACE,
+        "loss.cu",
+        "if (keys) keys[at] = static_cast<Key>(id);",
+        "keys[FAULT ? 0 : at] = static_cast<Key>(id);",
+        "update",
     ),
     "update: touches past the last": Fault(
         GLOBAL, "loss.cu", "return at < n && keys", "return (FAULT || at < n) && keys", "update"

@@ -4,13 +4,14 @@ import os
 
 import costs
 import model
+import operations
 import pytest
 import recipes
 import shapes
+import torch
 from calls import calls, rows
 from costs import Gpu, Launch, Phase, Work, banks, together, work_of
 from gpus import Peak
-from operations import counted
 from sass import Flow, count
 
 # A loop that copies, multiplies in one of two ways (four FFMA, or as many with a look at the depth before each), searches in a
@@ -150,8 +151,12 @@ def test_launches_go_through_the_whole_catalog():
 
 
 def test_operations_are_counted(cuda_device):
-    found = counted(cuda_device)
+    found = operations.counted(cuda_device)
     assert {call.operations for call in calls()} <= found.keys() and all(n > 0 for n in found.values())
+    plan = torch.ops.bdkernels_cuda.topk_launches(
+        torch.empty(0), operations.USERS, operations.MANY, operations.BEST, 264, operations.FIRST_PART
+    )
+    assert len(plan) == len(shapes.parts(64, 10**6, 100, 264)) == len(shapes.parts(1024, 10**6, 100, 264)) == 3
 
 
 def test_the_page():
@@ -181,5 +186,8 @@ def test_no_call_is_slower_than_the_page_says(cuda_library, cuda_device):
 
     kernels = {kernel.name: kernel for kernel in in_library(cuda_library) if kernel.cc == model.TARGET}
     model.hold(
-        {r.call.name: (r.best, r.worst) for r, _ in rows(kernels, counted(cuda_device), costs.GPUS[model.TARGET])}
+        {
+            r.call.name: (r.best, r.worst)
+            for r, _ in rows(kernels, operations.counted(cuda_device), costs.GPUS[model.TARGET])
+        }
     )

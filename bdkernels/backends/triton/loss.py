@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bdkernels import checks
 from bdkernels.backends import native
 from bdkernels.backends.triton.score import FUSED
 from bdkernels.types.step import StepInputs
@@ -226,7 +227,9 @@ def flags(mask: Tensor | None) -> Tensor | None:
 
 
 def fused_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As in the reference."""
+    """As in the reference. Ids out of range are asserted on devices that assert."""
+    if checks.asserts_ids(s):
+        s = checks.own_step(s)
     (n_rows, m), d, new = s.negatives.shape, s.user_table.shape[1], s.user_table.new_empty
     width, live = 1 + m + s.distill_ids.shape[1], _live(s.distill_ids, s.distill_mask)
     user_grad, item_grad, cf_loss, loss = new(n_rows, d), new(n_rows, width, d), new(()), new(())
