@@ -352,6 +352,9 @@ def losses(s: DistillInputs) -> None:
     if s.mask is not None:
         tensor("mask", s.mask, shape, (torch.bool,), device)
     temperatures(s)
+    choice("kind", s.kind, ranges.DISTILL_LOSSES)
+    if s.kind == "listwise":
+        _is(s.learner_scores.dim() > 0, "learner_scores", "a list in each row: at least one dimension", "none")
 
 
 def loss_dtype(scores: Tensor) -> torch.dtype:
@@ -428,9 +431,21 @@ def step(s: StepInputs) -> None:
     if s.distill_mask is not None:
         tensor("distill_mask", s.distill_mask, shape, (torch.bool,), device)
     choice("cf", s.cf, ranges.FUSED_LOSSES)
+    choice("distill_kind", s.distill_kind, ranges.DISTILL_LOSSES)
     temperatures(s)
     within("distill_weight", s.distill_weight, ranges.LAMBDA)
     within("distill_weight / tau_learner", s.distill_weight / s.tau_learner, ranges.SLOPE)
+
+
+def step_types(s: StepInputs) -> None:
+    """Their Python types, under the names that the public functions give them."""
+    instance("cf", s.cf, str)
+    instance("distill_kind", s.distill_kind, str)
+    for name in ("distill_weight", "tau_learner", "tau_guide"):
+        float64(name, getattr(s, name))
+    for name, t in zip(s._fields, (*s.tables, *s.batch), strict=False):
+        if t is not None or name not in ("item_bias", "distill_mask"):
+            instance(name.replace("distill_", "distill."), t, Tensor)
 
 
 def finite_losses(cf: Tensor, distill: Tensor) -> None:
@@ -454,7 +469,7 @@ def own_step(s: StepInputs) -> StepInputs:
         ids_values("negatives", negatives, n_items)
     return StepInputs(
         s.user_table, s.item_table, s.item_bias, users, positives, negatives, listed, s.guide_scores, mask,
-        s.cf, s.distill_weight, s.tau_learner, s.tau_guide,
+        s.cf, s.distill_kind, s.distill_weight, s.tau_learner, s.tau_guide,
     )  # fmt: skip
 
 

@@ -278,16 +278,21 @@ def distill_loss(
     tau_guide: float = 1.0,
     mask: Tensor | None = None,
     *,
+    kind: str = "bce",
     backend: str | None = None,
 ) -> Tensor:
-    """Distillation loss D: mean over the mask of BCE(sigmoid(learner / tau_learner), sigmoid(guide / tau_guide)).
+    """Distillation loss D of the learner's scores x for the guide's y, with soft targets at a temperature (Hinton et al. 2015).
+
+    bce: mean over the mask of -(t log s + (1 - t) log(1 - s)), where s = sigmoid(x / tau_learner), t = sigmoid(y / tau_guide).
+    listwise: mean over rows of KL(p || q) = sum of p (log p - log q), where p = softmax(y / tau_guide), q = softmax(x /
+        tau_learner) over the entries of a row that the mask leaves; a row without any counts as 0 (Cao et al. 2007).
 
     Args:
-        learner_scores: any shape, floating; the gradient goes here alone.
+        learner_scores: any shape, floating; for "listwise" a row is the last dimension. The gradient goes here alone.
         guide_scores: the same shape and device; a constant to the gradient.
-        tau_learner: temperature of the learner, > 0.
-        tau_guide: temperature of the guide, > 0.
+        tau_learner, tau_guide: temperatures of the learner and of the guide, > 0.
         mask: bool of the same shape: which entries count; None for all. What is masked out may hold anything.
+        kind: "bce" or "listwise".
         backend: see `score`; the gradient's too. Those of "cpu" and "cuda" are the reference's; float64 scores are served by
             the reference alone.
 
@@ -299,7 +304,10 @@ def distill_loss(
     mask = None if mask is None else _tensor("mask", mask)
     for name, value in (("tau_learner", tau_learner), ("tau_guide", tau_guide)):
         checks.float64(name, value)
-    return torch.ops.bdkernels.distill_loss(learner_scores, guide, tau_learner, tau_guide, mask, backend=_name(backend))
+    checks.instance("kind", kind, str)
+    return torch.ops.bdkernels.distill_loss(
+        learner_scores, guide, tau_learner, tau_guide, mask, kind, backend=_name(backend)
+    )
 
 
 def fused_loss(
@@ -313,6 +321,7 @@ def fused_loss(
     guide_scores: Tensor,
     *,
     cf: str = "bce",
+    distill_kind: str = "bce",
     distill_weight: float = 1.0,
     tau_learner: float = 1.0,
     tau_guide: float = 1.0,
@@ -323,17 +332,20 @@ def fused_loss(
 
         loss = CF(positives, negatives) + distill_weight * D(scores of the distilled items, guide_scores)
 
-    CF is the binary cross entropy of the positive and the M negatives ("bce"), or -log sigmoid(positive - negative) of the M
-    pairs ("bpr"), summed over a row and averaged over rows; D is `distill_loss`.
+    D is `distill_loss`. CF is averaged over rows; of one with the positive's score s_0 and s_1 .. s_M of M negatives it is
+
+    bce: binary cross entropy, label 1 for the positive alone: -log sigmoid(s_0) - sum of log sigmoid(-s_j);
+    bpr: sum of -log sigmoid(s_0 - s_j) over the pairs (Rendle et al. 2009);
+    softmax: log(exp(s_0) + sum of exp(s_j)) - s_0, without a correction for the negatives' probabilities, which is one constant
+        where they are uniform (Bengio and Senecal 2008).
 
     Args:
         user_table: [U, d] float32 or float64 parameter; item_table: [N, d]; item_bias: [N] or None, of the same dtype.
         users: [B] int64; positives: [B] int64; negatives: [B, M] int64, item ids.
         distill: ids [B, k] and mask [B, k], from `sample` with the rows of `users`. What is masked out may hold anything.
         guide_scores: [B, k], the other model's scores of the distilled items; a constant to the gradient.
-        cf: "bce" or "bpr".
-        distill_weight: weight of the distillation.
-        tau_learner, tau_guide: temperatures, > 0.
+        cf: "bce", "bpr" or "softmax"; distill_kind: the `kind` of `distill_loss`, "bce" or "listwise".
+        distill_weight: weight of the distillation; tau_learner, tau_guide: its temperatures, > 0.
         sparse: gradients as sparse rows, as from torch.nn.Embedding(sparse=True), so that a step's cost does not grow with N
             or U; False for dense gradients, which any optimizer takes.
         backend: see `score`. float64 tables are served by the reference alone, so "cpu" refuses them.
@@ -344,11 +356,12 @@ def fused_loss(
     """
     checks.instance("distill", distill, Draws)
     checks.instance("sparse", sparse, bool)
-    ids, mask = distill
-    batch = users, positives, negatives, ids, guide_scores, mask
-    step = StepInputs(user_table, item_table, item_bias, *batch, cf, distill_weight, tau_learner, tau_guide)
+    batch = users, positives, negatives, distill.ids, guide_scores, distill.mask
+    step = StepInputs(
+        user_table, item_table, item_bias, *batch, cf, distill_kind, distill_weight, tau_learner, tau_guide
+    )
     if not step.typed():
-        _check_step(step)
+        checks.step_types(step)
     step = step._replace(guide_scores=guide_scores.detach())
     return StepLoss(*torch.ops.bdkernels.fused_loss(*step, sparse=sparse, backend=_name(backend)))
 
@@ -362,6 +375,7 @@ def fused_step(
     guide_scores: Tensor,
     *,
     cf: str = "bce",
+    distill_kind: str = "bce",
     distill_weight: float = 1.0,
     tau_learner: float = 1.0,
     tau_guide: float = 1.0,
@@ -380,8 +394,7 @@ def fused_step(
     Args:
         optimizer: `SGD`, `Adagrad` or `SparseAdam` of (user_table, item_table, item_bias or None). Parameters that require
             grad are fine: autograd sees an in-place change, no gradient.
-        users, positives, negatives, distill, guide_scores: the batch, see `fused_loss`.
-        cf, distill_weight, tau_learner, tau_guide: see `fused_loss`.
+        users .. guide_scores, cf .. tau_guide: the batch, and what is minimised; see `fused_loss`.
         backend: see `score`. float64 tables are served by the reference alone, so "cpu" refuses them.
 
     Returns:
@@ -399,10 +412,10 @@ def fused_step(
     step = StepInputs(
         user_table, item_table, bias[0] if bias else None, users, positives, negatives, ids,
         guide_scores.detach() if isinstance(guide_scores, Tensor) else guide_scores, mask,
-        cf, distill_weight, tau_learner, tau_guide,
+        cf, distill_kind, distill_weight, tau_learner, tau_guide,
     )  # fmt: skip
     if not step.typed():
-        _check_step(step)
+        checks.step_types(step)
     rule, lr = optimizer.queued_rule()
     if lr is None and torch.compiler.is_dynamo_compiling():
         rule, lr = rule._replace(lr=0.0), torch.ones((), dtype=torch.float64) * rule.lr
@@ -441,16 +454,6 @@ def _samples(ids: tuple[Tensor, Tensor], weights: tuple[WeightCode, WeightCode])
     return Samples(
         *(Draws(drawn, drawn >= 0) if kind else None for drawn, (kind, _, _) in zip(ids, weights, strict=True))
     )
-
-
-def _check_step(step: StepInputs) -> None:
-    """Their Python types, under the names that the public functions give them."""
-    checks.instance("cf", step.cf, str)
-    for name in ("distill_weight", "tau_learner", "tau_guide"):
-        checks.float64(name, getattr(step, name))
-    for name, t in zip(step._fields, (*step.tables, *step.batch), strict=False):
-        if t is not None or name not in ("item_bias", "distill_mask"):
-            checks.instance(name.replace("distill_", "distill."), t, Tensor)
 
 
 def _tensor(name: str, t: Tensor) -> Tensor:

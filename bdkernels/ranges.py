@@ -47,7 +47,9 @@ STEP = _integers(0, 2**32 - 1)
 USER_ID = _integers(0, 2**32 - 1)
 SHARPNESS = Range(math.ulp(0.0), sys.float_info.max, "a finite number > 0")  # alpha, eps and mu of the weights: float64
 # losses
-FUSED_LOSSES = ("bce", "bpr")  # the `cf` that fused steps know
+# Their order is that of the enums in csrc/core/step.h; `backends.reference` has their formulas.
+FUSED_LOSSES = ("bce", "bpr", "softmax")  # the `cf` that fused steps know
+DISTILL_LOSSES = ("bce", "listwise")
 TAU = Range(_FLOAT32.tiny, _FLOAT32.max, _IN_FLOAT32)
 LAMBDA = Range(_FLOAT32.tiny, _FLOAT32.max, f"0, or in size {_IN_FLOAT32}", signed=True, zero=True)
 SLOPE = Range(

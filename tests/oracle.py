@@ -61,6 +61,38 @@ def ranks(f: Factors, seen: Seen | None) -> np.ndarray:
     return out
 
 
+def cf_loss(cf: str, positive, negatives) -> float:
+    """Of scores [B] and [B, M], in long doubles: summed over a row, averaged over rows."""
+    rows = []
+    for s, others in zip(np.asarray(positive, np.longdouble), np.asarray(negatives, np.longdouble), strict=True):
+        if cf == "softmax":
+            top = max(s, others.max(initial=-np.inf))
+            rows.append(np.log(np.exp(s - top) + np.exp(others - top).sum()) + top - s)
+        else:
+            margins = np.array([-s, *others]) if cf == "bce" else others - s
+            rows.append(np.logaddexp(margins, np.longdouble(0)).sum())
+    return float(np.mean(rows)) if rows else 0.0
+
+
+def listwise(learner, guide, tau_learner: float, tau_guide: float, mask) -> float:
+    """Mean over rows of KL(p || q), of shares of the live scores of a row [..., k], in long doubles."""
+
+    def shares(scores, tau):
+        weights = np.exp((scores - scores.max()) / tau)
+        return weights / weights.sum(), (scores - scores.max()) / tau - np.log(weights.sum())
+
+    rows, k = [], np.shape(learner)[-1]
+    flat = (np.asarray(each).reshape(-1, k) for each in (learner, guide, mask)) if k else ()
+    for x, y, live in zip(*flat, strict=True):
+        if live.any():
+            _, log_q = shares(x[live].astype(np.longdouble), tau_learner)
+            p, log_p = shares(y[live].astype(np.longdouble), tau_guide)
+            rows.append((p[p > 0] * (log_p - log_q)[p > 0]).sum())
+        else:
+            rows.append(0.0)
+    return float(np.mean(rows)) if rows else 0.0
+
+
 def probabilities(kind: str, parameter: float, side: str, rank_guide, rank_learner, unseen) -> np.ndarray:
     """[N] exact probabilities of one user; zeros if there is no positive weight. Formulas as design.md prints them."""
     n = unseen.sum()

@@ -94,12 +94,12 @@ def autocast_of_cuda():
 
 OPS = torch.ops.bdkernels
 FORWARD = {name: STAGES[name] for name in ("score", "rank", "count_above_block", "topk", "sample")} | {
-    "distill_loss": lambda p: (OPS.distill_loss(p.guide.bfloat16(), p.guide, 1.0, 2.0, p.draws.mask),),
+    "distill_loss": lambda p: (OPS.distill_loss(p.guide.bfloat16(), p.guide, 1.0, 2.0, p.draws.mask, "listwise"),),
     "distill_loss_backward": lambda p: (
-        OPS.distill_loss_backward(p.guide.sum(), p.guide.bfloat16(), p.guide, 1.0, 2.0, p.draws.mask),
+        OPS.distill_loss_backward(p.guide.sum(), p.guide.bfloat16(), p.guide, 1.0, 2.0, p.draws.mask, "listwise"),
     ),
     "fused_gradient": lambda p: OPS.fused_gradient(
-        *p.tables, *p.batch, p.draws.ids, p.guide, p.draws.mask, "bpr", 0.5, 1.0, 2.0
+        *p.tables, *p.batch, p.draws.ids, p.guide, p.draws.mask, "softmax", "listwise", 0.5, 1.0, 2.0
     ),
 }
 

@@ -1,4 +1,4 @@
-"""The two losses against sums written out one by one in float64."""
+"""The losses against sums written out one by one in float64."""
 
 import math
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from bidistill.losses.bce import bce
 from bidistill.losses.bpr import bpr
+from bidistill.losses.softmax import softmax
 
 
 def sigmoid(x):
@@ -36,7 +37,15 @@ def test_bpr(scores):
     assert bpr(*scores).item() == pytest.approx(sum(terms) / len(positive), rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", [bce, bpr])
+def test_softmax(scores):
+    positive, negatives, mask = scores
+    terms = []
+    for s, others, live in zip(positive.tolist(), negatives, mask, strict=True):
+        terms.append(math.log(math.exp(s) + sum(math.exp(n) for n in others[live].tolist())) - s)
+    assert softmax(*scores).item() == pytest.approx(sum(terms) / len(positive), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [bce, bpr, softmax])
 def test_masked_negatives_get_no_gradient(loss, scores):
     positive, negatives, mask = scores
     negatives = negatives.clone().requires_grad_()
@@ -48,11 +57,11 @@ def test_masked_negatives_get_no_gradient(loss, scores):
 def test_no_negative_at_all():
     positive, negatives = torch.tensor([0.5], requires_grad=True), torch.tensor([[7.0]])
     none = torch.tensor([[False]])
-    assert bpr(positive, negatives, none).item() == 0
+    assert bpr(positive, negatives, none).item() == softmax(positive, negatives, none).item() == 0
     assert bce(positive, negatives, none).item() == pytest.approx(-math.log(sigmoid(0.5)), rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", [bce, bpr])
+@pytest.mark.parametrize("loss", [bce, bpr, softmax])
 def test_huge_scores_stay_finite(loss):
     positive = torch.tensor([-1e4, 1e4], requires_grad=True)
     value = loss(positive, torch.tensor([[1e4], [-1e4]]), torch.ones(2, 1, dtype=torch.bool))
@@ -61,7 +70,7 @@ def test_huge_scores_stay_finite(loss):
     assert torch.isfinite(positive.grad).all()
 
 
-@pytest.mark.parametrize("loss", [bce, bpr])
+@pytest.mark.parametrize("loss", [bce, bpr, softmax])
 def test_gradcheck(loss):
     generator = torch.Generator().manual_seed(0)
     positive = torch.randn(4, generator=generator, dtype=torch.float64, requires_grad=True)

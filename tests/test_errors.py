@@ -147,8 +147,16 @@ def test_losses():
             bd.fused_loss(*tables, one, one, one[None], draws, torch.randn(1, 1), distill_weight=wrong)
     with pytest.raises(ValueError, match="distill_weight / tau_learner: expected a finite float32, got 1e"):
         bd.fused_loss(*tables, one, one, one[None], draws, torch.randn(1, 1), distill_weight=1e9, tau_learner=1e-37)
-    with pytest.raises(ValueError, match="cf: expected 'bce' or 'bpr', got 'hinge'"):
+    with pytest.raises(ValueError, match="cf: expected 'bce' or 'bpr' or 'softmax', got 'hinge'"):
         bd.fused_loss(*tables, one, one, one[None], draws, torch.randn(1, 1), cf="hinge")
+    with pytest.raises(ValueError, match="distill_kind: expected 'bce' or 'listwise', got 'mse'"):
+        bd.fused_loss(*tables, one, one, one[None], draws, torch.randn(1, 1), distill_kind="mse")
+    with pytest.raises(ValueError, match="kind: expected 'bce' or 'listwise', got 'mse'"):
+        bd.distill_loss(z, z, kind="mse")
+    with pytest.raises(
+        ValueError, match="learner_scores: expected a list in each row: at least one dimension, got none"
+    ):
+        bd.distill_loss(z[0, 0], z[0, 0], kind="listwise")
 
 
 @pytest.mark.parametrize(
@@ -186,11 +194,12 @@ def everything() -> dict:
             "teacher": f, "student": f, "k": 2, "seen": seen, "to_student": bd.Tanh(), "to_teacher": bd.Exp(),
             "seed": 1, "step": 2, "user_ids": rows,
         },
-        "distill_loss": {"learner_scores": z, "guide_scores": z, "mask": z > 0, **tau},
+        "distill_loss": {"learner_scores": z, "guide_scores": z, "mask": z > 0, "kind": "bce", **tau},
         "fused_loss": {
             "user_table": f.user_factors, "item_table": f.item_factors, "item_bias": f.item_bias,
             "users": rows, "positives": rows,
-            "negatives": ids, "distill": bd.Draws(ids, z > 0), "guide_scores": z, "cf": "bce", "distill_weight": 0.5, **tau,
+            "negatives": ids, "distill": bd.Draws(ids, z > 0), "guide_scores": z, "cf": "bce", "distill_kind": "bce",
+            "distill_weight": 0.5, **tau,
         },
     }  # fmt: skip
 

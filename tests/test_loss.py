@@ -1,16 +1,34 @@
 """distill_loss and fused_loss: values against NumPy formulas, gradients against finite differences and against autograd."""
 
+import re
+from itertools import product
+from pathlib import Path
+
 import numpy as np
+import oracle
 import pytest
 import torch
 import torch.nn.functional as F
 
 import bdkernels as bd
 from bdkernels import backends
+from bdkernels.ranges import DISTILL_LOSSES, FUSED_LOSSES
+
+ROOT = Path(__file__).parents[1]
+GPU_LOSSES = ("bce", "bpr")  # that the kernels of "triton" and "cuda" have; distill_loss of "cuda" is the reference's
 
 
 def sigmoid(x):
     return 1 / (1 + np.exp(-x))
+
+
+def refused(backend, call, *losses):
+    """Whether this backend lacks one of these losses; then the call says so."""
+    if backend in ("reference", "cpu") or set(losses) <= set(GPU_LOSSES):
+        return False
+    with pytest.raises(bd.BackendError, match=f"backend={backend}: its kernels have no loss"):
+        call()
+    return True
 
 
 def numpy_distill(z, g, tau_l, tau_g, mask):
@@ -32,11 +50,31 @@ def test_distill_loss_value(rng, backend, shape, tau_l, tau_g, masked):
     np.testing.assert_allclose(got.item(), want, rtol=2e-6)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (5,), (2, 3, 4), (4, 0), (0, 3), (3, 50)])
+@pytest.mark.parametrize(("tau_l", "tau_g", "size"), [(1.0, 1.0, 3), (0.5, 5.0, 3), (0.5, 2.0, 1e4)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_listwise_value(rng, backend, shape, tau_l, tau_g, size, masked):
+    """A row is the last dimension, one without a live score weighs 0, and the mean is over all rows."""
+    z, g = rng.standard_normal(shape) * size, rng.standard_normal(shape) * size
+    mask = rng.random(shape) < 0.5 if masked else np.ones(shape, bool)
+    want = oracle.listwise(z, g, tau_l, tau_g, mask)
+    scores, given = (torch.from_numpy(z), torch.from_numpy(g)), torch.from_numpy(mask) if masked else None
+    got = bd.distill_loss(*scores, tau_l, tau_g, given, kind="listwise")
+    np.testing.assert_allclose(got.item(), want, rtol=1e-12, atol=1e-14)
+    narrow = (*(s.float() for s in scores), tau_l, tau_g, given)
+    if backend == "triton" and refused(
+        backend, lambda: bd.distill_loss(*narrow, kind="listwise", backend=backend), "listwise"
+    ):
+        return
+    got = bd.distill_loss(*narrow, kind="listwise", backend=backend)
+    np.testing.assert_allclose(got.item(), want, rtol=2e-6, atol=2e-7 * size)
+
+
 def test_distill_loss_gradcheck():
     z = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
     g, mask = torch.randn(4, 5, dtype=torch.float64), torch.rand(4, 5) < 0.5
-    for m in (None, mask, torch.zeros_like(mask)):
-        assert torch.autograd.gradcheck(lambda x, m=m: bd.distill_loss(x, g, 0.7, 2.0, m), (z,))
+    for m, kind in product((None, mask, torch.zeros_like(mask)), DISTILL_LOSSES):
+        assert torch.autograd.gradcheck(lambda x, m=m, kind=kind: bd.distill_loss(x, g, 0.7, 2.0, m, kind=kind), (z,))
 
 
 def test_distill_loss_follows_the_guide_only(backend):
@@ -115,9 +153,9 @@ def test_distill_loss_backward_refuses_what_does_not_fit(backend):
     z, one = torch.randn(3, 2), torch.ones(())
     run = torch.ops.bdkernels.distill_loss_backward
     with pytest.raises(ValueError, match=r"guide_scores: expected shape \[3, 2\], got \[2, 3\]"):
-        run(one, z, z.T, 1.0, 1.0, None, backend=backend)
+        run(one, z, z.T, 1.0, 1.0, None, "bce", backend=backend)
     with pytest.raises(ValueError, match=r"grad: expected shape \[\], got \[1\]"):
-        run(one[None], z, z, 1.0, 1.0, None, backend=backend)
+        run(one[None], z, z, 1.0, 1.0, None, "bce", backend=backend)
 
 
 def step_inputs(dtype=torch.float64, masked=True):
@@ -139,7 +177,7 @@ def step_inputs(dtype=torch.float64, masked=True):
     )
 
 
-def plain_step(user, item, bias, users, positives, negatives, draws, guide, cf, distill_weight, tau_l, tau_g):
+def plain_step(user, item, bias, users, positives, negatives, draws, guide, cf, kind, distill_weight, tau_l, tau_g):
     """The same loss in everyday autograd."""
 
     def s(ids):
@@ -151,26 +189,36 @@ def plain_step(user, item, bias, users, positives, negatives, draws, guide, cf, 
         logits = torch.cat([pos, neg], 1)
         labels = torch.zeros_like(logits).index_fill_(1, torch.tensor([0]), 1.0)
         cf_loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1).mean()
-    else:
+    elif cf == "bpr":
         cf_loss = -F.logsigmoid(pos - neg).sum(1).mean()
+    else:
+        cf_loss = F.cross_entropy(torch.cat([pos, neg], 1), torch.zeros_like(users))
+    if kind == "listwise":
+        rows = [
+            F.kl_div(F.log_softmax(x[on] / tau_l, 0), F.softmax(y[on] / tau_g, 0), reduction="sum")
+            for x, y, on in zip(z, guide, draws.mask, strict=True)
+        ]
+        return cf_loss + distill_weight * torch.stack(rows).mean()
     target = torch.sigmoid(guide / tau_g)
     terms = F.binary_cross_entropy_with_logits(z / tau_l, target, reduction="none")
     distill = terms[draws.mask].mean() if draws.mask.any() else terms.sum() * 0
     return cf_loss + distill_weight * distill
 
 
-@pytest.mark.parametrize("cf", ["bce", "bpr"])
+@pytest.mark.parametrize("cf", FUSED_LOSSES)
+@pytest.mark.parametrize("kind", DISTILL_LOSSES)
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("sparse", [False, True])
-def test_fused_loss_against_autograd(cf, with_bias, sparse):
+def test_fused_loss_against_autograd(cf, kind, with_bias, sparse):
     user, item, bias, *rest = step_inputs()
+    rest[-2].mask[1] = False  # a row without anything distilled
     leaves = [t.clone().requires_grad_() for t in (user, item, bias)]
     twins = [t.clone().requires_grad_() for t in (user, item, bias)]
     if not with_bias:
         leaves[2], twins[2] = None, None
-    options = {"cf": cf, "distill_weight": 0.3, "tau_learner": 0.8, "tau_guide": 2.0}
+    options = {"cf": cf, "distill_kind": kind, "distill_weight": 0.3, "tau_learner": 0.8, "tau_guide": 2.0}
     out = bd.fused_loss(*leaves, *rest, **options, sparse=sparse)
-    want = plain_step(*twins, *rest, cf, 0.3, 0.8, 2.0)
+    want = plain_step(*twins, *rest, cf, kind, 0.3, 0.8, 2.0)
     torch.testing.assert_close(out.loss, want)
     torch.testing.assert_close(out.cf + 0.3 * out.distill, want)
     (2 * out.loss).backward()
@@ -199,15 +247,20 @@ def step_results(tables, batch, **options):
     return [out.loss.detach(), out.cf, out.distill, *grads]
 
 
-@pytest.mark.parametrize("cf", ["bce", "bpr"])
+@pytest.mark.parametrize(("cf", "kind"), [("bce", "bce"), ("bpr", "bce"), ("softmax", "listwise"), ("softmax", "bce")])
 @pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize(("b", "m", "k"), [(1, 1, 1), (37, 1, 10), (64, 5, 0), (64, 33, 3), (0, 1, 2), (5, 0, 2)])
-def test_fused_loss_error_is_that_of_plain_float32(backend, cf, with_bias, b, m, k):
+@pytest.mark.parametrize(
+    ("b", "m", "k"),
+    [(1, 1, 1), (37, 1, 10), (64, 5, 0), (64, 33, 3), (0, 1, 2), (5, 0, 2), (9, 16, 16)],
+)
+def test_fused_loss_error_is_that_of_plain_float32(backend, cf, kind, with_bias, b, m, k):
     """Against float64, no backend is further off than plain PyTorch in float32, but for a few roundings."""
     tables, batch = tables_and_batch(b, m, k)
     if not with_bias:
         tables[2] = None
-    options = {"cf": cf, "distill_weight": 0.6, "tau_learner": 0.7, "tau_guide": 2.0}
+    options = {"cf": cf, "distill_kind": kind, "distill_weight": 0.6, "tau_learner": 0.7, "tau_guide": 2.0}
+    if refused(backend, lambda: bd.fused_loss(*tables, *batch, **options, backend=backend), cf, kind):
+        return
     wide = [None if t is None else t.double() for t in tables]
     truth = step_results(wide, (*batch[:-1], batch[-1].double()), **options)
     plain = step_results(tables, batch, **options, backend="reference")
@@ -274,10 +327,9 @@ def test_fused_loss_does_not_depend_on_threads(backend, two_threads):
 def test_fused_loss_gradcheck():
     user, item, bias, *rest = step_inputs()
     leaves = tuple(t.requires_grad_() for t in (user, item, bias))
-    for cf in ("bce", "bpr"):
-        assert torch.autograd.gradcheck(
-            lambda *p, cf=cf: bd.fused_loss(*p, *rest, cf=cf, distill_weight=0.4, sparse=False).loss, leaves
-        )
+    for cf, kind in product(FUSED_LOSSES, DISTILL_LOSSES):
+        options = {"cf": cf, "distill_kind": kind, "distill_weight": 0.4, "sparse": False}
+        assert torch.autograd.gradcheck(lambda *p, o=options: bd.fused_loss(*p, *rest, **o).loss, leaves)
 
 
 @pytest.mark.parametrize("anything", [-5, 15, 2**63 - 1, -(2**63)])
@@ -312,3 +364,116 @@ def test_fused_loss_touches_only_its_rows():
     untouched = [i for i in range(15) if i not in listed]
     assert torch.equal(leaves[1][untouched], before[1][untouched])
     assert not torch.equal(leaves[1][positives], before[1][positives])
+
+
+# ---- softmax and listwise ----
+
+
+def losses_and_slopes(backend, scores, m, guide, mask=None, dtype=torch.float32, **options):
+    """Of a step whose scores [B, 1 + M + k] are the items' biases: both losses, and the slope of the whole loss in each."""
+    b, width = scores.shape
+    ids = torch.arange(b * width).view(b, width)
+    tables = [
+        torch.zeros(1, 1, dtype=dtype),
+        torch.zeros(b * width, 1, dtype=dtype),
+        scores.flatten().to(dtype).requires_grad_(),
+    ]
+    users = torch.zeros(b, dtype=torch.int64)
+    mask = torch.ones(b, width - 1 - m, dtype=torch.bool) if mask is None else mask
+    draws = bd.Draws(ids[:, 1 + m :], mask)
+    batch = (users, ids[:, 0], ids[:, 1 : 1 + m], draws, guide.to(dtype))
+    out = bd.fused_loss(*tables, *batch, **options, sparse=False, backend=backend)
+    out.loss.backward()
+    return out.cf.item(), out.distill.item(), tables[2].grad.view(b, width)
+
+
+@pytest.mark.parametrize("size", [1.0, 30.0, 1e4])
+@pytest.mark.parametrize(("m", "k"), [(0, 0), (0, 5), (1, 0), (1, 1), (15, 16), (64, 7), (1000, 100)])
+def test_softmax_and_listwise_against_long_doubles(rng, backend, m, k, size):
+    """Scores of up to +-1e4 overflow nowhere, and rows without anything live weigh 0; slopes are those of finite differences."""
+    b = 6
+    scores = torch.from_numpy(rng.standard_normal((b, 1 + m + k)) * size).float()
+    scores[0, 0], scores[1, 0] = 2 * size, -2 * size
+    guide, mask = (
+        torch.from_numpy(rng.standard_normal((b, k)) * size).float(),
+        torch.from_numpy(rng.random((b, k)) < 0.5),
+    )
+    mask[2] = False
+    options = {"cf": "softmax", "distill_kind": "listwise", "distill_weight": 0.5, "tau_learner": 0.7, "tau_guide": 3.0}
+    run = lambda: losses_and_slopes(backend, scores, m, guide, mask, **options)  # noqa: E731
+    if refused(backend, run, "softmax"):
+        return
+    cf, distill, slopes = run()
+
+    def loss(s):
+        found = oracle.listwise(s[:, 1 + m :], guide.double().numpy(), 0.7, 3.0, mask.numpy())
+        return oracle.cf_loss("softmax", s[:, 0], s[:, 1 : 1 + m]) + 0.5 * found
+
+    exact = scores.double().numpy()
+    np.testing.assert_allclose(cf, oracle.cf_loss("softmax", exact[:, 0], exact[:, 1 : 1 + m]), rtol=2e-6, atol=1e-7)
+    want = oracle.listwise(exact[:, 1 + m :], guide.double().numpy(), 0.7, 3.0, mask.numpy())
+    np.testing.assert_allclose(distill, want, rtol=2e-6, atol=1e-6)
+    assert slopes.isfinite().all() and not slopes[:, 1 + m :][~mask].any()
+    for at in [(0, 0), (1, 0), *((int(i) % b, int(j) % (1 + m + k)) for i, j in rng.integers(0, 10**6, (20, 2)))]:
+        ahead, behind = exact.copy(), exact.copy()
+        ahead[at] += 1e-4
+        behind[at] -= 1e-4
+        # Scores as large as 1e4 are given to 5e-4, and their exponentials and differences are not better than that.
+        assert abs((loss(ahead) - loss(behind)) / 2e-4 - slopes[at].item()) < 1e-6 + 1e-7 * size
+
+
+def test_softmax_of_one_negative_is_bpr(backend):
+    scores, guide = 5 * torch.randn(40, 2), torch.zeros(40, 0)
+    if refused(backend, lambda: losses_and_slopes(backend, scores, 1, guide, cf="softmax"), "softmax"):
+        return
+    softmax, bpr = (losses_and_slopes(backend, scores, 1, guide, cf=cf) for cf in ("softmax", "bpr"))
+    assert softmax[0] == pytest.approx(bpr[0], rel=1e-6)
+    torch.testing.assert_close(softmax[2], bpr[2], rtol=1e-6, atol=0)
+
+
+def test_softmax_keeps_the_digits_of_a_positive_far_ahead(backend):
+    """The loss of a row that is right is about the chance of being wrong, which 1 + that would round away."""
+    scores = torch.tensor([[30.0, 0.0, 0.0, 1.0]])
+    run = lambda: losses_and_slopes(backend, scores, 3, torch.zeros(1, 0), cf="softmax")  # noqa: E731
+    if refused(backend, run, "softmax"):
+        return
+    cf, _, slopes = run()
+    want = np.array([2 + np.e, 1, 1, np.e]) * np.exp(-30) * [-1, 1, 1, 1]
+    assert cf == pytest.approx(want[1:].sum(), rel=1e-5)
+    np.testing.assert_allclose(slopes[0].numpy(), want, rtol=1e-5)
+
+
+def test_listwise_of_equal_shares_is_nothing(backend):
+    """A learner that lists as its guide does, one number higher, has nothing to learn."""
+    guide = torch.randn(7, 20)
+    scores = torch.cat([torch.zeros(7, 1), guide / 2 + torch.randn(7, 1)], 1)
+    options = {"distill_kind": "listwise", "tau_learner": 1.0, "tau_guide": 2.0}
+    if refused(backend, lambda: losses_and_slopes(backend, scores, 0, guide, **options), "listwise"):
+        return
+    _, distill, slopes = losses_and_slopes(backend, scores, 0, guide, **options)
+    assert abs(distill) < 1e-6 and slopes[:, 1:].abs().max() < 1e-7
+
+
+@pytest.mark.parametrize("kind", DISTILL_LOSSES)
+def test_a_guide_that_is_sure(backend, kind):
+    """Minus infinity says never; NaN that counts is an error, and infinity, of which a list has no shares."""
+    scores, guide = torch.randn(2, 4), torch.tensor([[-np.inf, 0.0, 1.0], [1.0, -np.inf, -np.inf]])
+    options = {"distill_kind": kind, "backend": backend}
+    if refused(backend, lambda: losses_and_slopes(scores=scores, m=0, guide=guide, **options), kind):
+        return
+    _, distill, slopes = losses_and_slopes(scores=scores, m=0, guide=guide, **options)
+    assert np.isfinite(distill) and slopes.isfinite().all()
+    if kind == "listwise":
+        np.testing.assert_allclose(
+            distill, oracle.listwise(scores[:, 1:].numpy(), guide.numpy(), 1, 1, guide == guide), rtol=1e-5
+        )
+    for bad in (np.nan, *([np.inf] if kind == "listwise" else [])):
+        with pytest.raises(bd.NonFiniteLoss, match="distill nan"):
+            losses_and_slopes(scores=scores, m=0, guide=guide.index_fill(1, torch.tensor([1]), bad), **options)
+
+
+def test_kernels_number_the_losses_as_the_ranges_do():
+    text = (ROOT / "csrc/core/step.h").read_text()
+    for enum, losses in (("CfLoss", FUSED_LOSSES), ("DistillLoss", DISTILL_LOSSES)):
+        (found,) = re.findall(rf"enum class {enum} : int64_t {{ (.*) }};", text)
+        assert found.split(", ") == [f"k{loss.capitalize()}" for loss in losses]

@@ -24,6 +24,16 @@ class BackendError(RuntimeError):
     """An explicitly chosen backend is unknown, absent, not for this device, or without a stage that the call needs."""
 
 
+def only_losses(backend: str, known: tuple[str, ...], *losses: str) -> None:
+    """Raise BackendError where one of the losses is not among those that a backend's kernels know."""
+    for loss in losses:
+        if loss not in known:
+            raise BackendError(
+                f"backend={backend}: its kernels have no loss {loss!r}, only {' and '.join(known)}: choose another loss, or"
+                " backend='reference'"
+            )
+
+
 class Missing:
     """A stage that a backend does not supply: a call is a BackendError."""
 
@@ -52,8 +62,8 @@ class Steps(NamedTuple):
     propose: Callable[[int, int, Tensor, int, int, int, Seen | None], Tensor] = Missing("propose")
     accept: Callable[[int, int, Tensor, int, Tensor, Tensor, Tensor, WeightCode, bool], Tensor] = Missing("accept")
     topk: Callable[[Factors, int, Seen | None], tuple[Tensor, Tensor]] = Missing("topk")
-    distill_loss: Callable[[Tensor, Tensor, float, float, Tensor | None], Tensor] = Missing("distill_loss")
-    distill_loss_backward: Callable[[Tensor, Tensor, Tensor, float, float, Tensor | None], Tensor] = Missing(
+    distill_loss: Callable[[Tensor, Tensor, float, float, Tensor | None, str], Tensor] = Missing("distill_loss")
+    distill_loss_backward: Callable[[Tensor, Tensor, Tensor, float, float, Tensor | None, str], Tensor] = Missing(
         "distill_loss_backward"
     )
     fused_gradient: Callable[[StepInputs], tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = Missing("fused_gradient")

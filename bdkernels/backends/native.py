@@ -5,6 +5,7 @@ for None.
 import torch
 from torch import Tensor
 
+from bdkernels.ranges import DISTILL_LOSSES, FUSED_LOSSES
 from bdkernels.types.factors import Factors
 from bdkernels.types.rule import RULES, Rule
 from bdkernels.types.seen import Seen
@@ -68,9 +69,10 @@ def batch(s: StepInputs, none: Tensor | None = None) -> tuple[Tensor, Tensor, Te
     )  # fmt: skip
 
 
-def objective(s: StepInputs) -> tuple[bool, float, float, float]:
-    """Whether cf is "bpr", and the numbers of the loss."""
-    return s.cf == "bpr", s.distill_weight, s.tau_learner, s.tau_guide
+def objective(s: StepInputs) -> tuple[int, int, float, float, float]:
+    """Numbers of the two losses, as csrc/core/step.h counts them; and the numbers of the loss."""
+    losses = FUSED_LOSSES.index(s.cf), DISTILL_LOSSES.index(s.distill_kind)
+    return *losses, s.distill_weight, s.tau_learner, s.tau_guide
 
 
 def rule(r: Rule) -> tuple[int, float, float, float, float, float]:

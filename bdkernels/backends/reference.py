@@ -287,29 +287,77 @@ def accept(
 # ---- loss ----
 
 
-def distill_loss(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None) -> Tensor:
-    """Mean over the mask of BCE(sigmoid(learner / tau_learner), sigmoid(guide / tau_guide)); 0 where the mask is empty."""
-    target = torch.sigmoid(_wide(guide) / tau_guide).to(_wide(learner).dtype)
-    terms = F.binary_cross_entropy_with_logits(_wide(learner) / tau_learner, target, reduction="none")
-    return (terms if mask is None else terms.where(mask, 0.0)).sum() / _count(learner, mask)
+def distill_loss(
+    learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None, kind: str
+) -> Tensor:
+    """ "bce": mean over the mask of BCE(sigmoid(learner / tau_learner), sigmoid(guide / tau_guide)), 0 where it is empty.
+
+    "listwise": mean over rows of KL(softmax(guide / tau_guide) || softmax(learner / tau_learner)) over the mask, 0 where a row
+    has none.
+    """
+    learner, guide = _wide(learner), _wide(guide)
+    if kind == "bce":
+        target = torch.sigmoid(guide / tau_guide).to(learner.dtype)
+        terms = F.binary_cross_entropy_with_logits(learner / tau_learner, target, reduction="none")
+    else:  # listwise
+        log_p, log_q = (_log_shares(s, tau, mask) for s, tau in ((guide, tau_guide), (learner, tau_learner)))
+        p = log_p.exp()
+        terms = (p * (log_p - log_q)).where(p != 0, 0.0).to(learner.dtype)  # a share of 0 weighs nothing, NaN all
+    return (terms if mask is None else terms.where(mask, 0.0)).sum() / _count(learner, mask, kind)
 
 
 def distill_loss_backward(
-    grad: Tensor, learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None
+    grad: Tensor, learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None, kind: str
 ) -> Tensor:
-    """Gradient of `distill_loss` for the learner's scores: (sigmoid(learner / tau) - target) / tau / count."""
-    slope = torch.sigmoid(_wide(learner) / tau_learner) - torch.sigmoid(_wide(guide) / tau_guide)
+    """Gradient of `distill_loss` for the learner's scores: (learner's chance or share - guide's) / tau / count."""
+    if kind == "bce":
+        slope = torch.sigmoid(_wide(learner) / tau_learner) - torch.sigmoid(_wide(guide) / tau_guide)
+    else:  # listwise
+        slope = _log_shares(_wide(learner), tau_learner, mask).exp() - _log_shares(_wide(guide), tau_guide, mask).exp()
     slope = slope if mask is None else slope.where(mask, 0.0)
     # One division after the other: a float times an integer tensor is float32, also where the scores are float64.
-    return (grad * slope / _count(learner, mask) / tau_learner).to(learner.dtype)
+    return (grad * slope / _count(learner, mask, kind) / tau_learner).to(learner.dtype)
+
+
+def _log_shares(scores: Tensor, tau: float, mask: Tensor | None) -> Tensor:
+    """log softmax(scores / tau) over those of a row that the mask lists; the others are undefined.
+
+    The maximum is subtracted first, since scores / tau may be infinite.
+    """
+    if scores.numel() == 0:
+        return scores
+    scores = scores if mask is None else scores.where(mask, -torch.inf)
+    return ((scores - scores.amax(-1, keepdim=True)) / tau).log_softmax(-1)
 
 
 def _wide(scores: Tensor) -> Tensor:
     return scores if scores.dtype == torch.float64 else scores.float()
 
 
-def _count(scores: Tensor, mask: Tensor | None) -> Tensor | int:
+def _count(scores: Tensor, mask: Tensor | None, kind: str) -> Tensor | int:
+    """Of what the distillation loss is the mean: scores that count, or rows; at least 1."""
+    if kind == "listwise":
+        return max(1, scores.shape[:-1].numel())
     return max(1, scores.numel()) if mask is None else mask.sum().clamp(min=1)
+
+
+def cf_loss(cf: str, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss [] of scores [B, 1] and [B, M], summed over a row and averaged over rows; its slopes in both.
+
+    softmax: log(exp(positive) + sum of exp(negative)) - positive is softplus(z) with z = log(sum of exp(negative - positive)),
+    which loses no digits where the positive is far ahead.
+    """
+    n_rows = max(1, positive.shape[0])
+    if cf == "bce":
+        loss = (F.softplus(-positive).sum() + F.softplus(negative).sum()) / n_rows
+        return loss, -torch.sigmoid(-positive) / n_rows, torch.sigmoid(negative) / n_rows
+    if cf == "bpr":
+        loss = F.softplus(negative - positive).sum() / n_rows
+        pull = torch.sigmoid(negative - positive) / n_rows
+        return loss, -pull.sum(1, keepdim=True), pull
+    z = (negative - positive).logsumexp(1, keepdim=True)  # softmax
+    pull = torch.sigmoid(z) / n_rows
+    return F.softplus(z).sum() / n_rows, -pull, pull * negative.softmax(1)
 
 
 def fused_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -327,19 +375,12 @@ def fused_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
     none_or_nan = (scores - scores).sum()  # where a score is not finite, the losses may be, though the gradient is not
     m = s.negatives.shape[1]
     positive, negative, distilled = scores[:, :1], scores[:, 1 : 1 + m], scores[:, 1 + m :]
-    n_rows = max(1, s.users.shape[0])
-    if s.cf == "bce":
-        cf_loss = (F.softplus(-positive).sum() + F.softplus(negative).sum()) / n_rows
-        slopes = [-torch.sigmoid(-positive) / n_rows, torch.sigmoid(negative) / n_rows]
-    else:  # bpr
-        cf_loss = F.softplus(negative - positive).sum() / n_rows
-        pull = torch.sigmoid(negative - positive) / n_rows
-        slopes = [-pull.sum(1, keepdim=True), pull]
-    distillation = distilled, s.guide_scores, s.tau_learner, s.tau_guide, s.distill_mask
+    cf, *slopes = cf_loss(s.cf, positive, negative)
+    distillation = distilled, s.guide_scores, s.tau_learner, s.tau_guide, s.distill_mask, s.distill_kind
     loss = distill_loss(*distillation)
     slopes.append(distill_loss_backward(loss.new_full((), s.distill_weight), *distillation))
     slope = torch.cat(slopes, 1)
-    return cf_loss + none_or_nan, loss, torch.einsum("bc,bcd->bd", slope, v), slope[:, :, None] * u[:, None, :], slope
+    return cf + none_or_nan, loss, torch.einsum("bc,bcd->bd", slope, v), slope[:, :, None] * u[:, None, :], slope
 
 
 # ---- update ----
@@ -350,9 +391,9 @@ def fused_step(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, 
 
     On a CPU nothing is changed where the losses are not finite. On a GPU nobody waits to know.
     """
-    cf_loss, loss, g_users, g_items, g_bias = fused_gradient(s)
-    if cf_loss.device.type == "cpu" and not (cf_loss.isfinite() and loss.isfinite()):
-        return cf_loss, loss
+    cf, loss, g_users, g_items, g_bias = fused_gradient(s)
+    if cf.device.type == "cpu" and not (cf.isfinite() and loss.isfinite()):
+        return cf, loss
     listed = s.listed().flatten()
     touched = [(s.user_table, s.users, g_users), (s.item_table, listed, g_items.flatten(0, 1))]
     if s.item_bias is not None:
@@ -360,7 +401,7 @@ def fused_step(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, 
     each = len(state) // len(touched)
     for i, (table, ids, grads) in enumerate(touched):
         update_rows(table, state[i * each : (i + 1) * each], ids, grads, rule)
-    return cf_loss, loss
+    return cf, loss
 
 
 def update_rows(table: Tensor, state: list[Tensor], ids: Tensor, grads: Tensor, rule: Rule) -> None:

@@ -106,7 +106,7 @@ class _DistillLoss(torch.autograd.Function):
         with torch.no_grad():
             s = ctx.rest._replace(learner_scores=learner, guide_scores=guide, mask=mask)
             of_scores = torch.ops.bdkernels.distill_loss_backward(grad, *s, backend=ctx.backend)
-        return None, *_once("distill_loss", (grad, learner), (of_scores,)), None, None, None, None
+        return None, *_once("distill_loss", (grad, learner), (of_scores,)), *(None,) * (len(DistillInputs._fields) - 1)
 
 
 class _FusedLoss(torch.autograd.Function):

@@ -14,6 +14,7 @@ class DistillInputs(NamedTuple):
     tau_learner: float
     tau_guide: float
     mask: Tensor | None
+    kind: str
 
 
 class StepInputs(NamedTuple):
@@ -32,6 +33,7 @@ class StepInputs(NamedTuple):
     guide_scores: Tensor  # [B, k]
     distill_mask: Tensor | None  # [B, k]
     cf: str
+    distill_kind: str
     distill_weight: float
     tau_learner: float
     tau_guide: float
@@ -62,7 +64,7 @@ class StepInputs(NamedTuple):
             and isinstance(self.distill_ids, Tensor)
             and isinstance(self.guide_scores, Tensor)
             and (self.distill_mask is None or isinstance(self.distill_mask, Tensor))
-            and type(self.cf) is str
+            and type(self.cf) is type(self.distill_kind) is str
             and type(self.distill_weight) is type(self.tau_learner) is type(self.tau_guide) is float
         )
 

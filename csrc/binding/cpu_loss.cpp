@@ -1,4 +1,5 @@
 // loss
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <numeric>
@@ -27,27 +28,32 @@ struct Losses {
   }
 };
 
+// Of what the distillation loss is the mean.
+int64_t counted(const Batch& batch, DistillLoss kind) {
+  if (kind == DistillLoss::kListwise) return batch.b;
+  const int64_t all = batch.b * batch.k;
+  return batch.mask ? std::accumulate(batch.mask, batch.mask + all, int64_t{0}) : all;
+}
+
 // Losses of the batch, from the rows' in their order; user_grad [b, d] and slopes [b, width] are filled.
-Losses losses(const Rows& users, const Rows& items, const float* bias, const Batch& batch, bool bpr, double lambda,
-              double tau_learner, double tau_guide, float* user_grad, float* slopes) {
-  int64_t live = batch.b * batch.k;
-  if (batch.mask) live = std::accumulate(batch.mask, batch.mask + live, int64_t{0});
-  const Objective objective{bpr, lambda, tau_learner, tau_guide, live > 0 ? static_cast<double>(live) : 1.0};
+Losses losses(const Rows& users, const Rows& items, const float* bias, const Batch& batch, Objective objective,
+              float* user_grad, float* slopes) {
+  objective.count = static_cast<double>(std::max<int64_t>(1, counted(batch, objective.distill)));
   std::vector<double> cf(batch.b), distill(batch.b);
   const cpu::RowLosses out{cf.data(), distill.data(), user_grad, slopes};
   parallel_for(0, batch.b, kRows,
                [&](int64_t a, int64_t b) { cpu::step_rows(users, items, bias, batch, objective, a, b, out); });
   const double rows = batch.b > 0 ? static_cast<double>(batch.b) : 1.0;
   return {static_cast<float>(std::accumulate(cf.begin(), cf.end(), 0.0) / rows),
-          static_cast<float>(std::accumulate(distill.begin(), distill.end(), 0.0) / objective.live)};
+          static_cast<float>(std::accumulate(distill.begin(), distill.end(), 0.0) / objective.count)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_gradient(const Tensor& user_table, const Tensor& item_table,
                                                                   const Tensor& bias, const Tensor& users,
                                                                   const Tensor& positives, const Tensor& negatives,
                                                                   const Tensor& distilled, const Tensor& guide,
-                                                                  const Tensor& mask, bool bpr, double lambda,
-                                                                  double tau_learner, double tau_guide) {
+                                                                  const Tensor& mask, int64_t cf, int64_t distill,
+                                                                  double lambda, double tau_learner, double tau_guide) {
   const auto user_rows = table_of(user_table, "user_table"), item_rows = table_of(item_table, "item_table");
   const auto batch = batch_of(users, positives, negatives, distilled, guide, mask);
   Tensor user_grad = torch::stable::new_empty(user_table, {batch.b, user_rows.d});
@@ -55,19 +61,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_gradient(const Tensor& 
   Tensor slopes = torch::stable::new_empty(user_table, {batch.b, batch.width()});
   float* slope = static_cast<float*>(slopes.mutable_data_ptr());
   float* grad = static_cast<float*>(item_grad.mutable_data_ptr());
-  const auto [cf, distill] = losses(user_rows, item_rows, bias_of(bias), batch, bpr, lambda, tau_learner, tau_guide,
-                                    static_cast<float*>(user_grad.mutable_data_ptr()), slope)
-                                 .as(user_table);
+  const auto objective = objective_of(cf, distill, lambda, tau_learner, tau_guide);
+  const auto [cf_loss, distill_loss] =
+      losses(user_rows, item_rows, bias_of(bias), batch, objective, static_cast<float*>(user_grad.mutable_data_ptr()), slope)
+          .as(user_table);
   parallel_for(0, batch.b, kRows, [&](int64_t a, int64_t b) { cpu::item_grads(user_rows, batch, slope, a, b, grad); });
-  return {cf, distill, user_grad, item_grad, slopes};
+  return {cf_loss, distill_loss, user_grad, item_grad, slopes};
 }
 
 // Where the losses are not finite nothing is changed.
 std::tuple<Tensor, Tensor> fused_step(const Tensor& user_table, const Tensor& item_table, const Tensor& bias,
                                       std::vector<Tensor> state, const Tensor& users, const Tensor& positives,
                                       const Tensor& negatives, const Tensor& distilled, const Tensor& guide,
-                                      const Tensor& mask, bool bpr, double lambda, double tau_learner, double tau_guide,
-                                      int64_t kind, double lr, double weight_decay, double beta1, double beta2, double eps) {
+                                      const Tensor& mask, int64_t cf, int64_t distill, double lambda, double tau_learner,
+                                      double tau_guide, int64_t kind, double lr, double weight_decay, double beta1,
+                                      double beta2, double eps) {
   const auto user_rows = table_of(user_table, "user_table"), item_rows = table_of(item_table, "item_table");
   const float* item_bias = bias_of(bias);
   const auto batch = batch_of(users, positives, negatives, distilled, guide, mask);
@@ -78,8 +86,8 @@ std::tuple<Tensor, Tensor> fused_step(const Tensor& user_table, const Tensor& it
 
   const auto user_grad = std::make_unique_for_overwrite<float[]>(batch.b * user_rows.d);
   const auto slopes = std::make_unique_for_overwrite<float[]>(batch.b * batch.width());
-  const Losses out =
-      losses(user_rows, item_rows, item_bias, batch, bpr, lambda, tau_learner, tau_guide, user_grad.get(), slopes.get());
+  const Losses out = losses(user_rows, item_rows, item_bias, batch,
+                            objective_of(cf, distill, lambda, tau_learner, tau_guide), user_grad.get(), slopes.get());
   if (!out.finite()) return out.as(user_table);
 
   // Items first: their gradients need the old user rows.
@@ -103,13 +111,13 @@ std::tuple<Tensor, Tensor> fused_step(const Tensor& user_table, const Tensor& it
 STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cpu, m) {
   m.def(
       "fused_gradient(Tensor user_table, Tensor item_table, Tensor bias, Tensor users, Tensor positives, Tensor negatives, "
-      "Tensor distill_ids, Tensor guide, Tensor mask, bool bpr, float distill_weight, float tau_learner, float tau_guide) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "Tensor distill_ids, Tensor guide, Tensor mask, int cf, int distill_kind, float distill_weight, float tau_learner, "
+      "float tau_guide) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "fused_step(Tensor(a!) user_table, Tensor(b!) item_table, Tensor(c!) bias, Tensor(d!)[] state, Tensor users, "
-      "Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide, Tensor mask, bool bpr, float distill_weight, "
-      "float tau_learner, float tau_guide, int kind, float lr, float weight_decay, float beta1, float beta2, float eps) "
-      "-> (Tensor, Tensor)");
+      "Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide, Tensor mask, int cf, int distill_kind, "
+      "float distill_weight, float tau_learner, float tau_guide, int kind, float lr, float weight_decay, float beta1, "
+      "float beta2, float eps) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bdkernels_cpu, CPU, m) {

@@ -19,12 +19,10 @@ Batch batch_of(const Tensor& users, const Tensor& positives, const Tensor& negat
 const float* bias_of(const Optional& bias) { return bias ? binding::bias_of(*bias) : nullptr; }
 
 // counts: of cuda::step_keys.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_gradient(const Tensor& user_table, const Tensor& item_table,
-                                                                  const Optional& bias, const Tensor& users,
-                                                                  const Tensor& positives, const Tensor& negatives,
-                                                                  const Tensor& distilled, const Tensor& guide,
-                                                                  const Optional& mask, const Tensor& counts, bool bpr,
-                                                                  double lambda, double tau_learner, double tau_guide) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_gradient(
+    const Tensor& user_table, const Tensor& item_table, const Optional& bias, const Tensor& users, const Tensor& positives,
+    const Tensor& negatives, const Tensor& distilled, const Tensor& guide, const Optional& mask, const Tensor& counts,
+    int64_t cf, int64_t distill, double lambda, double tau_learner, double tau_guide) {
   const OnDevice device(user_table);
   const auto user_rows = table_of(user_table, "user_table"), item_rows = table_of(item_table, "item_table");
   const auto batch = batch_of(users, positives, negatives, distilled, guide, mask);
@@ -34,7 +32,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> fused_gradient(const Tensor& 
   Tensor item_grad = torch::stable::new_empty(user_table, {b, width, d});
   Tensor slopes = torch::stable::new_empty(user_table, {b, width});
   const auto [memory, sums] = scratch<double>(user_table, {2 * b});
-  cuda::fused_gradient(user_rows, item_rows, bias_of(bias), batch, {bpr, lambda, tau_learner, tau_guide, 0},
+  cuda::fused_gradient(user_rows, item_rows, bias_of(bias), batch, objective_of(cf, distill, lambda, tau_learner, tau_guide),
                        longs_of(counts, 1, "counts"),
                        {sums, sums + b, out_of<float>(cf_loss), out_of<float>(distill_loss), out_of<float>(user_grad),
                         out_of<float>(item_grad), out_of<float>(slopes), nullptr},
@@ -79,9 +77,9 @@ std::tuple<Tensor, Tensor> fused_step(const Tensor& user_table, const Tensor& it
                                       std::vector<Tensor> state, const Tensor& users, const Tensor& positives,
                                       const Tensor& negatives, const Tensor& distilled, const Tensor& guide,
                                       const Optional& mask, const Tensor& counts, const Tensor& keys, const Tensor& places,
-                                      const Optional& device_lr, bool bpr, double lambda, double tau_learner,
-                                      double tau_guide, int64_t kind, double lr, double weight_decay, double beta1,
-                                      double beta2, double eps) {
+                                      const Optional& device_lr, int64_t cf, int64_t distill, double lambda,
+                                      double tau_learner, double tau_guide, int64_t kind, double lr, double weight_decay,
+                                      double beta1, double beta2, double eps) {
   const OnDevice device(user_table);
   const int64_t d = table_of(user_table, "user_table").d;
   table_of(item_table, "item_table");
@@ -97,7 +95,7 @@ std::tuple<Tensor, Tensor> fused_step(const Tensor& user_table, const Tensor& it
   const auto [memory, sums, user_grad, user_rows, slopes, partials] = scratch<double, float, float, float, float>(
       user_table, {2 * b, b * d, b * d, b * batch.width(), (touches.n / cuda::kPiece + 1) * (d + 1)});
   cuda::fused_step(
-      of, batch, {bpr, lambda, tau_learner, tau_guide, 0}, longs_of(counts, 1, "counts"),
+      of, batch, objective_of(cf, distill, lambda, tau_learner, tau_guide), longs_of(counts, 1, "counts"),
       {sums, sums + b, out_of<float>(cf_loss), out_of<float>(distill_loss), user_grad, nullptr, slopes, user_rows}, rule,
       device_lr ? data<float>(*device_lr, ScalarType::Float, "lr") : nullptr, touches, partials, device.stream());
   return {cf_loss, distill_loss};
@@ -108,12 +106,14 @@ std::tuple<Tensor, Tensor> fused_step(const Tensor& user_table, const Tensor& it
 STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cuda, m) {
   m.def(
       "fused_gradient(Tensor user_table, Tensor item_table, Tensor? bias, Tensor users, Tensor positives, Tensor negatives, "
-      "Tensor distill_ids, Tensor guide, Tensor? mask, Tensor counts, bool bpr, float distill_weight, float tau_learner, "
+      "Tensor distill_ids, Tensor guide, Tensor? mask, Tensor counts, int cf, int distill_kind, float distill_weight, float "
+      "tau_learner, "
       "float tau_guide) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "fused_step(Tensor(a!) user_table, Tensor(b!) item_table, Tensor(c!)? bias, Tensor(d!)[] state, Tensor users, "
       "Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide, Tensor? mask, Tensor counts, Tensor keys, "
-      "Tensor places, Tensor? device_lr, bool bpr, float distill_weight, float tau_learner, float tau_guide, int kind, "
+      "Tensor places, Tensor? device_lr, int cf, int distill_kind, float distill_weight, float tau_learner, float "
+      "tau_guide, int kind, "
       "float lr, float weight_decay, float beta1, float beta2, float eps) -> (Tensor, Tensor)");
   m.def(
       "step_keys(Tensor users, Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide, Tensor? mask, "

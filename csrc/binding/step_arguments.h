@@ -54,6 +54,11 @@ inline Trained trained_of(Tensor table, const std::vector<Tensor>& state, size_t
   return {rows, table.size(0), table.size(1), table.stride(0), kept[0], kept[1]};
 }
 
+// `count` is for the kernels to set.
+inline Objective objective_of(int64_t cf, int64_t distill, double lambda, double tau_learner, double tau_guide) {
+  return {static_cast<CfLoss>(cf), static_cast<DistillLoss>(distill), lambda, tau_learner, tau_guide, 1};
+}
+
 inline Rule rule_of(int64_t kind, double lr, double weight_decay, double beta1, double beta2, double eps) {
   return {static_cast<RuleKind>(kind),   static_cast<float>(lr),        static_cast<float>(weight_decay),
           static_cast<float>(1 - beta1), static_cast<float>(1 - beta2), static_cast<float>(eps)};

@@ -39,10 +39,15 @@ struct Batch {
   }
 };
 
+// In the order of FUSED_LOSSES and DISTILL_LOSSES in bdkernels/ranges.py. The formulas: bdkernels/backends/reference.py.
+enum class CfLoss : int64_t { kBce, kBpr, kSoftmax };
+enum class DistillLoss : int64_t { kBce, kListwise };
+
 struct Objective {
-  bool bpr;  // else bce
+  CfLoss cf;
+  DistillLoss distill;
   double lambda, tau_learner, tau_guide;
-  double live;  // entries that count, at least 1
+  double count;  // of what the distillation loss is the mean, at least 1: entries that are live, or rows
 };
 
 struct Logistic {

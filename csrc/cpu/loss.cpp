@@ -4,6 +4,7 @@
 // larger than any cache, and waiting for them is most of the time.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -17,7 +18,20 @@ void prefetch(const float* row, int64_t d) {
   for (int64_t k = 0; k < d; k += 16) __builtin_prefetch(row + k, 1);
 }
 
-double cf_terms(const float* scores, const Batch& batch, bool bpr, float* slopes) {
+// log(1 + sum of exp(s_j - s_0)): softplus of the difference between the log of the sum over the negatives and s_0.
+double softmax_terms(const float* scores, const Batch& batch, float* slopes) {
+  const float n = static_cast<float>(batch.b);
+  const auto [top, sum] = simd().exps(scores + 1, batch.m, 1, slopes + 1);
+  const auto [pull, loss] = logistic(top - scores[0] + std::log(sum));
+  const float each = pull / n / sum;
+  slopes[0] = -pull / n;
+  for (int64_t j = 1; j <= batch.m; ++j) slopes[j] *= each;
+  return loss;
+}
+
+double cf_terms(const float* scores, const Batch& batch, CfLoss kind, float* slopes) {
+  if (kind == CfLoss::kSoftmax) return softmax_terms(scores, batch, slopes);
+  const bool bpr = kind == CfLoss::kBpr;
   const float n = static_cast<float>(batch.b);
   double sum = 0;
   slopes[0] = 0;
@@ -42,9 +56,40 @@ float none_or_nan(const std::vector<float>& scores) {
   return sum;
 }
 
-double distill_terms(const float* scores, const Batch& batch, const Objective& objective, int64_t row, float* slopes) {
+// KL of the guide's shares and the learner's among the live items of a row; 0 where there are none. `scratch` [3 k].
+double listwise_terms(const float* scores, const Batch& batch, const Objective& objective, int64_t row, float* slopes,
+                      float* scratch) {
+  constexpr float kNone = -std::numeric_limits<float>::infinity();
   const auto tau_learner = static_cast<float>(objective.tau_learner), tau_guide = static_cast<float>(objective.tau_guide);
-  const auto scale = static_cast<float>(objective.lambda / (objective.tau_learner * objective.live));
+  const auto scale = static_cast<float>(objective.lambda / (objective.tau_learner * objective.count));
+  float *learner = scratch, *guide = learner + batch.k, *shares = guide + batch.k;
+  bool any = false;
+  for (int64_t j = 0; j < batch.k; ++j) {
+    const bool live = batch.live(row, j);
+    any |= live;
+    learner[j] = live ? scores[j] : kNone;
+    guide[j] = live ? batch.guide[row * batch.k + j] : kNone;
+  }
+  std::fill_n(slopes, batch.k, 0.0f);
+  if (!any) return 0;
+  const Exps own = simd().exps(learner, batch.k, tau_learner, slopes),
+             target = simd().exps(guide, batch.k, tau_guide, shares);
+  const float log_own = std::log(own.sum), log_target = std::log(target.sum);
+  double sum = 0;
+  for (int64_t j = 0; j < batch.k; ++j) {
+    const float share = shares[j] / target.sum;
+    slopes[j] = scale * (slopes[j] / own.sum - share);
+    if (share == 0) continue;  // also where an infinity stands beside it; NaN goes on
+    const float log_p = (guide[j] - target.top) / tau_guide - log_target;
+    const float log_q = (learner[j] - own.top) / tau_learner - log_own;
+    sum += share * (log_p - log_q);
+  }
+  return sum;
+}
+
+double bce_terms(const float* scores, const Batch& batch, const Objective& objective, int64_t row, float* slopes) {
+  const auto tau_learner = static_cast<float>(objective.tau_learner), tau_guide = static_cast<float>(objective.tau_guide);
+  const auto scale = static_cast<float>(objective.lambda / (objective.tau_learner * objective.count));
   double sum = 0;
   for (int64_t j = 0; j < batch.k; ++j) {
     slopes[j] = 0;
@@ -104,7 +149,7 @@ void step_rows(const Rows& users, const Rows& items, const float* bias, const Ba
   const Simd& isa = simd();
   const int64_t width = batch.width(), d = items.d;
   std::vector<const float*> rows(width);
-  std::vector<float> scores(width);
+  std::vector<float> scores(width), scratch(objective.distill == DistillLoss::kListwise ? 3 * batch.k : 0);
   for (int64_t row = row0; row < row1; ++row) {
     if (row + 1 < row1) {
       prefetch(users.row(batch.users[row + 1]), d);
@@ -119,8 +164,11 @@ void step_rows(const Rows& users, const Rows& items, const float* bias, const Ba
       for (int64_t c = 0; c < width; ++c) scores[c] += bias[batch.item(row, c)];
     }
     float* slopes = out.slopes + row * width;
-    out.cf[row] = cf_terms(scores.data(), batch, objective.bpr, slopes) + none_or_nan(scores);
-    out.distill[row] = distill_terms(scores.data() + 1 + batch.m, batch, objective, row, slopes + 1 + batch.m);
+    out.cf[row] = cf_terms(scores.data(), batch, objective.cf, slopes) + none_or_nan(scores);
+    const float* distilled = scores.data() + 1 + batch.m;
+    out.distill[row] = objective.distill == DistillLoss::kListwise
+                           ? listwise_terms(distilled, batch, objective, row, slopes + 1 + batch.m, scratch.data())
+                           : bce_terms(distilled, batch, objective, row, slopes + 1 + batch.m);
     float* user_grad = out.user_grad + row * d;
     std::fill_n(user_grad, d, 0.0f);
     isa.add_rows(rows.data(), slopes, width, d, user_grad);

@@ -77,7 +77,7 @@ __device__ double cf_terms(const Batch& batch, bool bpr, float* slopes) {
 __device__ double distill_terms(const Batch& batch, const Objective& objective, int64_t row, float* slopes) {
   const int lane = threadIdx.x % kWarp;
   const auto tau_learner = static_cast<float>(objective.tau_learner), tau_guide = static_cast<float>(objective.tau_guide);
-  const auto scale = static_cast<float>(objective.lambda / (objective.tau_learner * objective.live));
+  const auto scale = static_cast<float>(objective.lambda / (objective.tau_learner * objective.count));
   double sum = 0;
   for (int64_t j = lane; j < batch.k; j += kWarp) {
     const float x = slopes[j] / tau_learner;
@@ -102,8 +102,8 @@ __global__ void __launch_bounds__(kThreads) step_kernel(Rows users, Rows items, 
   const float* user = users.row(batch.users[row]);
   float* slopes = out.slopes + row * width;
   score_row(user, items, bias, batch, row, slopes);
-  objective.live = divisor(live);
-  const double cf = cf_terms(batch, objective.bpr, slopes);
+  objective.count = divisor(live);
+  const double cf = cf_terms(batch, objective.cf == CfLoss::kBpr, slopes);
   const double distill = distill_terms(batch, objective, row, slopes + 1 + batch.m);
   if (lane == 0) {
     out.cf[row] = cf;

@@ -58,7 +58,7 @@ def call_sites(d: int = 64, dtype: torch.dtype = torch.float32, ks: tuple[int, .
         yield named, lambda s=state: call(round.draw_round, s, 0, 512)
     batch = rows, rows, ids[:, :1], ids, scores
     for cf, covered in product(("bce", "bpr"), (None, mask)):
-        flags = (bias, *batch, covered, cf, 0.5, 1.0, 1.0)
+        flags = (bias, *batch, covered, cf, "bce", 0.5, 1.0, 1.0)
         yield (
             f"loss {cf}{' masked' if covered is not None else ''}",
             lambda a=flags: call(loss.fused_gradient, StepInputs(users, items, *a)),
@@ -66,11 +66,11 @@ def call_sites(d: int = 64, dtype: torch.dtype = torch.float32, ks: tuple[int, .
     for kind in RULES:
         state = [torch.zeros(t.shape) for t in (users, items, bias) for _ in range(RULES.index(kind))]
         rule = Rule(kind, 0.1, 0.0, 0.9, 0.999, 1e-8)
-        inputs = StepInputs(users, items, bias, *batch, None, "bce", 0.5, 1.0, 1.0)
+        inputs = StepInputs(users, items, bias, *batch, None, "bce", "bce", 0.5, 1.0, 1.0)
         yield f"update {kind}", lambda a=(inputs, state, rule): call(update.fused_step, *a)
     for covered in (None, mask):
         named = "distill" if covered is None else "distill masked"
-        both = scores, scores, 1.0, 2.0, covered
+        both = scores, scores, 1.0, 2.0, covered, "bce"
         yield named, lambda a=both: call(loss.distill_loss, *a)
         yield f"{named} backward", lambda a=both: call(loss.distill_loss_backward, torch.ones(()), *a)
 

@@ -32,7 +32,7 @@ def cuda(cuda_device):
     return backends.steps(cuda_device, "cuda")
 
 
-def step_inputs(b, d, m, k, device, bias=True, masked=True, objective=("bpr", 0.5, 0.7, 2.0)):
+def step_inputs(b, d, m, k, device, bias=True, masked=True, objective=("bpr", "bce", 0.5, 0.7, 2.0)):
     """Few users and items: most rows are touched more than once."""
     n_users, n_items = max(1, b // 3), 11
     tables = torch.randn(n_users, d), torch.randn(n_items, d), torch.randn(n_items) if bias else None
@@ -85,7 +85,7 @@ def test_nothing_live(cuda, cuda_device):
 
 def test_extreme_scores_stay_finite(cuda, cuda_device):
     for cf in ("bpr", "bce"):
-        inputs = step_inputs(5, 4, 2, 3, cuda_device, objective=(cf, 0.5, 0.1, 0.1))
+        inputs = step_inputs(5, 4, 2, 3, cuda_device, objective=(cf, "bce", 0.5, 0.1, 0.1))
         inputs.user_table.mul_(1e4)
         assert all(t.isfinite().all() for t in cuda.fused_gradient(inputs))
 

@@ -15,10 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from bdkernels import checks
-from bdkernels.backends import native
+from bdkernels.backends.backend import only_losses
 from bdkernels.backends.triton.score import FUSED
 from bdkernels.types.step import StepInputs
 
+LOSSES = ("bce", "bpr")
 PER_THREAD = 32  # numbers of gathered rows that a thread holds at most, where a configuration can keep to that
 STEP_CONFIGS = [
     triton.Config({"COLUMNS": columns}, num_warps=warps, maxnreg=255)
@@ -178,8 +179,11 @@ def distill_block(
         tl.store(loss_out + block, tl.sum(losses, 0))
 
 
-def distill_loss(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None) -> Tensor:
+def distill_loss(
+    learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None, kind: str
+) -> Tensor:
     """As in the reference: a sum for each block of scores, then the sum of those."""
+    only_losses("triton", LOSSES, kind)
     n = learner.numel()
     sums = learner.new_zeros(triton.cdiv(n, BLOCK), dtype=torch.float32)
     if n:
@@ -188,9 +192,10 @@ def distill_loss(learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: 
 
 
 def distill_loss_backward(
-    grad: Tensor, learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None
+    grad: Tensor, learner: Tensor, guide: Tensor, tau_learner: float, tau_guide: float, mask: Tensor | None, kind: str
 ) -> Tensor:
     """As in the reference."""
+    only_losses("triton", LOSSES, kind)
     out = torch.empty_like(learner, memory_format=torch.contiguous_format)
     if learner.numel():
         scale = (grad / _live(learner, mask) / tau_learner).float()
@@ -243,16 +248,17 @@ def step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Both losses of each row, and the slopes; and what it writes to the other arguments."""
     (n_rows, n_negatives), n_distilled, d = s.negatives.shape, s.distill_ids.shape[1], s.user_table.shape[1]
+    only_losses("triton", LOSSES, s.cf, s.distill_kind)
     new = s.user_table.new_empty
     cf_rows, distill_rows, slopes = new(n_rows), new(n_rows), new(n_rows, 1 + n_negatives + n_distilled)
     if n_rows:
         tables = [t if t.stride(1) == 1 else t.contiguous() for t in (s.user_table, s.item_table)]
-        bias, (*batch, mask), (bpr, *numbers) = s.item_bias, s.batch, native.objective(s)
+        bias, (*batch, mask), numbers = s.item_bias, s.batch, (s.distill_weight, s.tau_learner, s.tau_guide)
         step_rows[(n_rows,)](
             *tables, None if bias is None else bias.contiguous(), *(t.contiguous() for t in batch), flags(mask), live,
             cf_rows, distill_rows, user_grad, user_rows, item_grad, slopes,
             tables[0].stride(0), tables[1].stride(0), d, n_negatives, n_distilled, n_rows, *numbers,
-            BPR=bpr, BIAS=bias is not None, MASK=mask is not None, ITEM_GRAD=item_grad is not None,
+            BPR=s.cf == "bpr", BIAS=bias is not None, MASK=mask is not None, ITEM_GRAD=item_grad is not None,
             D=triton.next_power_of_2(max(1, d)), **FUSED,
         )  # fmt: skip
     return cf_rows, distill_rows, slopes

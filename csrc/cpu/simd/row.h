@@ -1,11 +1,15 @@
 // Loops over the d numbers of a row, plain so that the compiler makes vectors of them. Every sum has one order, whatever the
 // width of a vector, and no multiply-add is contracted: the same bits in every instruction set.
 #pragma once
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 
 #include "../../core/philox.h"
 #include "../../core/rule.h"
+#include "simd.h"
 
 namespace bdkernels::cpu {
 
@@ -48,6 +52,49 @@ struct Row {
     for (int64_t j = 0; j < n; ++j) {
       for (int64_t i = k; i < d; ++i) out[i] += weights[j] * rows[j][i];
     }
+  }
+
+  // See Simd::exps.
+  static Exps exps(const float* x, int64_t n, float tau, float* out) {
+    constexpr int64_t kBlock = 16;  // partial results, then gathered pairwise
+    constexpr float kNone = -std::numeric_limits<float>::infinity();
+    float part[kBlock], tops[kBlock], sums[kBlock] = {};
+    std::fill_n(tops, kBlock, kNone);
+    const int64_t whole = n - n % kBlock;
+    for (int64_t k = 0; k < whole; k += kBlock) {
+      for (int64_t i = 0; i < kBlock; ++i) tops[i] = x[k + i] > tops[i] ? x[k + i] : tops[i];
+    }
+    for (int64_t k = whole; k < n; ++k) tops[k - whole] = std::max(tops[k - whole], x[k]);
+    for (int64_t half = kBlock / 2; half > 0; half /= 2) {
+      for (int64_t i = 0; i < half; ++i) tops[i] = std::max(tops[i], tops[i + half]);
+    }
+    const float top = tops[0];
+    for (int64_t k = 0; k < whole; k += kBlock) {
+      for (int64_t i = 0; i < kBlock; ++i) part[i] = exp_of_negative((x[k + i] - top) / tau);
+      for (int64_t i = 0; i < kBlock; ++i) out[k + i] = part[i];
+      for (int64_t i = 0; i < kBlock; ++i) sums[i] += part[i];
+    }
+    std::fill_n(part, kBlock, kNone);
+    for (int64_t k = whole; k < n; ++k) part[k - whole] = (x[k] - top) / tau;
+    for (int64_t i = 0; i < kBlock; ++i) part[i] = exp_of_negative(part[i]);
+    for (int64_t k = whole; k < n; ++k) out[k] = part[k - whole];
+    for (int64_t i = 0; i < kBlock; ++i) sums[i] += part[i];
+    for (int64_t half = kBlock / 2; half > 0; half /= 2) {
+      for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+    }
+    return {top, sums[0]};
+  }
+
+  // exp(x) for x <= 0: 2^n times the Taylor series of exp(r), r = x - n log(2), which is at most log(2) / 2 in size, so that
+  // its eighth term is below half a unit in the last place. Branches would keep it from becoming vectors.
+  static float exp_of_negative(float x) {
+    constexpr float kRound = 0x1.8p23f;  // added to a small number, it leaves the nearest integer in the last bits
+    const float shifted = x * 0x1.715476p0f + kRound, n = shifted - kRound;
+    const float r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;  // n times the first part of log(2) is exact
+    float y = 1.0f / 5040;
+    for (const float each : {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f}) y = y * r + each;
+    const float power = std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) << 23) + (127u << 23));
+    return x < -87 ? 0 : y * power;
   }
 
   static void update(const Rule& rule, const float* __restrict grad, int64_t d, float* __restrict row,

@@ -75,6 +75,10 @@ struct Thresholds {
   }
 };
 
+struct Exps {
+  float top, sum;
+};
+
 struct Simd {
   const char* name;
   int64_t lanes;      // items of a panel
@@ -99,6 +103,9 @@ struct Simd {
   void (*dots)(const float* user, const float* const* rows, int64_t n, int64_t d, float* out);
   // out += the sum of weights[j] * rows[j], in the order of j.
   void (*add_rows)(const float* const* rows, const float* weights, int64_t n, int64_t d, float* out);
+  // exp((x[i] - top) / tau) -> out, where top is the largest x; returns it and the sum. What is below exp(-87) is 0. NaN
+  // gives NaN, in the sum too.
+  Exps (*exps)(const float* x, int64_t n, float tau, float* out);
   // The rule on one row and what the optimizer keeps of it (null where the rule has no such state).
   void (*update)(const Rule& rule, const float* grad, int64_t d, float* row, float* first, float* second);
   // Philox of n indices from `index` on: word w of the ith -> out[w * n + i].

@@ -317,6 +317,7 @@ struct Tile {
             score_one,
             Row<V>::dots,
             Row<V>::add_rows,
+            Row<V>::exps,
             Row<V>::update,
             Row<V>::random};
   }

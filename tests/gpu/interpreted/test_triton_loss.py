@@ -29,6 +29,7 @@ def step(b, m, k, d, bias=True, masked=True, n_users=9, n_items=11, cf="bce"):
         (3 * torch.randn(b, k)).masked_fill(~mask, torch.nan),
         mask if masked else None,
         cf,
+        distill_kind="bce",
         distill_weight=0.7,
         tau_learner=1.3,
         tau_guide=2.1,
@@ -142,7 +143,7 @@ def test_ids_out_of_range_are_noted():
 def test_distill_loss(shape, dtype):
     z, g = (4 * torch.randn(2, *shape)).to(dtype)
     for mask in (None, torch.rand(shape) < 0.5, torch.zeros(shape, dtype=torch.bool)):
-        arguments = z, g, 1.2, 3.0, mask
+        arguments = z, g, 1.2, 3.0, mask, "bce"
         assert_close([loss.distill_loss(*arguments)], [reference.distill_loss(*arguments)])
         got, want = (backend.distill_loss_backward(torch.tensor(1.5), *arguments) for backend in (loss, reference))
         assert got.dtype == want.dtype
