@@ -23,6 +23,7 @@
 
 #include <type_traits>
 
+#include "../core/order.h"
 #include "kernels.h"
 
 namespace bdkernels::cuda {
@@ -135,6 +136,34 @@ __device__ float dot(const float* user, const Table<T>& items, int64_t item) {
   float sum = bias_of(items, item);
   for (int64_t k = 0; k < items.d; ++k) sum = __fmaf_rn(user[k], widen(row[k]), sum);
   return sum;
+}
+
+// ---- order ----
+
+// Order keys as torch sorts them, signed.
+__device__ inline int64_t signed_key(float score, int64_t id) {
+  return static_cast<int64_t>(order_key(score, id)) ^ INT64_MIN;
+}
+__device__ inline float score_of_key(int64_t signed_key) {
+  return order_score(static_cast<uint64_t>(signed_key ^ INT64_MIN));
+}
+__device__ inline int64_t id_of_key(int64_t signed_key) { return order_id(static_cast<uint64_t>(signed_key)); }
+
+// How many of the rising values [n] are less than one.
+template <class V, class Index>
+__device__ Index position(const V* values, Index n, V value) {
+  Index low = 0;
+  BDKERNELS_NO_UNROLL  // it takes as few registers as it can: in `rank` they are the product's
+      while (n > 0) {
+    const Index half = n / 2;
+    if (values[low + half] < value) {
+      low += half + 1;
+      n -= half + 1;
+    } else {
+      n = half;
+    }
+  }
+  return low;
 }
 
 // ---- tensor cores ----

@@ -11,35 +11,9 @@
 // A level is one load, one comparison, and one instruction each for the place and for the threshold there, which stays in a
 // register: so no load is needed to see that a score equals it. Only then do the whole keys in global memory decide by id.
 #pragma once
-#include "../core/order.h"
 #include "product.h"
 
 namespace bdkernels::cuda {
-
-constexpr int64_t kSign = INT64_MIN;
-
-// Keys as torch sorts them, signed.
-__device__ inline int64_t signed_key(float score, int64_t id) {
-  return static_cast<int64_t>(order_key(score, id) ^ static_cast<uint64_t>(kSign));
-}
-__device__ inline float score_of_key(int64_t signed_key) { return order_score(static_cast<uint64_t>(signed_key ^ kSign)); }
-
-// How many of the rising values [n] are less than one.
-template <class V, class Index>
-__device__ Index position(const V* values, Index n, V value) {
-  Index low = 0;
-  BDKERNELS_NO_UNROLL  // its registers are the product's
-      while (n > 0) {
-    const Index half = n / 2;
-    if (values[low + half] < value) {
-      low += half + 1;
-      n -= half + 1;
-    } else {
-      n = half;
-    }
-  }
-  return low;
-}
 
 // How the keys of a user are cut into pieces, each counted by blocks of its own. A block also looks at the first key of the
 // next piece, which counts what comes after it.

@@ -1,5 +1,5 @@
-// Scores of scattered items, by a warp together: its lanes read whole rows, and a transposition in shared memory gives each
-// lane its own pair, whose sum only that lane may add up.
+// A warp scores 32 scattered items together. For 32 factors at a time, its lanes read those of one item after the other,
+// side by side, into shared memory; from there each lane adds its own item's products, since a score is one sum in order.
 #pragma once
 #include "device.h"
 
@@ -7,7 +7,8 @@ namespace bdkernels::cuda {
 
 constexpr int kListedFloats = kWarp * (kWarp + 1);  // of shared memory for a warp; one column more: no two lanes on one bank
 
-// The score of each lane's user and item, of the first n lanes; all lanes of the warp come here.
+// The score of a lane's user and item, each of the first n lanes its own; the others' is 0. All lanes of the warp come here,
+// with the same `tile` of kListedFloats.
 template <class T>
 __device__ float listed_score(const float* user, const Table<T>& items, int64_t id, int n, float* tile) {
   const int lane = threadIdx.x % kWarp;

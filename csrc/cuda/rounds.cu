@@ -9,26 +9,21 @@
 //           counters, and lists the row for the next round if it takes more. Only the order of that list depends on the
 //           order of the blocks, and no result depends on it.
 //
-// Floor of the two outer ones: 4 d bytes for each proposal, and 24 B of keys, places and bins written and read once; at 512
-// proposals and 25,000 items about a hundredth of the count's time, so they are written for few launches.
+// Floor of the two outer ones: for each model and proposal 4 d bytes of the item's row, and 18 B of its key, place and bin,
+// written once and read once; at 512 proposals and 25,000 items about a hundredth of the count's time, so they are written
+// for few launches. The state is a parameter that they read where it lies (__grid_constant__): where an index into it is not
+// known to the compiler, each thread would have a copy of it else.
 #include <algorithm>
 #include <bit>
 
-#include "../core/order.h"
 #include "../core/philox.h"
 #include "listed.h"
-
-// A parameter that is read where it lies, whatever the index: else each thread has a copy of it.
-#ifndef __CUDACC__
-#define __grid_constant__
-#endif
 
 namespace bdkernels::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / kWarp;
-constexpr int kBlocksOfSm = 4;                 // for which there are registers enough that nothing spills
-constexpr uint64_t kSign = uint64_t{1} << 63;  // to the order of signed numbers, which rank.cu reads
+constexpr int kBlocksOfSm = 4;  // for which there are registers enough that nothing spills
 
 // run(Table<T>) for the dtype of the items, which are a model's own.
 template <class Run>
@@ -39,13 +34,13 @@ __device__ float with_items(const Items& items, Run run) {
 }
 
 // Sorts `capacity` keys, a power of two, and what belongs to each, by a bitonic network.
-__device__ void sort(uint64_t* keys, uint16_t* order, int capacity) {
+__device__ void sort(int64_t* keys, uint16_t* order, int capacity) {
   for (int run = 2; run <= capacity; run *= 2) {
     for (int half = run / 2; half > 0; half /= 2) {
       __syncthreads();
       for (int pair = threadIdx.x; pair < capacity / 2; pair += kThreads) {
         const int low = pair & (half - 1), i = 2 * (pair - low) + low, j = i + half;
-        const uint64_t a = keys[i], b = keys[j];
+        const int64_t a = keys[i], b = keys[j];
         if ((a > b) != ((i & run) == 0)) continue;
         keys[i] = b, keys[j] = a;
         const uint16_t first = order[i];
@@ -56,7 +51,8 @@ __device__ void sort(uint64_t* keys, uint16_t* order, int capacity) {
   __syncthreads();
 }
 
-// Of model m, whose items are `items`.
+// A block for the row at each place of the list; of model m, whose items are `items`. `capacity`: c or the next power of
+// two.
 template <class T>
 __global__ void __launch_bounds__(kThreads, kBlocksOfSm)
     propose_round_kernel(const __grid_constant__ Round round, const __grid_constant__ RoundScratch scratch, int m,
@@ -66,7 +62,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSm)
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   if (place == 0 && m == 0 && threadIdx.x == 0) *round.next_live = 0;
   if (place >= *round.live) return;
-  uint64_t* keys = reinterpret_cast<uint64_t*>(shared);
+  int64_t* keys = reinterpret_cast<int64_t*>(shared);
   uint16_t* order = reinterpret_cast<uint16_t*>(keys + capacity);
   float* tile = reinterpret_cast<float*>(order + capacity) + warp * kListedFloats;
   const int64_t row = round.rows[place], n = round.candidates[row], d = items.d;
@@ -83,12 +79,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksOfSm)
       id = round.seen.nth_unseen(row, below(r.w[0], r.w[1], n));
     }
     const float score = listed_score(user, items, id, c - first, tile);
-    keys[i] = i < c ? order_key(score, id) : ~uint64_t{0};
+    keys[i] = i < c ? signed_key(score, id) : INT64_MAX;
     order[i] = static_cast<uint16_t>(i);
   }
   sort(keys, order, capacity);
   for (int i = threadIdx.x; i < c; i += kThreads) {
-    scratch.keys[m][place * c + i] = static_cast<int64_t>(keys[i] ^ kSign);
+    scratch.keys[m][place * c + i] = keys[i];
     scratch.order[m][place * c + i] = order[i];
   }
 }
@@ -115,27 +111,12 @@ __device__ Sums sum_over_threads(int value, int* of_warp) {
   return out;
 }
 
-// How many of the rising keys [c] are less than one.
-__device__ int keys_below(const int64_t* keys, int c, int64_t key) {
-  int low = 0;
-  while (c > 0) {
-    const int half = c / 2;
-    if (keys[low + half] < key) {
-      low += half + 1;
-      c -= half + 1;
-    } else {
-      c = half;
-    }
-  }
-  return low;
-}
-
 // The row of a block that closes a round, and what its threads share.
 struct Closing {
   const Round& round;
   const RoundScratch& scratch;
   int64_t place, row;
-  int c, mine;     // proposals, and of each thread
+  int c, mine;     // proposals, and how many of them, side by side, each thread has at most
   int* all_bins;   // [2, c + 1] of each model
   int* all_ranks;  // [2, c] of each model, in the order of the proposals' counters
   int* ids;        // [c]
@@ -163,8 +144,7 @@ struct Closing {
         const float* user = scratch.users[m] + place * round.items[m].d;
         const float score = with_items(round.items[m], [&](const auto& items) { return dot(user, items, id); });
         if (score != score) continue;
-        const auto key = static_cast<int64_t>(order_key(score, id) ^ kSign);
-        atomicAdd(&bins(m)[keys_below(scratch.keys[m] + place * c, c, key)], -1);
+        atomicAdd(&bins(m)[position(scratch.keys[m] + place * c, c, signed_key(score, id))], -1);
       }
     }
     __syncthreads();
@@ -182,17 +162,17 @@ struct Closing {
       above += bins(m)[c - i];
       if (proposal >= c) continue;  // a NaN has taken its place
       ranks(m)[proposal] = 1 + (above > 0 ? above : 0);
-      if (m == 0) ids[proposal] = static_cast<int>(order_id(static_cast<uint64_t>(scratch.keys[m][at]) ^ kSign));
+      if (m == 0) ids[proposal] = static_cast<int>(id_of_key(scratch.keys[m][at]));
     }
   }
 
-  // How many draws the row has in a direction then.
+  // In a direction where the row has `had` draws. Returns how many were accepted with those, which may be more than k.
   __device__ int64_t accept(int to_teacher, int64_t start, int64_t had) const {
     const uint64_t seed = *round.seed, row_key = round.row_keys[row];
     const auto step = static_cast<uint32_t>(*round.step);
     const int64_t n = round.candidates[row], k = round.k;
     const int first = threadIdx.x * mine;
-    unsigned hits = 0;
+    unsigned hits = 0;  // a bit for each of the thread's proposals
     for (int e = 0; e < mine && first + e < c; ++e) {
       const int i = first + e;
       const Words r = philox(seed, static_cast<uint32_t>(start + i), kAccept, row_key, step);
@@ -230,7 +210,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int to_teacher = 0; to_teacher < 2; ++to_teacher) {
     int64_t* const hits = &round.hits[to_teacher * round.b + closing.row];
     int64_t has = *hits;
-    __syncthreads();  // before it is changed; and the ranks are there
+    __syncthreads();  // before it is changed; from here on all ranks are there
     if (!round.on[to_teacher]) continue;
     if (has < round.k && (start < round.probe || has >= round.min_hits)) {
       has = closing.accept(to_teacher, start, has);
@@ -254,7 +234,7 @@ void draw_round(const Round& round, const RoundScratch& scratch, int64_t start, 
                 int64_t blocks, Stream stream) {
   const int c = static_cast<int>(stop - start), capacity = std::max(kWarp, static_cast<int>(std::bit_ceil(unsigned(c))));
   const auto rows = static_cast<unsigned>(round.n_rows);
-  const size_t shared = capacity * (sizeof(uint64_t) + sizeof(uint16_t)) + kWarps * kListedFloats * sizeof(float);
+  const size_t shared = capacity * (sizeof(int64_t) + sizeof(uint16_t)) + kWarps * kListedFloats * sizeof(float);
   for (int m = 0; m < 2; ++m) {
     with_table(round.items[m], [&](auto table) {
       launch(propose_round_kernel<typename decltype(table)::Element>, dim3(rows), dim3(kThreads), shared, stream, round,

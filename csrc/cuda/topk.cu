@@ -21,7 +21,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../core/order.h"
 #include "product.h"
 #include "select.h"
 
@@ -46,25 +45,12 @@ struct Lists {
   __device__ uint64_t* list(int64_t user, int64_t at) const { return keys + (user * ranges + at) * capacity; }
 };
 
-// Where in the rising ids [begin, end) the first is that is not less than one.
-__device__ int64_t position(const int64_t* ids, int64_t begin, int64_t end, int64_t id) {
-  while (begin < end) {
-    const int64_t middle = begin + (end - begin) / 2;
-    if (ids[middle] < id) {
-      begin = middle + 1;
-    } else {
-      end = middle;
-    }
-  }
-  return begin;
-}
-
 // A user's list in a range of items, as one warp sees it.
 struct Row {
   uint64_t* list;
-  int64_t first_score;           // row * n: of the matrix [B, N] that is not there
-  const int64_t* seen;           // ids
-  int64_t seen_begin, seen_end;  // those in the range
+  int64_t first_score;  // row * n: of the matrix [B, N] that is not there
+  const int64_t* seen;  // rising ids, those in the range
+  int64_t n_seen;
 
   // Takes out what is seen, for a 0, and tells of a NaN, which passes every bar. Here, and not for each score, it is looked
   // for either. Returns how many are left.
@@ -74,8 +60,8 @@ struct Row {
       const uint64_t key = list[i];
       const int64_t id = order_id(key);
       if (std::isnan(order_score(key))) report_nan(nan_at, first_score + id);
-      const int64_t at = seen_begin < seen_end ? position(seen, seen_begin, seen_end, id) : seen_end;
-      if (at < seen_end && seen[at] == id) {
+      const int64_t at = position(seen, n_seen, id);
+      if (at < n_seen && seen[at] == id) {
         list[i] = 0;
       } else {
         left++;
@@ -119,7 +105,8 @@ __global__ void __launch_bounds__(kThreads, 2) topk_kernel(Product<Tile<T>> prod
   }
   for (int i = threadIdx.x; i < 2 * rows; i += kThreads) {
     const int64_t user = user0 + i / 2;
-    seen_bounds[i] = position(seen.indices, seen.begin(user), seen.end(user), i % 2 ? end : begin);
+    const int64_t first = seen.begin(user);
+    seen_bounds[i] = first + position(seen.indices + first, seen.count(user), i % 2 ? end : begin);
   }
   // Each warp settles lists of its own that have more than `some` keys, and cuts them if more than `most` are left.
   const int close = k + k / 4 + 1;
@@ -128,8 +115,9 @@ __global__ void __launch_bounds__(kThreads, 2) topk_kernel(Product<Tile<T>> prod
     for (int row = threadIdx.x / kWarp; row < rows; row += kThreads / kWarp) {
       const int size = sizes[row];
       if (size <= some) continue;
-      const Row of{first_list + int64_t{row} * pitch, (user0 + row) * product.items.n, seen.indices, seen_bounds[2 * row],
-                   seen_bounds[2 * row + 1]};
+      const int64_t first_seen = seen_bounds[2 * row];
+      const Row of{first_list + int64_t{row} * pitch, (user0 + row) * product.items.n, seen.indices + first_seen,
+                   seen_bounds[2 * row + 1] - first_seen};
       Bound bound{1, of.settle(size, lists.nan_at)};
       const bool many = bound.reached > most;
       if (many) bound = bound_of<WarpTeam>(of.list, size, k, close);

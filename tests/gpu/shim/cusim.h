@@ -15,6 +15,7 @@ using cudaStream_t = struct CUstream_st*;
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __align__(n) alignas(n)
 #define __ldg(p) (*(p))
 
