@@ -51,8 +51,8 @@ def problem(b: int = 5, n: int = 203, d: int = 5) -> Problem:
     )
 
 
-def sample(p: Problem) -> tuple[Tensor, ...]:
-    drawn = bd.sample(p.teacher, p.student, 9, p.seen, **numbered(p.teacher, seed=3))
+def sample(p: Problem, seed: int | Tensor = 3, step: int | Tensor = 0) -> tuple[Tensor, ...]:
+    drawn = bd.sample(p.teacher, p.student, 9, p.seen, **numbered(p.teacher, seed=seed, step=step))
     return drawn.to_student.ids, drawn.to_teacher.ids
 
 

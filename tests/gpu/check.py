@@ -48,7 +48,7 @@ FEW = {  # of a step: which tests there is time for in a rehearsal
     "triton: operators": "triton and test_all_tied",
     "triton: on the device": "(reference_on or wait) and (score or loss) or nan and score",
     "cuda: operators": "cuda and (all_tied or eps_is_alpha or too_few or nan_thresholds)",
-    "cuda: on the device": "reference_on or wait or nan and rank or train and sparse",
+    "cuda: on the device": "reference_on or wait or graph_reads or graph_counts or nan and rank or train and sparse",
     "cuda: kernels": "listed_items and float32",
     "cuda: benchmarks": "loss",
 }

@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import combinations
 
 import pytest
 import torch
 from chosen import BACKENDS
+from graphs import assert_draws, assert_reads, captured
 from no_wait import NoWait
 from stages import STAGES, Problem, problem, same, sample
 from test_contract import TwoModels, arguments
@@ -173,44 +175,43 @@ def test_cuda_graph(name, stage):
     """Captured once, replayed on other values. A captured `sample` cannot rank a full row: it may give fewer draws."""
     p = problem().to(DEVICE)
     want = negated(p, stage)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        stage(p)  # compiles, tunes
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        got = stage(p)
+    graph = captured(lambda: stage(p), DEVICE)
     for t in p.floats():
         t.neg_()
     graph.replay()
     torch.cuda.synchronize()
     if stage is sample:
-        assert all((ids >= 0).float().mean() > 0.5 for ids in got)
-        want = tuple(w.where(g >= 0, -1) for w, g in zip(want, got, strict=True))
-    same(stage, got, want)
+        assert_draws(graph.results, want)
+    else:
+        same(stage, graph.results, want)
 
 
-@needs_gpu
+def test_cuda_graph_reads_seed_and_step(name):
+    """A captured `sample` draws for the seed and the step that its tensors hold when it is replayed."""
+    p = problem().to(DEVICE)
+    numbers = [(3, 0), (3, 5), (4, 5), (-1, 2**32 - 1)]
+    assert_reads(partial(sample, p), DEVICE, numbers)
+    drawn = [torch.cat(sample(p, *each)) for each in numbers]
+    assert not any(torch.equal(*pair) for pair in combinations(drawn, 2))  # one that never reads would be seen
+
+
 def test_cuda_graph_counts_steps(name):
     """A captured step of Adam counts on for its bias correction and reads its rate anew: it trains as one not captured does."""
     p = problem().to(DEVICE)
     rate = torch.tensor(0.1, dtype=torch.float64, device=DEVICE)
     eager, replayed = (bd.SparseAdam([t.clone() for t in p.tables], lr, capturable=True) for lr in (0.1, rate))
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for optimizer in (eager, replayed):
-            bd.fused_step(optimizer, *p.batch, p.draws, p.guide)  # compiles, tunes
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        bd.fused_step(replayed, *p.batch, p.draws, p.guide)
+
+    def step(optimizer):
+        return (bd.fused_step(optimizer, *p.batch, p.draws, p.guide).loss,)
+
+    step(eager)
+    graph = captured(lambda: step(replayed), DEVICE)
     for lr in (0.1, 0.1, 0.05):
         rate.fill_(lr)
         eager.param_groups[0]["lr"] = lr
-        bd.fused_step(eager, *p.batch, p.draws, p.guide)
+        want = step(eager)
         graph.replay()
+        assert torch.equal(*want, *graph.results)
     assert eager.step_count == replayed.step_count == 4
     assert all(torch.equal(*pair) for pair in zip(eager.tables().values(), replayed.tables().values(), strict=True))
 

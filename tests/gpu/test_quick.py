@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
+import graphs
 import pytest
 import quick
 import torch
@@ -293,23 +295,35 @@ def test_another_result_is_not_timed(setting, monkeypatch, name, operator):
         times.ROWS[name](setting)
 
 
-@pytest.mark.parametrize("replays", [True, False])
-def test_a_graph_is_checked_before_it_is_timed(tmp_path, monkeypatch, replays):
-    """On a stand-in for one: its replay is the call, or, wrong, nothing."""
+REPLAYS = {  # of a graph, and the step of `sample` where it is found to be wrong
+    "the call": (lambda graph: graph.replay, None),
+    "nothing": (lambda graph: lambda: None, 0),
+    "the first call": (lambda graph: partial(first_again, graph.results, [t.clone() for t in graph.results]), 5),
+}
 
-    def captured(setting, call):
-        call()
-        return SimpleNamespace(replay=call if replays else lambda: None)
 
-    monkeypatch.setattr(times, "captured", captured)
+def first_again(results, first):
+    for mine, old in zip(results, first, strict=True):
+        mine.copy_(old)
+
+
+@pytest.mark.parametrize(("replay", "wrong_at"), REPLAYS.values(), ids=REPLAYS)
+def test_a_graph_is_checked_before_it_is_timed(tmp_path, monkeypatch, replay, wrong_at):
+    right = graphs.in_its_place
+
+    def in_its_place(call):
+        graph = right(call)
+        return graph._replace(replay=replay(graph))
+
+    monkeypatch.setattr(graphs, "in_its_place", in_its_place)
     (tmp_path / "rows.jsonl").write_text("")
     setting = row.Setting("cpu", True, tmp_path)
-    if replays:
+    if wrong_at is None:
         assert times.step_graph(setting)["median_ms"] > 0 and times.sample_graph(setting)["median_ms"] > 0
     else:
         with pytest.raises(AssertionError, match="not close"):
             times.step_graph(setting)
-        with pytest.raises(AssertionError, match="the graph draws others at step 0"):
+        with pytest.raises(AssertionError, match=f"the graph draws others with seed 0 at step {wrong_at}"):
             times.sample_graph(setting)
 
 

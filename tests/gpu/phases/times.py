@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from graphs import assert_reads, captured
 from torch import Tensor
 
 import bdkernels as bd
@@ -24,7 +25,7 @@ from phases.inputs import (
     models,
     training,
 )
-from phases.row import NotRun, Row, Setting, timed
+from phases.row import Row, Setting, timed
 
 IN_A_ROW = 20  # steps that are one measurement: the host queues them faster than one alone can be timed
 
@@ -79,9 +80,11 @@ def search(thresholds: int) -> Row:
     return run
 
 
-def draws(m: Models, k: int = DRAWS, backend: str | None = None, step: int | Tensor = 0) -> tuple[Tensor, Tensor]:
+def draws(
+    m: Models, k: int = DRAWS, backend: str | None = None, seed: int | Tensor = 0, step: int | Tensor = 0
+) -> tuple[Tensor, Tensor]:
     users = torch.arange(m.teacher.user_factors.shape[0], device=m.teacher.user_factors.device)
-    out = bd.sample(*m.both, k, m.seen, user_ids=users, step=step, backend=backend)
+    out = bd.sample(*m.both, k, m.seen, user_ids=users, seed=seed, step=step, backend=backend)
     return out.to_student.ids, out.to_teacher.ids
 
 
@@ -140,41 +143,11 @@ def step(setting: Setting) -> dict[str, Any]:
     return timed(setting, call, work, calls=IN_A_ROW, model="step")
 
 
-def captured(setting: Setting, call: Callable[[], Any]) -> torch.cuda.CUDAGraph:
-    """The graph of one call."""
-    if setting.rehearse:
-        raise NotRun("a rehearsal: graphs are a GPU's")
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph
-
-
 def sample_graph(setting: Setting) -> dict[str, Any]:
-    """A replay draws for the step that the tensor says, but for users who need a full row, who may get fewer."""
-    m, found = models(setting, PAPER), {}
-    work, step = checked_draws(m), torch.zeros((), dtype=torch.int64, device=setting.device)
-
-    def call() -> None:
-        found["draws"] = draws(m, step=step)
-
-    graph = captured(setting, call)
-    for number in (0, 5):
-        want = draws(m, step=number)
-        for ids_ in found["draws"]:
-            ids_.fill_(-2)
-        step.fill_(number)
-        graph.replay()
-        for mine, theirs in zip(found["draws"], want, strict=True):
-            right = mine == theirs
-            assert right.float().mean() > 0.5 and (right | (mine == -1)).all(), (
-                f"sample: the graph draws others at step {number}"
-            )
+    """A replay draws for the seed and the step that its tensors say."""
+    m = models(setting, PAPER)
+    work = checked_draws(m)
+    graph = assert_reads(lambda seed, step: draws(m, seed=seed, step=step), setting.device, [(0, 0), (0, 5), (7, 5)])
     return timed(setting, graph.replay, work)
 
 
@@ -183,7 +156,7 @@ def step_graph(setting: Setting) -> dict[str, Any]:
     tables, batches = training(setting)
     replayed = bd.SparseAdam([t.clone() for t in tables], lr=LR, capturable=True)
     called = bd.SparseAdam(tables, lr=LR)
-    graph = captured(setting, lambda: bd.fused_step(replayed, *batches[0]))
+    graph = captured(lambda: (bd.fused_step(replayed, *batches[0]).loss,), setting.device)
     graph.replay()
     for _ in range(2):  # the call before the capture trained too, and the capture did not
         bd.fused_step(called, *batches[0])
