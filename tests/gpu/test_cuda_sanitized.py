@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from planted import CALLS, FAULTS, NUMBERS, PREPARED, plant
-from simulation import ROOT, build_simulation
+from simulation import ROOT, build_simulation, locked
 
 HERE = Path(__file__).parent
 COMMON = ["-g1", "-O1", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
@@ -23,15 +23,16 @@ FLAGS = {
     "thread": ["-fsanitize=thread", *COMMON],
 }
 RUNTIMES = {"address": ("libasan.so", "libubsan.so"), "thread": ("libtsan.so",)}
-# The parent has torch, and a child for each fault the kernels: which one is planted is told when they are loaded.
+# The parent has the kernels, and a child for each fault, which it plants.
 PLANTED = """
-import json, os, sys, torch
-folder, code, calls = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+import ctypes, json, sys
+folder, library, code, calls = sys.argv[1], sys.argv[2], sys.argv[3], json.loads(sys.argv[4])
+exec(code)
+planted = ctypes.c_int.in_dll(ctypes.CDLL(library), "bdkernels_planted")
 for number, call in calls.items():
     if (child := os.fork()) == 0:
-        os.environ["BDKERNELS_PLANTED"] = number
+        planted.value = int(number)
         os.dup2(os.open(f"{folder}/{number}", os.O_WRONLY | os.O_CREAT), 2)
-        exec(code)
         eval(call)
         print("no fault", file=sys.stderr, flush=True)
         os._exit(0)
@@ -39,8 +40,10 @@ for number, call in calls.items():
 """
 
 
-def run(sanitizer: str, library: Path, *command: str) -> subprocess.CompletedProcess:
-    """A Python with the sanitizer's runtime under it, and the library in it."""
+def run(sanitizer: str, library: Path, *command: str, places: bool = True) -> subprocess.CompletedProcess:
+    """A Python with the sanitizer's runtime under it, and the library in it. `places`: a report names functions and lines, for
+    which it reads the symbols of all of torch, some seconds.
+    """
     cxx = os.environ.get("CXX", "g++")
     found = [
         subprocess.run([cxx, f"-print-file-name={name}"], capture_output=True, text=True, check=True).stdout.strip()
@@ -50,9 +53,10 @@ def run(sanitizer: str, library: Path, *command: str) -> subprocess.CompletedPro
         **os.environ,
         "BDKERNELS_CUDA_LIBRARY": str(library),
         "LD_PRELOAD": " ".join(found),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python and torch leave memory to the system at exit
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-        "TSAN_OPTIONS": "halt_on_error=1",
+        # Python and torch leave memory to the system at exit.
+        "ASAN_OPTIONS": f"detect_leaks=0:symbolize={places:d}",
+        "UBSAN_OPTIONS": f"print_stacktrace={places:d}:symbolize={places:d}",
+        "TSAN_OPTIONS": f"halt_on_error=1:symbolize={places:d}",
         "OMP_NUM_THREADS": "1",
     }
     # The thread sanitizer cannot place its shadow memory where addresses are too random.
@@ -62,10 +66,19 @@ def run(sanitizer: str, library: Path, *command: str) -> subprocess.CompletedPro
     )
 
 
+@cache
 def build(sanitizer: str) -> Path:
+    """The simulation of a copy of the sources with every fault that the sanitizer finds, all of them switched off."""
     if sanitizer == "thread" and shutil.which("setarch") is None:
         pytest.skip("no setarch on this machine")
-    return build_simulation(ROOT / "build" / f"simulation-{sanitizer}" / "libbdkernels_cusim.so", *FLAGS[sanitizer])
+    root = ROOT / "build" / f"simulation-{sanitizer}"
+    with locked(root):
+        for part in ("csrc", "tests/gpu/shim"):
+            shutil.rmtree(root / part, ignore_errors=True)
+            shutil.copytree(ROOT / part, root / part)
+        shutil.copy2(ROOT / "setup.py", root)
+        kernels = plant(root, sanitizer)
+        return build_simulation(root / "build/libbdkernels_cusim.so", *FLAGS[sanitizer], root=root, kernels=kernels)
 
 
 # The thread sanitizer is slow, and the dtype changes nothing of who writes where. Adagrad writes a part of what Adam does.
@@ -90,16 +103,11 @@ def test_kernels_are_clean(sanitizer, which):
 @cache
 def planted_reports(sanitizer: str, folder: Path) -> dict[int, str]:
     """What is said of each planted fault, by its number; 0 is for none."""
-    objects = build(sanitizer).parent
-    for part in ("csrc", "tests/gpu/shim"):
-        shutil.copytree(ROOT / part, folder / part)
-    shutil.copy2(ROOT / "setup.py", folder)
-    shutil.copytree(objects, folder / "build")
-    kernels = "-O0", *plant(folder, sanitizer)
-    library = build_simulation(folder / "build/libbdkernels_cusim.so", *FLAGS[sanitizer], root=folder, kernels=kernels)
+    library = build(sanitizer)
     calls = {NUMBERS[name]: CALLS[fault.call] for name, fault in FAULTS.items() if fault.sanitizer == sanitizer}
     calls[0] = f"[{', '.join(CALLS.values())}]"
-    out = run(sanitizer, library, "-c", PLANTED, str(folder), PREPARED, json.dumps(calls))
+    arguments = str(folder), str(library), PREPARED, json.dumps(calls)
+    out = run(sanitizer, library, "-c", PLANTED, *arguments, places=False)
     assert out.returncode == 0, out.stderr
     return {number: (folder / str(number)).read_text() for number in calls}
 
