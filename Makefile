@@ -16,10 +16,10 @@ BENCH   := $(PY) -m pytest benchmarks/suite.py -q -s --timeout 3600 --results $(
 SOURCES := $(shell find csrc tests/sanitize tests/gpu -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize gpu-proof gpu-model gpu-check gpu-quick gpu-libs fuzz lint format bench bench-full quality subset scale million bench-report clean
+.PHONY: help demo test sanitize sanitize-quick gpu-proof gpu-model gpu-check gpu-quick gpu-libs fuzz lint format bench bench-full quality subset scale million bench-report clean
 
 help:  ## Show this list
-	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
 
 demo: $(VENV)/.built  ## Train on MovieLens-100K: teacher, student, both directions; table and report in runs/demo
 	$(PY) -m bidistill demo --cache .cache --overwrite
@@ -29,6 +29,9 @@ test: $(VENV)/.built $(VENV)/.tools-test  ## Run the tests; the end says what th
 
 sanitize: $(VENV)/.built $(VENV)/.tools-test  ## The C++ backend under address, undefined-behaviour and thread sanitizers (minutes)
 	$(PY) tests/sanitize/run.py
+
+sanitize-quick: $(VENV)/.built $(VENV)/.tools-test  ## A smaller round of that, as .ci/run does it
+	$(PY) tests/sanitize/run.py quick
 
 gpu-proof: $(VENV)/.built $(VENV)/.tools-test  ## Compile every GPU kernel for every target, hold it to tests/gpu/derived.md, and run the GPU tests (half an hour; needs nvcc)
 	$(PY) setup.py -q build_cuda

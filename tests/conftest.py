@@ -28,6 +28,7 @@ LONG = (
     "test_quick.py",
     "test_sharded_training.py",
     "test_fuzz.py",
+    "test_interpreted.py",
     "test_cuda_operators.py",
     "test_million.py",
     "test_benchmarks_scale.py",

@@ -1,4 +1,4 @@
-"""The C++ backend under sanitizers: `make sanitize`, and a smaller round of it in CI with the argument `quick`.
+"""The C++ backend under sanitizers: `make sanitize`, and a smaller round of it, in CI, `make sanitize-quick`.
 
 1. Address and UndefinedBehaviour: the library is built into build/sanitize with both, their runtimes are preloaded under the
    ordinary Python, and the operators' tests run on it. Torch's allocator goes through the runtime, so a kernel's step past the
@@ -56,7 +56,9 @@ def say(line: str) -> None:
 
 
 def memory(quick: bool) -> None:
-    library = BUILD / "libbdkernels_cpu.so"
+    library = (
+        BUILD / "libbdkernels_sanitized.so"
+    )  # its objects lie in a folder of its name, apart from those of `build_kernels`
     env = {**os.environ, "BDKERNELS_LIBRARY": str(library), "BDKERNELS_STRICT_BUILD": "1"}
     build = [sys.executable, "setup.py", "-q", "build_kernels"]
     subprocess.run(build, check=True, cwd=ROOT, env={**env, "BDKERNELS_CXXFLAGS": " ".join(MEMORY)})
