@@ -205,7 +205,7 @@ def first_step(c: Check) -> None:
             objective.resample(0, 9)
             generator = torch.Generator().manual_seed(5)
             pairs = each.engine.users[:64], each.engine.items[:64]
-            batches.append(objective.batches(("teacher", "student"), *pairs, 0, generator))
+            batches.append(objective.batches(("teacher", "student"), *pairs, 0, generator, joint=True))
         users = many.partition.users
         pools = [each.engine.objective.distiller.pool for each in (one, many)]
         assert torch.equal(pools[1], pools[0][users.start : users.stop]) and (pools[0] >= 0).all()

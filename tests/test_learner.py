@@ -43,7 +43,9 @@ def train(settings, fuse):
     generator, losses = torch.Generator().manual_seed(1), []
     for step in range(STEPS):
         users = torch.randint(N_USERS, (40,), generator=generator)
-        batches = objective.batches(("teacher", "student"), users, SEEN.indices[SEEN.indptr[users]], step, generator)
+        batches = objective.batches(
+            ("teacher", "student"), users, SEEN.indices[SEEN.indptr[users]], step, generator, joint=True
+        )
         losses.append({name: learners[name].step(batch) for name, batch in batches.items()})
     return learners, losses
 
@@ -122,7 +124,7 @@ def test_losses_skip_the_mask_and_leave_the_guide_alone(fuse):
     settings = config(teacher__optimizer="sgd", student__optimizer="sgd", distill__tau_learner=2.0)
     objective, learners = both(settings, fuse=fuse)
     users = torch.arange(6)
-    batch = objective.batches(tuple(learners), users, users, 0, torch.Generator())["student"]
+    batch = objective.batches(tuple(learners), users, users, 0, torch.Generator(), joint=True)["student"]
     mask = torch.ones_like(batch.distill.mask)
     mask[0] = False
     batch = batch._replace(distill=batch.distill._replace(mask=mask))
@@ -147,7 +149,7 @@ def test_a_learner_goes_on_from_its_state(optimizer):
     again.load_state({name: value.clone() for name, value in tensors.items()}, numbers)
     objective, _ = both(settings)
     users = torch.arange(8)
-    batch = objective.batches(("teacher", "student"), users, users, 9, torch.Generator())["teacher"]
+    batch = objective.batches(("teacher", "student"), users, users, 9, torch.Generator(), joint=True)["teacher"]
     losses = [each.step(batch) for each in (learner, again)]
     assert losses[0] == losses[1]
     pairs = zip(learner.model.parameters(), again.model.parameters(), strict=True)

@@ -55,11 +55,9 @@ def config(folder=None, **overrides):
 
 @dataclass
 class Remembering(Method):
-    """Unseen items at random from the better half of a frozen guide, besides those that it has given a user before."""
+    """Unseen items at random from the better half of a guide, besides those that it has given a user before."""
 
     seed: int = 0
-
-    frozen_guides = True
 
     def prepare(self, seen, popularity, partition, seed):
         self.given = torch.zeros(partition.n_users, 2, dtype=torch.int64)  # counted, for each direction
@@ -281,7 +279,7 @@ def test_the_usual_loss_has_the_temperatures_of_the_distiller(outside, parts):
 
 def test_frozen_guides_and_a_state_of_its_own_are_resumed(outside, parts, tmp_path):
     register_method("remembering", Remembering)
-    given = {"distill__method": "remembering", "distill__args": {"seed": 3}}
+    given = {"distill__method": "remembering", "distill__args": {"seed": 3}, "distill__guide": "frozen"}
     whole = Trainer(config(**given), parts)
     result = whole.fit()
     assert [row["given"] for row in result.history if row["phase"] == "joint"] == [
@@ -308,7 +306,8 @@ def test_a_method_grows_with_the_data(outside, parts):
     nothing = torch.zeros(0, dtype=torch.int64)
 
     def distiller(method, users, items):
-        return Distiller(method, Seen.from_pairs(nothing, nothing, users), items, pool=2, resample_every=1)
+        seen = Seen.from_pairs(nothing, nothing, users)
+        return Distiller(method, seen, items, pool=2, resample_every=1, guide="frozen")
 
     class Few(Remembering):
         def draw(self, teacher, student, asked):
@@ -356,7 +355,7 @@ def test_the_report_names_the_method(outside, parts, tmp_path):
 
 
 def test_the_plan_of_a_method_from_outside(outside, parts):
-    """Its draws are measured by drawing, its pool and frozen guides are counted."""
+    """Its draws are measured by drawing, its pool and copies of guides are counted."""
     outside("top_of_guide")
     register_method("remembering", Remembering)
     engine = Engine(config(distill__method="top_of_guide"), parts)
@@ -366,14 +365,18 @@ def test_the_plan_of_a_method_from_outside(outside, parts):
     assert draw_cost(engine).at(50) > 0 and set(called) == {6}
     assert step_seconds(engine, "joint", repeats=1) > 0
     sizes = Sizes.of_split(parts, config())
-    parts_of = {part.name: part.bytes for part in memory(config(distill__method="remembering"), sizes)}
+    frozen = {"distill__method": "remembering", "distill__guide": "frozen"}
+    parts_of = {part.name: part.bytes for part in memory(config(**frozen), sizes)}
     tables = sum(4 * (parts.n_users * dim + parts.n_items * (dim + 1)) for dim in (8, 2))
-    assert parts_of["frozen guides"] == tables and parts_of["pool of draws"] == 4 * parts.n_users * 2 * 6
-    one_way = config(distill__method="remembering", distill__lambda_teacher=0.0)
-    assert {part.name: part.bytes for part in memory(one_way, sizes)}["frozen guides"] == 4 * (
-        parts.n_users * 8 + parts.n_items * 9
-    )
-    assert {part.name: part.bytes for part in memory(config(), sizes)}["frozen guides"] == 0
+    assert parts_of["copies of guides"] == tables and parts_of["pool of draws"] == 4 * parts.n_users * 2 * 6
+    of_teacher = 4 * (parts.n_users * 8 + parts.n_items * 9)
+    for given, wanted in (
+        ({**frozen, "distill__lambda_teacher": 0.0}, of_teacher),
+        ({"distill__guide": "ema", "distill__lambda_teacher": 0.0}, of_teacher),
+        ({**frozen, "distill__lambda_teacher": 0.0, "train__joint": "student"}, 0),
+        ({}, 0),
+    ):
+        assert {part.name: part.bytes for part in memory(config(**given), sizes)}["copies of guides"] == wanted
 
 
 def test_bidirectional_by_hand_is_that_of_the_trainer(parts):

@@ -66,7 +66,9 @@ def test_steps_are_those_of_torch_by_hand(outside, parts, optimizer):
         at = torch.arange(128 * step, 128 * (step + 1)) % len(engine.users)
         users, positives = engine.users[at], engine.items[at]
         generator = engine._generator("pretrain_teacher", "step", step)
-        drawn = engine.objective.batches(("teacher",), users, positives, step, generator)["teacher"].negatives
+        drawn = engine.objective.batches(("teacher",), users, positives, step, generator, joint=False)[
+            "teacher"
+        ].negatives
         assert drawn.mask.all()
         batches.append((users, positives, drawn.ids))
     wanted, tables = by_hand(parts, engine, optimizer, batches)

@@ -103,6 +103,16 @@ class ModelConfig:
         choices=SCHEDULERS,
     )
     lr_scheduler_args: dict[str, Any] = option({}, "settings of that schedule")  # noqa: RUF009
+    joint_lr: float | None = option(
+        None, "learning rate of the joint phase; unset: lr", least=ranges.LR.low, most=MOST_LR
+    )
+    joint_lr_scheduler: str | None = option(
+        None,
+        "schedule of the joint phase; unset: lr_scheduler; constant: none, the rate stays as it is",
+        choices=SCHEDULERS,
+        words=("constant",),
+    )
+    joint_lr_scheduler_args: dict[str, Any] = option({}, "settings of that schedule")  # noqa: RUF009
     clip_norm: float = option(
         0.0, "largest norm of a step's gradient, which is scaled down to it; steps are not fused then; 0: any", least=0
     )
@@ -111,6 +121,14 @@ class ModelConfig:
         """What `build_model` makes a model of these settings from, for data of these sizes."""
         sizes = {"n_users": n_users, "n_items": n_items, "dim": self.dim}
         return {"kind": self.kind, **sizes, "sparse": wants_sparse(self.optimizer), "args": self.args}
+
+    def of_joint_phase(self) -> ModelConfig:
+        """The settings with the learning rate and the schedule that the joint phase has."""
+        lr = self.lr if self.joint_lr is None else self.joint_lr
+        if self.joint_lr_scheduler is None:
+            return replace(self, lr=lr)
+        name = None if self.joint_lr_scheduler == "constant" else self.joint_lr_scheduler
+        return replace(self, lr=lr, lr_scheduler=name, lr_scheduler_args=self.joint_lr_scheduler_args)
 
 
 @dataclass(frozen=True)
@@ -121,6 +139,11 @@ class TrainConfig:
     pretrain_epochs: int = option(100, "most epochs of each model alone, before distillation", least=0, most=MOST_STEPS)
     epochs: int = option(
         30, "most epochs of the joint phase, where the models learn from each other", least=0, most=MOST_STEPS
+    )
+    joint: str = option(
+        "both",
+        "who learns in the joint phase; student: the teacher stays as its pretraining left it, and takes no time",
+        choices=("both", "student"),
     )
     patience: int = option(10, "evaluations without a better validation score before a phase ends; 0: never", least=0)
     eval_every: int = option(1, "epochs between evaluations", least=1)
@@ -155,6 +178,18 @@ class DistillConfig:
     args: dict[str, Any] = option({}, "settings of a method's own")  # noqa: RUF009
     lambda_teacher: float = option(0.1, "weight of the teacher's distillation loss; 0: that direction is off", **LAMBDA)
     lambda_student: float = option(2.0, "weight of the student's distillation loss; 0: that direction is off", **LAMBDA)
+    guide: str = option(
+        "live",
+        "what a learner follows: live: the other model as it is at the step; frozen: as the joint phase began, which is the best"
+        " of its pretraining; ema: the exponential moving average of its parameters",
+        choices=("live", "frozen", "ema"),
+    )
+    ema: float = option(
+        0.999,
+        "with guide ema: how much of the average each step keeps; the rest comes from the model",
+        least=0,
+        below=1,
+    )
     tau_learner: float = option(1.0, "temperature of the model that learns", **TAU)
     tau_guide: float = option(1.0, "temperature of the model that is followed", **TAU)
     side: str = option(
@@ -267,6 +302,15 @@ class Config:
             raise UserError("distill.lambda_teacher and lambda_student are both 0: set one, or distill.method to none")
         if self.distill.negatives_from_samples and not (self.distill.lambda_teacher and self.distill.lambda_student):
             raise UserError("distill.negatives_from_samples needs distill.lambda_teacher and lambda_student above 0")
+        if self.distill.ema != DistillConfig.ema and self.distill.guide != "ema":
+            raise UserError(
+                f"distill.ema is set, but distill.guide is {self.distill.guide!r}: set that to ema, or unset this"
+            )
+        if self.train.joint == "student" and self.distill.method != "none" and self.distill.lambda_teacher:
+            raise UserError(
+                "train.joint student lets the teacher stay as it is, but distill.lambda_teacher is"
+                f" {self.distill.lambda_teacher:g}: set distill.lambda_teacher to 0, or train.joint to both"
+            )
         if self.distill.method != "none":
             METHODS.settings(self.distill.method, self.distill.args, "distill.args")
         for name in ("teacher", "student"):
@@ -279,7 +323,9 @@ class Config:
                     f" {ranges.SLOPE.high!r}: lower distill.lambda_{name} or raise distill.tau_learner"
                 )
             check_optimizer(name, model.optimizer, model.weight_decay, model.optimizer_args)
-            check_scheduler(name, model.lr_scheduler, model.lr_scheduler_args)
+            check_scheduler(f"{name}.lr_scheduler", model.lr_scheduler, model.lr_scheduler_args)
+            joint = None if model.joint_lr_scheduler == "constant" else model.joint_lr_scheduler
+            check_scheduler(f"{name}.joint_lr_scheduler", joint, model.joint_lr_scheduler_args)
 
     def check_catalog(self, n_items: int) -> None:
         """Raise UserError where an option asks for more items than the catalog has."""

@@ -80,13 +80,16 @@ def check_optimizer(model: str, name: str, weight_decay: float, args: Mapping[st
         raise UserError(f"{model}.weight_decay must be 0 with {model}.optimizer {name!r}, which has none")
 
 
-def check_scheduler(model: str, name: str | None, args: Mapping[str, Any]) -> None:
-    """Raise UserError where the schedule does not have one of these settings of the model "teacher" or "student"."""
-    where = f"{model}.lr_scheduler_args"
+def check_scheduler(option: str, name: str | None, args: Mapping[str, Any]) -> None:
+    """Raise UserError where the schedule does not have one of these settings.
+
+    option: which the schedule is of, such as "teacher.lr_scheduler".
+    """
+    where = f"{option}_args"
     if name is not None:
         _check_arguments(SCHEDULERS, name, args, where, "lr_scheduler")
     elif args:
-        raise UserError(f"{where} is set, but there is no {model}.lr_scheduler: set that one too")
+        raise UserError(f"{where} is set, but there is no {option}: set that one too")
 
 
 def wants_sparse(name: str) -> bool:

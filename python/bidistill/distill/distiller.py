@@ -44,6 +44,10 @@ class Distiller:
         resample_every: n: draw each user's pool anew every n calls (in `Trainer`: every n epochs); 0: draw at every step.
         resample: "at_once": all pools before the first of n calls; "gradual": a few at every step.
         pool: draws in a user's pool.
+        guide: what a learner follows: the other model as it is at the step ("live"), a copy of it as it is when distillation
+            begins ("frozen"), or the exponential moving average of its parameters ("ema"), which takes a pass over all of them
+            at each step.
+        ema: how much of that average each step keeps.
         tau_learner, tau_guide: temperatures of the loss, unless the method has its own.
         seed: of all draws.
         popularity: [n_items] int64, training interactions of each item; by default those of `seen`.
@@ -65,6 +69,8 @@ class Distiller:
         resample_every: int = 0,
         resample: str = "at_once",
         pool: int = 32,
+        guide: str = "live",
+        ema: float = DistillConfig.ema,
         tau_learner: float = 1.0,
         tau_guide: float = 1.0,
         seed: int = 0,
@@ -75,6 +81,10 @@ class Distiller:
             raise TypeError(f"method: expected a bidistill.Method, got {type(method).__name__}")
         if resample not in ("at_once", "gradual"):
             raise ValueError(f"resample: expected 'at_once' or 'gradual', got {resample!r}")
+        if guide not in ("live", "frozen", "ema"):
+            raise ValueError(f"guide: expected 'live', 'frozen' or 'ema', got {guide!r}")
+        if not 0 <= ema < 1:
+            raise ValueError(f"ema: expected a number of at least 0 and below 1, got {ema!r}")
         if not learners or not {*learners} <= {*LEARNERS}:
             raise ValueError(f"learners: expected some of {list(LEARNERS)}, got {list(learners)}")
         for name, value, least in (("samples", samples, 1), ("resample_every", resample_every, 0), ("pool", pool, 1)):
@@ -85,11 +95,12 @@ class Distiller:
         self.learners = tuple(name for name in LEARNERS if name in learners)
         self.samples, self.resample_every, self.most = samples, resample_every, pool
         self.gradual = resample == "gradual"
+        self.guide, self.ema = guide, ema
         self.tau_learner, self.tau_guide = tau_learner, tau_guide
         self.pool: Tensor | None = None
         self.step = 0
-        self._frozen: dict[str, Recommender] = {}
-        self._frozen_tensors: dict[str, dict[str, Tensor]] = {}  # of a checkpoint, until the models are there
+        self._copies: dict[str, Recommender] = {}  # of the guides
+        self._stored: dict[str, dict[str, Tensor]] = {}  # what a checkpoint had of them, until the models are there
         if popularity is None:
             popularity = torch.bincount(seen.indices, minlength=n_items)
         method.prepare(seen, popularity, self.partition, seed)
@@ -124,6 +135,8 @@ class Distiller:
             resample_every=config.resample_every,
             resample=config.resample,
             pool=config.pool,
+            guide=config.guide,
+            ema=config.ema,
             tau_learner=config.tau_learner,
             tau_guide=config.tau_guide,
             seed=seed,
@@ -164,19 +177,31 @@ class Distiller:
         return distill_loss(scores, guide_scores, self.tau_learner, self.tau_guide, draws.mask)
 
     def guides(self, teacher: Recommender, student: Recommender) -> dict[str, Recommender]:
-        """Whom each learner follows: the other model, or its copy from when distillation began."""
+        """Whom each learner follows: the other model, or the copy of it that `guide` describes."""
         models = {"teacher": teacher, "student": student}
-        if not self.method.frozen_guides:
+        if self.guide == "live":
             return {name: models[GUIDES[name]] for name in self.learners}
-        if not self._frozen:
+        if not self._copies:
             for name in (GUIDES[learner] for learner in self.learners):
-                self._frozen[name] = copy.deepcopy(models[name])
-                self._frozen[name].requires_grad_(False)
-                self._frozen[name].train(False)
-                if name in self._frozen_tensors:
-                    self._frozen[name].load_state_dict(self._frozen_tensors[name])
-            self._frozen_tensors = {}
-        return {name: self._frozen[GUIDES[name]] for name in self.learners}
+                self._copies[name] = copy.deepcopy(models[name])
+                self._copies[name].requires_grad_(False)
+                self._copies[name].train(False)
+                if name in self._stored:
+                    self._copies[name].load_state_dict(self._stored[name])
+            self._stored = {}
+        return {name: self._copies[GUIDES[name]] for name in self.learners}
+
+    @torch.no_grad()
+    def _average(self, teacher: Recommender, student: Recommender) -> None:
+        """Before a step: take the models as they are into the averages that are followed."""
+        begun = bool(self._copies or self._stored)
+        models, guides = {"teacher": teacher, "student": student}, self.guides(teacher, student)
+        for learner in self.learners if begun else ():
+            average, model = guides[learner], models[GUIDES[learner]]
+            for own, now in zip(average.parameters(), model.parameters(), strict=True):
+                own.lerp_(now, 1 - self.ema)
+            for own, now in zip(average.buffers(), model.buffers(), strict=True):
+                own.copy_(now)
 
     def resample(self, teacher: Recommender, student: Recommender, step: int, steps: int = 1) -> None:
         """Draw anew for the users whose turn comes before this step.
@@ -190,6 +215,8 @@ class Distiller:
             step: number of the step, from 0.
             steps: how many steps an epoch has.
         """
+        if self.guide == "ema":
+            self._average(teacher, student)
         self.method.refresh(teacher, student, step)
         if self.resample_every == 0:
             return
@@ -253,7 +280,7 @@ class Distiller:
         asked = Request(
             users, users if queries is None else queries, self.seen.rows(users), k, self.learners, self.seed, step, nth
         )
-        if self.method.frozen_guides:
+        if self.guide != "live":
             found: dict[str, Draws] = {}
             for name, guide in self.guides(teacher, student).items():
                 pair = {"teacher": teacher, "student": student} | {GUIDES[name]: guide}
@@ -299,11 +326,11 @@ class Distiller:
         self.step = int(state["step"])
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensors of `state_dict`: the pool, frozen guides, and what the method keeps."""
+        """The tensors of `state_dict`: the pool, copies of guides, and what the method keeps."""
         found = {f"state.{name}": value for name, value in self.method.state_dict().items()}
-        for name, guide in self._frozen.items():
+        for name, guide in self._copies.items():
             found |= {f"guides.{name}.{key}": value for key, value in guide.state_dict().items()}
-        for name, tensors in self._frozen_tensors.items():
+        for name, tensors in self._stored.items():
             found |= {f"guides.{name}.{key}": value for key, value in tensors.items()}
         return found if self.pool is None else found | {"pool": self.pool}
 
@@ -312,14 +339,14 @@ class Distiller:
         device = self.seen.indptr.device
         moved = {name: value.to(device) for name, value in tensors.items()}
         self.pool = moved.get("pool")
-        self._frozen = {}
-        self._frozen_tensors = {name: values for name in GUIDES if (values := below(f"guides.{name}.", moved))}
+        self._copies = {}
+        self._stored = {name: values for name in GUIDES if (values := below(f"guides.{name}.", moved))}
         self.method.load_state_dict(below("state.", moved))
 
     def load_grown(self, tensors: Mapping[str, Tensor], growth: Growth, models: Mapping[str, Recommender]) -> None:
         """Restore what `tensors` gave before users or items were added.
 
-        models: the "teacher" and the "student", grown: frozen guides take their rows of the new users and items.
+        models: the "teacher" and the "student", grown: copies of guides take their rows of the new users and items.
 
         Raises:
             UserError: the method does not say how a tensor of its own grows.

@@ -38,6 +38,8 @@ COMMON = (  # the options of [distill] that go for every method
     "args",
     "lambda_teacher",
     "lambda_student",
+    "guide",
+    "ema",
     "samples",
     "resample_every",
     "resample",
@@ -91,13 +93,11 @@ class Method:
 
     Attributes:
         options: names of options of [distill] that the method understands besides those of every method, for `from_config`.
-        frozen_guides: guides are copies of the models as they are when distillation begins; False: the models as they are now.
         divisible: whether the method works where users and items lie on several processes: it then draws by the operators of
             the `partition` that `prepare` gets, and its tensors have a row for each user or item that is here.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
-    frozen_guides: ClassVar[bool] = False
     divisible: ClassVar[bool] = False
 
     @classmethod

@@ -11,7 +11,7 @@ from bidistill.config import Config
 from bidistill.data.sizes import Sizes
 from bidistill.plan.costs import Costs
 from bidistill.training.memory import Allocation, checkpoint, disk_there, gb, memory, shortage, tables
-from bidistill.training.phases import LEARN_IN, PHASES, TITLES
+from bidistill.training.phases import PHASES, TITLES, learn_in
 from bidistill.training.settings import decided
 from bidistill.training.timing import share_of
 
@@ -104,7 +104,7 @@ def jobs_of(config: Config, sizes: Sizes, costs: Costs) -> list[Job]:
     ]
     for phase in PHASES:
         epochs = train.epochs if phase == "joint" else train.pretrain_epochs
-        names, title = LEARN_IN[phase], TITLES[phase]
+        names, title = learn_in(phase, config), TITLES[phase]
         jobs.append(Job(f"{title}: step", costs.step[phase], steps * epochs))
         if phase == "joint" and distill.method != "none":
             one = costs.draw.at(min(sizes.items, int(distill.subset) or sizes.items))
@@ -117,6 +117,8 @@ def jobs_of(config: Config, sizes: Sizes, costs: Costs) -> list[Job]:
         # At the start and every so many epochs, then val and test of the best state, and the report's two comparisons.
         looks = 1 + math.ceil(epochs / train.eval_every) + 2 + 1
         jobs.append(Job(f"{title}: evaluation", sum(ranked[name] for name in names), looks))
+        if phase == "joint" and "teacher" not in names:  # val and test at the end, and the report's comparison
+            jobs.append(Job(f"{title}: evaluation of the teacher", ranked["teacher"], 3))
         saves = 1 + epochs // config.run.checkpoint_every
         if config.run.checkpoint_steps:
             saves += epochs * ((steps - 1) // config.run.checkpoint_steps)

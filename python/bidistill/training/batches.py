@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -48,7 +49,10 @@ class Objective:
     ) -> None:
         self.config, self.models, self.strategy, self.partition = config, models, strategy, partition
         self.negatives = NegativeSampler(seen, partition.n_items)
-        self.distiller = Distiller.from_config(config.distill, seen, config.run.seed, partition, popularity)
+        distill = config.distill
+        if config.train.joint == "student":  # the teacher stays as it is, so that no copy of it is needed
+            distill = replace(distill, guide="live")
+        self.distiller = Distiller.from_config(distill, seen, config.run.seed, partition, popularity)
         self.unfused = unfused(config)
         if not partition.all("negatives", self.negatives.always):
             self.unfused = "a user has seen every item, and has no negative"
@@ -77,15 +81,23 @@ class Objective:
         return Terms(self.config.train.loss, weight, distill.tau_learner, distill.tau_guide, own)
 
     def batches(
-        self, names: Sequence[str], users: Tensor, positives: Tensor, step: int, generator: torch.Generator
+        self,
+        names: Sequence[str],
+        users: Tensor,
+        positives: Tensor,
+        step: int,
+        generator: torch.Generator,
+        *,
+        joint: bool,
     ) -> Mapping[str, Any]:
-        """What each named model learns from; where both are named, each follows the other as both are before the step.
+        """What each named model learns from; in the joint phase also from its guide, as it is before the step.
 
         Args:
             names: the models that learn in this step. Both meet the same negatives.
             users, positives: [B] int64 training interactions.
             step: number of the step in its phase; picks the distilled items.
             generator: draws the negatives.
+            joint: whether this is a step of the joint phase.
 
         Returns:
             a batch for each name, as the strategy's updates take it.
@@ -95,7 +107,7 @@ class Objective:
         negatives = self.negatives.draw(users, self.config.train.negatives, generator, share)
         drawn: dict[str, Draws] = {}
         guides = {name: self.models[GUIDES[name]] for name in names}
-        if self.distiller is not None and len(names) == 2:
+        if self.distiller is not None and joint:
             drawn = self.distiller.draw(*self.pair, users, step, generator, share)
             guides |= self.distiller.guides(*self.pair)
         nothing = Draws(negatives.ids[:, :0], negatives.mask[:, :0])

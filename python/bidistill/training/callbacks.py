@@ -19,7 +19,7 @@ from bidistill.config import Config, RunConfig
 from bidistill.distill import Distiller
 from bidistill.logs import log
 from bidistill.runs.folder import RunFolder
-from bidistill.training.phases import LEARN_IN, PHASES, TITLES, Progress, Row, rows_of
+from bidistill.training.phases import PHASES, TITLES, Progress, Row, learn_in, rows_of
 
 
 class Run(Protocol):
@@ -94,7 +94,7 @@ class Log(Callback):
         config, distill = run.config, run.distiller if phase == "joint" else None
         note = distill.method.note() if distill is not None else ""
         self.columns = [("epoch", 5, "{:.0f}".format, "epoch")]
-        for name in LEARN_IN[phase]:
+        for name in learn_in(phase, config):
             self.columns += [(f"{name}/{config.train.monitor}", 8, "{:.4f}".format, name)]
             self.columns += [(f"{name}/loss_cf", 7, _loss, "cf")]
             self.columns += [(f"{name}/loss_distill", 8, _loss, "distill")] if distill is not None else []
@@ -108,7 +108,7 @@ class Log(Callback):
 
     def on_epoch(self, run: Run, row: Row) -> None:
         """Tell the epoch, if it was evaluated."""
-        if any(f"{name}/{run.config.train.monitor}" in row for name in LEARN_IN[row["phase"]]):
+        if any(f"{name}/{run.config.train.monitor}" in row for name in learn_in(row["phase"], run.config)):
             cells = [(show(row[name]) if name in row else "", width) for name, width, show, _ in self.columns]
             log.info("".join(f"{text:>{width}}" for text, width in cells).rstrip())
 

@@ -21,7 +21,7 @@ from bidistill.seeds import seed_of
 from bidistill.training.batches import Objective
 from bidistill.training.fusion import obstacle, told
 from bidistill.training.learner import Learner
-from bidistill.training.phases import LEARN_IN, STREAMS
+from bidistill.training.phases import STREAMS, learn_in
 from bidistill.training.strategy import strategy_of
 
 NAMES = ("teacher", "student")
@@ -114,7 +114,9 @@ class Engine:
         torch.default_generator.manual_seed(seed)  # for models that draw themselves, such as dropout
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-        batches = self.objective.batches(LEARN_IN[phase], users, positives, step, generator)
+        batches = self.objective.batches(
+            learn_in(phase, self.config), users, positives, step, generator, joint=phase == "joint"
+        )
         losses: dict[str, Tensor] = {}
         for name, batch in batches.items():
             losses |= {f"{name}/loss_{key}": loss for key, loss in self.learners[name].step(batch).items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -15,6 +15,20 @@ from bidistill.optimizers import Schedule
 from bidistill.runs.growth import Growth
 from bidistill.training.strategy import Strategy
 from bidistill.training.types import Terms
+
+
+class Place(NamedTuple):
+    """Where in a phase a model is.
+
+    Attributes:
+        epochs: the most that the phase has.
+        values: the monitored metric after each epoch of the phase so far; None where it was not evaluated.
+        joint: whether the model learns in the joint phase, which may have a learning rate and a schedule of its own.
+    """
+
+    epochs: int = 1
+    values: Sequence[float | None] = ()
+    joint: bool = False
 
 
 class Learner:
@@ -39,9 +53,12 @@ class Learner:
         self.model, self.config, self.terms, self.strategy, self.fuse = model, config, terms, strategy, fuse
         self.restart()
 
-    def restart(self, epochs: int = 1) -> None:
-        """Begin a phase of at most so many epochs: keep the parameters, forget the optimizer's state and the best state."""
-        config = self.config
+    def restart(self, epochs: int = 1, *, joint: bool = False) -> None:
+        """Begin a phase of at most so many epochs: keep the parameters, forget the optimizer's state and the best state.
+
+        joint: with the learning rate and the schedule of the joint phase.
+        """
+        config = self.config.of_joint_phase() if joint else self.config
         self.update = self.strategy.update(self.model, config, self.terms, fuse=self.fuse)
         self.schedule = Schedule(self.update.optimizer, config.lr_scheduler, config.lr_scheduler_args, epochs)
         self.best: dict[str, Tensor] = {}
@@ -91,20 +108,15 @@ class Learner:
         self,
         tensors: dict[str, Tensor],
         numbers: dict[str, Any],
-        epochs: int = 1,
-        values: Sequence[float | None] = (),
+        place: Place = Place(),  # noqa: B008 (immutable)
     ) -> None:
-        """Restore what `state` gave.
-
-        Args:
-            epochs: the most that the phase has.
-            values: the monitored metric after each epoch of the phase so far, where it was evaluated.
+        """Restore what `state` gave, at this place.
 
         Raises:
             KeyError, RuntimeError or ValueError: it belongs to another model.
         """
-        self.restart(epochs)
-        for value in values:
+        self.restart(place.epochs, joint=place.joint)
+        for value in place.values:
             self.schedule.step(value)
         self.model.load_state_dict(below("model.", tensors))
         self.best = below("best.", tensors)
@@ -119,8 +131,7 @@ class Learner:
         tensors: dict[str, Tensor],
         numbers: dict[str, Any],
         growth: Growth,
-        epochs: int,
-        values: Sequence[float | None],
+        place: Place,
     ) -> None:
         """`load_state` of what `state` gave before users or items were added; theirs are the rows that this model has now.
 
@@ -136,4 +147,4 @@ class Learner:
             by_rows = old.dim() > 0 and len(old) == len(rows)  # what an optimizer keeps may have another shape
             if not name.startswith("best."):
                 grown[name] = growth.rows(kind, old, fresh.get(name)) if kind is not None and by_rows else old
-        self.load_state(grown, numbers | {"best_score": None, "best_epoch": 0, "stale": 0}, epochs, values)
+        self.load_state(grown, numbers | {"best_score": None, "best_epoch": 0, "stale": 0}, place)

@@ -12,7 +12,6 @@ import torch
 
 from bidistill.config import Config, ModelConfig
 from bidistill.data.sizes import Sizes
-from bidistill.distill import make_method
 from bidistill.distill.method import GUIDES
 from bidistill.models.kinds import takes
 from bidistill.models.sizes import ModelSize, size_of, size_of_kind
@@ -68,10 +67,10 @@ def pool(config: Config, sizes: Sizes) -> int:
     return 4 * sizes.users * directions * distill.pool if on else 0
 
 
-def frozen(config: Config, found: Mapping[str, ModelSize]) -> int:
-    """Of the copies of guides, where the method follows such."""
-    method = make_method(config.distill)
-    if method is None or not method.frozen_guides:
+def copies(config: Config, found: Mapping[str, ModelSize]) -> int:
+    """Of the copies of guides, where learners follow such."""
+    distill = config.distill
+    if distill.method == "none" or distill.guide == "live" or config.train.joint == "student":
         return 0
     return sum(found[guide].state for learner, guide in GUIDES.items() if config[f"distill.lambda_{learner}"])
 
@@ -96,7 +95,7 @@ def checkpoint(config: Config, sizes: Sizes) -> int:
     """Bytes on disk: all that training changes."""
     found = {name: described(config.model(name), sizes) for name in ("teacher", "student")}
     models = sum(math.ceil(size.state * (2 + states(config.model(name)))) for name, size in found.items())
-    return models + pool(config, sizes) + frozen(config, found)
+    return models + pool(config, sizes) + copies(config, found)
 
 
 def memory(config: Config, sizes: Sizes, given: Mapping[str, Any] | None = None) -> list[Allocation]:
@@ -129,7 +128,7 @@ def memory(config: Config, sizes: Sizes, given: Mapping[str, Any] | None = None)
         Allocation("seen items, to leave out and to draw negatives", 16 * sizes.train + 24 * sizes.users),
         *models.values(),
         Allocation("pool of draws", pool(config, sizes), "distill.pool"),
-        Allocation("frozen guides", frozen(config, found), "teacher.dim or student.dim"),
+        Allocation("copies of guides", copies(config, found), "teacher.dim or student.dim"),
         Allocation(
             "a training step", step(config, sizes, fused, found), "train.batch_size, train.negatives or distill.samples"
         ),

@@ -12,8 +12,7 @@ from bidistill.config import Config
 from bidistill.errors import UserError
 from bidistill.registry import LOSSES
 
-LEARN_IN = {"pretrain_teacher": ("teacher",), "pretrain_student": ("student",), "joint": ("teacher", "student")}
-PHASES = tuple(LEARN_IN)
+PHASES = ("pretrain_teacher", "pretrain_student", "joint")
 # What seeds are made of: names of their own, so that a phase may get another name and runs still repeat.
 STREAMS = {"pretrain_teacher": "warmup_teacher", "pretrain_student": "warmup_student", "joint": "joint"}
 TITLES = {
@@ -45,13 +44,20 @@ class Epochs(NamedTuple):
     kept: int
 
 
+def learn_in(phase: str, config: Config) -> tuple[str, ...]:
+    """The models that learn in a phase."""
+    if phase != "joint":
+        return (phase.removeprefix("pretrain_"),)
+    return ("student",) if config.train.joint == "student" else ("teacher", "student")
+
+
 def rows_of(history: History, phase: str) -> list[Mapping[str, Any]]:
     """The history of one phase."""
     return [row for row in history if row["phase"] == phase]
 
 
 def epochs_of(history: History, phase: str, model: str) -> Epochs | None:
-    """None where the phase was not run, such as the pretraining of a run that took another's over.
+    """None where the model was not trained in the phase, such as in the pretraining of a run that took another's over.
 
     Raises:
         UserError: the history is of an older version, which did not say which epoch it kept.
@@ -60,6 +66,8 @@ def epochs_of(history: History, phase: str, model: str) -> Epochs | None:
     if not rows:
         return None
     if f"{model}/best_epoch" not in rows[-1]:
+        if any(name.endswith("/best_epoch") for name in rows[-1]):
+            return None
         raise UserError(
             f"the history of the run does not say which epoch of the {TITLES[phase]} was kept: train the run again"
         )

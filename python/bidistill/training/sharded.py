@@ -48,10 +48,16 @@ class Sharded:
     def check(self, config: Config) -> None:
         """Raise UserError where a setting asks for what only one process can do."""
         method = make_method(config.distill)
-        if method is not None and (method.own_loss or method.frozen_guides or not method.divisible):
+        if method is not None and (method.own_loss or not method.divisible):
             raise UserError(
                 f"distill.method {config.distill.method!r} works on one process only: choose another, or train without torchrun"
             )
+        if method is not None and config.distill.guide != "live":
+            raise UserError(
+                f"distill.guide {config.distill.guide!r} works on one process only: set it to live, or train without torchrun"
+            )
+        if config.train.joint != "both":
+            raise UserError("train.joint student works on one process only: set it to both, or train without torchrun")
         for name in ("teacher", "student"):
             model: ModelConfig = config.model(name)
             if not may_lie_in_parts(model.kind):

@@ -60,7 +60,7 @@ def step_seconds(engine: Engine, phase: str, repeats: int = 8) -> float:
     """A training step of this phase, with a pool of random items where the run has one."""
     distiller, size = engine.objective.distiller, min(engine.config.train.batch_size, len(engine.users))
     if distiller is not None:
-        shape = engine.partition.n_users, 2 * engine.config.distill.pool
+        shape = engine.partition.n_users, len(distiller.learners) * distiller.most
         distiller.pool = torch.randint(engine.partition.n_items, shape, dtype=torch.int32, device=engine.device)
     order = torch.randperm(len(engine.users), generator=torch.Generator().manual_seed(0))
     times = []

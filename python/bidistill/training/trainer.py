@@ -30,7 +30,8 @@ from bidistill.runs.records import Metrics, State
 from bidistill.training.callbacks import Callback, standard_callbacks
 from bidistill.training.engine import Engine, with_given
 from bidistill.training.interrupt import Interrupt
-from bidistill.training.phases import LEARN_IN, PHASES, Progress, Row, problems, rows_of
+from bidistill.training.learner import Place
+from bidistill.training.phases import PHASES, Progress, Row, learn_in, problems, rows_of
 from bidistill.training.settings import resolve_config, set_threads
 from bidistill.training.steering import ELSEWHERE, Steered
 
@@ -193,7 +194,7 @@ class Trainer(Steered):
             except ValueError as error:
                 self._check_finite()  # the operators refuse scores that are not numbers; say why they are not
                 if "finite" in str(error):
-                    raise self._diverged(LEARN_IN[self.progress.phase]) from error
+                    raise self._diverged(learn_in(self.progress.phase, self.config)) from error
                 raise
             finally:
                 self._tell("on_end")
@@ -222,13 +223,13 @@ class Trainer(Steered):
 
     def _run_phase(self, phase: str, interrupt: Interrupt) -> None:
         """Start or continue a phase until it is over; restore the best states."""
-        names, train, epochs = LEARN_IN[phase], self.config.train, self._most_epochs(phase)
+        names, train, epochs = learn_in(phase, self.config), self.config.train, self._most_epochs(phase)
         steps = math.ceil(self.interactions / train.batch_size)
         if self.progress.phase != phase:
             self.progress, self.sums, self.notes = Progress(phase), {}, {}
         if not self.progress.started:
             for name in names:
-                self.engine.learners[name].restart(epochs)
+                self.engine.learners[name].restart(epochs, joint=phase == "joint")
         self._tell("on_phase", phase, epochs, steps)
         if not self.progress.started:
             self.progress.started = True
@@ -288,13 +289,14 @@ class Trainer(Steered):
         for name, total in zip(self.sums, totals, strict=True):
             row[name] = total / self.interactions
         self.sums = {}
-        for name in LEARN_IN[progress.phase] if evaluated else ():
+        names = learn_in(progress.phase, config)
+        for name in names if evaluated else ():
             learner = self.engine.learners[name]
             with self._timed("evaluate"):
                 found = self._evaluate(learner.model, "val")
             learner.observe(found[config.train.monitor], progress.epoch)
             row |= {f"{name}/{metric}": value for metric, value in found.items() if metric != "users"}
-        for name in LEARN_IN[progress.phase]:
+        for name in names:
             learner = self.engine.learners[name]
             row[f"{name}/best_epoch"] = learner.best_epoch if learner.best else progress.epoch
             if learner.schedule.lr is not None:
@@ -363,11 +365,13 @@ class Trainer(Steered):
         """How many a phase has, if it does not end early."""
         return self.config.train.epochs if phase == "joint" else self.config.train.pretrain_epochs
 
-    def _schedule(self, name: str, state: State) -> tuple[int, list[float | None]]:
-        """What the learning rate of a model has met in the phase of a checkpoint: see `Learner.load_state`."""
+    def _place(self, name: str, state: State) -> Place:
+        """Where a model was in the checkpoint of this state."""
         phase = state.progress.phase
-        rows = [row for row in rows_of(state.history, phase) if row["epoch"] and name in LEARN_IN[phase]]
-        return self._most_epochs(phase), [row.get(f"{name}/{self.config.train.monitor}") for row in rows]
+        learned = name in learn_in(phase, self.config)
+        rows = [row for row in rows_of(state.history, phase) if row["epoch"] and learned]
+        values = [row.get(f"{name}/{self.config.train.monitor}") for row in rows]
+        return Place(self._most_epochs(phase), values, joint=learned and phase == "joint")
 
     def _over(self, names: Sequence[str]) -> bool:
         """Whether a phase ends before its last epoch: no model gets better, or a callback has asked for it."""
@@ -432,7 +436,7 @@ class Trainer(Steered):
         with self._fitting():
             for name, learner in self.engine.learners.items():
                 learner.load_grown(
-                    below(f"{name}.", tensors), getattr(state, name).model_dump(), growth, *self._schedule(name, state)
+                    below(f"{name}.", tensors), getattr(state, name).model_dump(), growth, self._place(name, state)
                 )
             if self.distiller is not None:
                 models = {name: learner.model for name, learner in self.engine.learners.items()}
@@ -449,7 +453,7 @@ class Trainer(Steered):
         with self._fitting():
             for name, learner in self.engine.learners.items():
                 numbers = getattr(state, name).model_dump()
-                learner.load_state(below(f"{name}.", tensors), numbers, *self._schedule(name, state))
+                learner.load_state(below(f"{name}.", tensors), numbers, self._place(name, state))
             if self.distiller is not None:
                 self.distiller.load_tensors(below("method.", tensors))
         self.progress = Progress(**state.progress.model_dump())
