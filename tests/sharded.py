@@ -58,6 +58,8 @@ BASE = {
 VARIANTS = {
     "usual": {},
     "bpr, gradual": {
+        "distill.pool_top": 2,
+        "distill.pool_uniform": 3,
         "train.loss": "bpr",
         "distill.resample": "gradual",
         "distill.resample_every": 2,

@@ -47,7 +47,9 @@ def test_settings_that_a_method_does_not_know(outside, tmp_path):
         config().with_overrides(own | {"distill.args": {"taus": 1.0}})
     with pytest.raises(UserError, match=r"distill\.args\.tau is no setting .*'bidirectional': it has none"):
         config(distill__args={"tau": 1.0})
-    with pytest.raises(UserError, match=r"distill\.method must be one of bidirectional, top_of_guide, none, found 'x'"):
+    with pytest.raises(
+        UserError, match=r"distill\.method must be one of bidirectional, cd, .*, top_of_guide, none, found 'x'"
+    ):
         config(distill__method="x")
 
 

@@ -47,6 +47,7 @@ GROUPS = {
         "teacher.optimizer_args": {"momentum": 0.5},
         "student.optimizer_args": {"eps": 1e-6}, "teacher.clip_norm": 1.0, "student.clip_norm": 0.5,
         "teacher.lr_scheduler": "StepLR", "teacher.lr_scheduler_args": {"step_size": 1, "gamma": 0.5},
+        "teacher.joint_lr": 0.005, "student.joint_lr": 0.01, "teacher.joint_lr_scheduler": "constant",
         "train.loss": "bpr", "train.negatives": 2,
         "train.batch_size": 300, "train.patience": 3, "train.eval_every": 2, "train.monitor": "recall@7",
         "distill.lambda_teacher": 0.3, "distill.lambda_student": 1.0, "distill.tau_learner": 2.0, "distill.tau_guide": 5.0,
@@ -60,6 +61,9 @@ GROUPS = {
         "data.drop_seen_pairs": True, "data.drop_cold_users": True,
         "teacher.optimizer": "sparse_adam", "student.optimizer": "sparse_adam", "distill.resample": "gradual",
         "distill.resample_every": 2, "student.lr_scheduler": "cosine", "student.lr_scheduler_args": {"warmup": 1},
+        "teacher.joint_lr_scheduler": "StepLR", "teacher.joint_lr_scheduler_args": {"step_size": 1, "gamma": 0.5},
+        "student.joint_lr_scheduler": "cosine", "student.joint_lr_scheduler_args": {"warmup": 1},
+        "distill.guide": "ema", "distill.ema": 0.9, "distill.pool_top": 3, "distill.pool_uniform": 2,
         "distill.pool": 4, "distill.subset": 30, "distill.to_student.kind": "rank_only", "distill.to_student.mu": 3.0,
         "distill.to_teacher.kind": "rank_only", "distill.to_teacher.mu": 4.0, "run.tensorboard": True, "run.device": "cpu:0",
     },
@@ -67,6 +71,10 @@ GROUPS = {
         **COLUMNS, "data.split": "leave_one", "distill.subset": "auto", "distill.auto_share": 0.3,
         "distill.negatives_from_samples": True,
         "distill.independent_directions": True, "distill.to_student.eps": 0.1, "distill.to_teacher.alpha": 1.0,
+    },
+    "student alone": {
+        **COLUMNS, "data.split": "leave_one", "train.joint": "student", "distill.lambda_teacher": 0.0, "distill.samples": 0,
+        "distill.guide": "frozen",
     },
     "none, and auto": {
         **COLUMNS, "data.split": "leave_one", "distill.method": "none", "distill.subset": "auto",

@@ -195,7 +195,13 @@ class DistillConfig:
     side: str = option(
         "over", "distil items that the learner ranks higher (over) or lower than its guide", choices=("over", "under")
     )
-    samples: int = option(1, "items drawn for each training interaction and direction", least=1, most=MOST_DRAWS)
+    samples: int = option(
+        1,
+        "items of the pool for each training interaction and direction, picked at random; 0: the whole pool, as listwise losses"
+        " need it",
+        least=0,
+        most=MOST_DRAWS,
+    )
     resample_every: int = option(
         1, "n: draw each user's pool anew every n epochs; 0: draw at every step, which takes far longer", least=0
     )
@@ -204,7 +210,18 @@ class DistillConfig:
         "at_once: all pools before the first of n epochs; gradual: a few at every step, so that no step waits for all",
         choices=("at_once", "gradual"),
     )
-    pool: int = option(32, "draws in a user's pool, with resample_every > 0", least=1, most=MOST_DRAWS)
+    pool: int = option(
+        32, "draws in a user's pool, with resample_every > 0; 0 with pool_top or pool_uniform", least=0, most=MOST_DRAWS
+    )
+    pool_top: int = option(
+        0, "the guide's best unseen items in a user's pool, besides the draws", least=0, most=MOST_DRAWS
+    )
+    pool_uniform: int = option(
+        0,
+        "unseen items in a user's pool that are drawn with equal chances, besides the draws",
+        least=0,
+        most=MOST_DRAWS,
+    )
     subset: int | str = option(
         0,
         "m: estimate ranks from m random items, so that drawing costs no more for more items; 0: exact ranks; auto: exact"
@@ -230,6 +247,11 @@ class DistillConfig:
         default_factory=lambda: WeightConfig(kind="exp"),
         metadata={"help": "items on which the teacher follows the student"},
     )
+
+    @property
+    def pool_size(self) -> int:
+        """Items in a user's pool."""
+        return self.pool + self.pool_top + self.pool_uniform
 
 
 @dataclass(frozen=True)
@@ -302,6 +324,8 @@ class Config:
             raise UserError("distill.lambda_teacher and lambda_student are both 0: set one, or distill.method to none")
         if self.distill.negatives_from_samples and not (self.distill.lambda_teacher and self.distill.lambda_student):
             raise UserError("distill.negatives_from_samples needs distill.lambda_teacher and lambda_student above 0")
+        if self.distill.method != "none":
+            self._check_pool()
         if self.distill.ema != DistillConfig.ema and self.distill.guide != "ema":
             raise UserError(
                 f"distill.ema is set, but distill.guide is {self.distill.guide!r}: set that to ema, or unset this"
@@ -327,10 +351,26 @@ class Config:
             joint = None if model.joint_lr_scheduler == "constant" else model.joint_lr_scheduler
             check_scheduler(f"{name}.joint_lr_scheduler", joint, model.joint_lr_scheduler_args)
 
+    def _check_pool(self) -> None:
+        """Rules of the pool of draws."""
+        distill = self.distill
+        if not 1 <= distill.pool_size <= MOST_DRAWS:
+            raise UserError(
+                f"distill.pool, pool_top and pool_uniform are {distill.pool_size} together: make that at least 1 and at most"
+                f" {MOST_DRAWS}"
+            )
+        if distill.resample_every == 0:
+            for name in ("pool_top", "pool_uniform"):
+                if getattr(distill, name):
+                    raise UserError(
+                        f"distill.{name} is set, but there is no pool with distill.resample_every 0: raise that, or unset this"
+                    )
+
     def check_catalog(self, n_items: int) -> None:
         """Raise UserError where an option asks for more items than the catalog has."""
         sizes = {"eval.ks": max(self.eval.ks), "train.negatives": self.train.negatives}
-        sizes |= {"distill.samples": self.distill.samples}  # a pool is drawn with replacement, so it may be larger
+        # A pool is drawn with replacement, so it may be larger; but for the guide's best.
+        sizes |= {"distill.samples": self.distill.samples, "distill.pool_top": self.distill.pool_top}
         for name, size in sizes.items():
             if size > n_items:
                 raise UserError(f"{name} asks for {size} items, but the catalog has {n_items}: choose a smaller value")

@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bdkernels import Draws, Exp, Linear, PopularityStrata, RankOnly, Seen, Tanh, Uniform, Weight, rank_error
+from bdkernels import Draws, Exp, Linear, PopularityStrata, RankOnly, Scorer, Seen, Tanh, Uniform, Weight, rank_error
 from bidistill.config import DistillConfig, WeightConfig
-from bidistill.distill.method import Column, Method, Request, register_method
+from bidistill.distill.method import GUIDES, Column, Method, Request, register_method
 from bidistill.distributed.partition import Partition
 from bidistill.models import Recommender
 from bidistill.models.scoring import scorer_of
+from bidistill.seeds import seed_of
 
 PROBES = 32  # users, and items of each, by which the error of estimated ranks is measured
 
@@ -27,9 +28,20 @@ class Bidirectional(Method):
         to_student, to_teacher: how the gap of an item's ranks becomes its weight, in each direction.
         subset: how many items ranks are counted over; 0: all, exactly.
         independent_directions: draw the two directions from proposals of their own.
+        top: how many of the items that it is asked for are the guide's best unseen ones instead.
+        uniform: how many are drawn with equal chances from the unseen ones instead.
     """
 
-    options = ("side", "subset", "auto_share", "independent_directions", "to_student", "to_teacher")
+    options = (
+        "side",
+        "subset",
+        "auto_share",
+        "independent_directions",
+        "to_student",
+        "to_teacher",
+        "pool_top",
+        "pool_uniform",
+    )
     divisible = True
 
     def __init__(
@@ -39,8 +51,11 @@ class Bidirectional(Method):
         *,
         subset: int = 0,
         independent_directions: bool = False,
+        top: int = 0,
+        uniform: int = 0,
     ) -> None:
         self.weights = {"student": to_student, "teacher": to_teacher}
+        self.top, self.uniform = top, uniform
         self.subset, self.independent_directions = subset, independent_directions
 
     @classmethod
@@ -51,6 +66,8 @@ class Bidirectional(Method):
             make_weight(config.to_teacher, config.side),
             subset=0 if config.subset == "auto" else int(config.subset),
             independent_directions=config.independent_directions,
+            top=config.pool_top,
+            uniform=config.pool_uniform,
             **config.args,
         )
 
@@ -61,21 +78,61 @@ class Bidirectional(Method):
             self.strata = PopularityStrata(popularity)
 
     def draw(self, teacher: Recommender, student: Recommender, asked: Request) -> dict[str, Draws]:
+        n_items, rest = self.partition.n_items, asked.k - self.top - self.uniform
+        if rest < 0:
+            raise ValueError(f"top and uniform: expected at most {asked.k} together, got {self.top} and {self.uniform}")
+        scorers = {
+            name: scorer_of(each, asked.queries, n_items) for name, each in (("teacher", teacher), ("student", student))
+        }
+        parts: list[Mapping[str, Draws]] = []
+        if rest:
+            counted = self._counted(asked.seed, asked.step)
+            parts.append(self._sampled(scorers, asked, rest, self.weights, asked.seed, counted))
+        if self.top:
+            parts.append({name: self._best(scorers[GUIDES[name]], asked.seen) for name in asked.learners})
+        if (
+            self.uniform
+        ):  # their ranks do not matter, so they are counted over one item; the seed makes proposals of their own
+            weights = {"student": Uniform(), "teacher": Uniform()}
+            seed, one = seed_of(asked.seed, "uniform"), torch.zeros(1, dtype=torch.int64, device=asked.users.device)
+            parts.append(self._sampled(scorers, asked, self.uniform, weights, seed, one))
+        if len(parts) == 1:
+            return dict(parts[0])
+        return {
+            name: Draws(*(torch.cat(pieces, 1) for pieces in zip(*(part[name] for part in parts), strict=True)))
+            for name in asked.learners
+        }
+
+    def _sampled(
+        self,
+        scorers: Mapping[str, Scorer],
+        asked: Request,
+        k: int,
+        weights: Mapping[str, Weight],
+        seed: int,
+        counted: Tensor | None,
+    ) -> dict[str, Draws]:
+        """k draws by weights for each of `asked.learners`, by ranks over the items `counted`; None: all."""
         samples = self.partition.sample(
-            scorer_of(teacher, asked.queries, self.partition.n_items),
-            scorer_of(student, asked.queries, self.partition.n_items),
-            asked.k,
+            scorers["teacher"],
+            scorers["student"],
+            k,
             asked.seen,
-            to_student=self.weights["student"] if "student" in asked.learners else None,
-            to_teacher=self.weights["teacher"] if "teacher" in asked.learners else None,
-            seed=asked.seed,
+            to_student=weights["student"] if "student" in asked.learners else None,
+            to_teacher=weights["teacher"] if "teacher" in asked.learners else None,
+            seed=seed,
             step=asked.step,
             users=asked.users,
             occurrence=asked.occurrence,
-            subset=self._counted(asked.seed, asked.step),
+            subset=counted,
             independent_directions=self.independent_directions,
         )
         return {name: draws for name, draws in samples._asdict().items() if draws is not None}
+
+    def _best(self, guide: Scorer, seen: Seen) -> Draws:
+        """The best unseen items of a guide, in their order."""
+        ids = self.partition.topk(guide, self.top, seen).ids
+        return Draws(ids, ids >= 0)
 
     def numbers(self, teacher: Recommender, student: Recommender, step: int) -> Mapping[str, float]:
         """Where ranks are estimated: how far they are off, and the bound that an error passes once in 20; both as shares of the

@@ -40,10 +40,10 @@ class Distiller:
         seen: CSR rows of all users; seen items are never drawn.
         n_items: size of the catalog.
         learners: those that follow their guide.
-        samples: items for each row and learner.
+        samples: items for each row and learner, picked at random in the user's pool; 0: the whole pool in its order.
         resample_every: n: draw each user's pool anew every n calls (in `Trainer`: every n epochs); 0: draw at every step.
         resample: "at_once": all pools before the first of n calls; "gradual": a few at every step.
-        pool: draws in a user's pool.
+        pool: items in a user's pool.
         guide: what a learner follows: the other model as it is at the step ("live"), a copy of it as it is when distillation
             begins ("frozen"), or the exponential moving average of its parameters ("ema"), which takes a pass over all of them
             at each step.
@@ -87,13 +87,21 @@ class Distiller:
             raise ValueError(f"ema: expected a number of at least 0 and below 1, got {ema!r}")
         if not learners or not {*learners} <= {*LEARNERS}:
             raise ValueError(f"learners: expected some of {list(LEARNERS)}, got {list(learners)}")
-        for name, value, least in (("samples", samples, 1), ("resample_every", resample_every, 0), ("pool", pool, 1)):
+        if not {*learners} <= {*method.learners}:
+            raise ValueError(
+                f"learners: expected {list(method.learners)} with {type(method).__name__}, got {list(learners)}"
+            )
+        for name, value, least in (("samples", samples, 0), ("resample_every", resample_every, 0), ("pool", pool, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
+        if samples == 0 and not method.list_size and not resample_every:
+            raise ValueError("samples: expected at least 1 with resample_every 0, where there is no pool, got 0")
         self.method, self.seen, self.seed = method, seen, seed
         self.partition = partition or Partition.whole(len(seen.indptr) - 1, n_items)
         self.learners = tuple(name for name in LEARNERS if name in learners)
         self.samples, self.resample_every, self.most = samples, resample_every, pool
+        if method.list_size:
+            self.samples, self.most = 0, method.list_size
         self.gradual = resample == "gradual"
         self.guide, self.ema = guide, ema
         self.tau_learner, self.tau_guide = tau_learner, tau_guide
@@ -134,7 +142,7 @@ class Distiller:
             samples=config.samples,
             resample_every=config.resample_every,
             resample=config.resample,
-            pool=config.pool,
+            pool=config.pool_size,
             guide=config.guide,
             ema=config.ema,
             tau_learner=config.tau_learner,
@@ -228,7 +236,7 @@ class Distiller:
         first, last = due(step % cycle, cycle if self.gradual else 1, self.partition.n_users)
         for turn in self.partition.turns(first, last, CHUNK):
             users = torch.arange(turn.start, turn.stop, device=device) - self.partition.users.start
-            drawn = self._ask(teacher, student, users, self.most, step // cycle * self.resample_every, None)
+            drawn = self.ask(teacher, student, users, self.most, step // cycle * self.resample_every, None)
             self.pool[users] = torch.cat([ids.where(mask, -1) for ids, mask in drawn.values()], dim=1).int()
 
     def draw(
@@ -241,7 +249,7 @@ class Distiller:
         share: Share | None = None,
         queries: Any = None,
     ) -> dict[str, Draws]:
-        """Items for users [B] int64 (repeats allowed), `samples` for each row and learner.
+        """Items for users [B] int64 (repeats allowed), for each row and learner.
 
         Args:
             step: number of the training step; other steps draw other items.
@@ -250,12 +258,17 @@ class Distiller:
             queries: see `Request`; by default the users.
 
         Returns:
-            {learner: [B, samples] draws}; where the mask is False there is nothing to learn.
+            {learner: [B, C] draws}, where C is `samples`, or all of the pool; where the mask is False there is nothing to learn.
         """
         share = share or Share(users, None, users)
         if self.pool is None:  # the rows of a user are numbered in the whole batch, so that each draws items of its own
             nth = share.keep(occurrence(share.everyone))
-            return self._ask(teacher, student, users, self.samples, step, nth, queries)
+            return self.ask(teacher, student, users, self.samples or self.most, step, nth, queries)
+        if self.samples == 0:
+            lists = self.pool[users].long().split(self.most, 1)
+            return {
+                name: Draws(i.contiguous(), i.contiguous() >= 0) for name, i in zip(self.learners, lists, strict=True)
+            }
         places = torch.randint(self.most, (share.everyone.shape[0], self.samples), generator=generator)
         places = share.keep(places).to(users.device) + users[:, None] * self.pool.shape[1]
         found = [self.pool.take(places + at * self.most).long() for at in range(len(self.learners))]
@@ -266,7 +279,7 @@ class Distiller:
         cycle = max(1, self.resample_every)
         return dict(self.method.numbers(teacher, student, epoch // cycle * cycle))
 
-    def _ask(
+    def ask(
         self,
         teacher: Recommender,
         student: Recommender,
@@ -276,7 +289,7 @@ class Distiller:
         nth: Tensor | None,
         queries: Any = None,
     ) -> dict[str, Draws]:
-        """The method's draws, in the order of `learners`."""
+        """The method's own draws, of k items, in the order of `learners`. nth: see `Request.occurrence`."""
         asked = Request(
             users, users if queries is None else queries, self.seen.rows(users), k, self.learners, self.seed, step, nth
         )
@@ -303,7 +316,7 @@ class Distiller:
 
     def _check_loss(self, learner: str) -> None:
         """Raise UserError where the method's own loss cannot be trained by, tried on rows that lack draws."""
-        device, k = self.seen.indptr.device, self.samples
+        device, k = self.seen.indptr.device, self.samples or self.most
         ids = torch.zeros(2, k, dtype=torch.int64, device=device)
         ids[0, -1] = ids[1] = -1
         scores = torch.linspace(-1, 1, 2 * k, device=device).view(2, k).requires_grad_()

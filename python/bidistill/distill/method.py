@@ -95,10 +95,20 @@ class Method:
         options: names of options of [distill] that the method understands besides those of every method, for `from_config`.
         divisible: whether the method works where users and items lie on several processes: it then draws by the operators of
             the `partition` that `prepare` gets, and its tensors have a row for each user or item that is here.
+        learners: who may learn by the method.
     """
 
     options: ClassVar[tuple[str, ...]] = ()
     divisible: ClassVar[bool] = False
+    learners: ClassVar[tuple[str, ...]] = LEARNERS
+
+    @property
+    def list_size(self) -> int | None:
+        """How many items a row gets, where that is for the method's own settings to say: it is then asked for so many, and each
+        row of a batch gets all of them in their order, so that the loss may go by the places. distill.pool and samples are not
+        options of such a method. None: these say it.
+        """
+        return None
 
     @classmethod
     def from_config(cls, config: DistillConfig) -> Method:
@@ -177,6 +187,19 @@ def register_method(name: str, factory: Callable[..., Method], settings: type | 
     METHODS.register(name, factory, settings)
 
 
+def list_sizes(config: DistillConfig) -> tuple[int, int]:
+    """How many items the settings ask of a method for each direction: in a user's pool, and for each training interaction."""
+    method = make_method(config)
+    if method is None:
+        return 0, 0
+    size = method.list_size
+    if config.samples == 0 and not size and not config.resample_every:
+        raise UserError(
+            "distill.samples 0 takes a user's whole pool, but there is none with distill.resample_every 0: raise either"
+        )
+    return size or config.pool_size, size or config.samples or config.pool_size
+
+
 def make_method(config: DistillConfig) -> Method | None:
     """The method that the settings choose; None for "none".
 
@@ -194,8 +217,15 @@ def make_method(config: DistillConfig) -> Method | None:
         raise UserError(f"distill.method {config.method!r} cannot be made of distill.args {own} ({error})") from error
     if not isinstance(method, Method):
         raise UserError(f"distill.method {config.method!r} gives {type(method).__name__}, not a bidistill.Method")
+    for name in LEARNERS:
+        if name not in method.learners and getattr(config, f"lambda_{name}"):
+            raise UserError(
+                f"by distill.method {config.method!r} only the {' and '.join(method.learners)} learns, but distill.lambda_{name}"
+                f" is {getattr(config, f'lambda_{name}'):g}: set distill.lambda_{name} to 0, or choose another distill.method"
+            )
     default = DistillConfig()
     known = {*COMMON, *method.options, *(() if method.own_loss else TEMPERATURES)}
+    known -= {"pool", "samples"} if method.list_size else set()
     for name in (each.name for each in fields(config)):
         if name not in known and getattr(config, name) != getattr(default, name):
             raise UserError(

@@ -10,7 +10,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
-from bdkernels import Factors, Samples, Scorer, Seen, rank, rank_errors, sample
+from bdkernels import Factors, Samples, Scorer, Seen, TopK, rank, rank_errors, sample, topk
 from bdkernels.distributed.catalog import ShardedCatalog
 from bidistill.config import RunConfig
 from bidistill.distributed.processes import Processes, launch
@@ -163,6 +163,10 @@ class Partition:
     def rank(self, model: Scorer, ids: Tensor, seen: Seen) -> Tensor:
         """`bdkernels.rank` over all items, for users of this process. Of several processes, each gives `Factors`."""
         return rank(model, ids, seen) if self.shards is None else self.shards.rank(cast(Factors, model), ids, seen)
+
+    def topk(self, model: Scorer, k: int, seen: Seen) -> TopK:
+        """`bdkernels.topk` likewise."""
+        return topk(model, k, seen) if self.shards is None else self.shards.topk(cast(Factors, model), k, seen)
 
     def rank_errors(self, model: Scorer, ids: Tensor, counted: Tensor, seen: Seen) -> Tensor:
         """`bdkernels.rank_errors` likewise, of ranks counted over the items `counted`."""

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from bidistill.config import Config
 from bidistill.data.sizes import Sizes
+from bidistill.distill.method import list_sizes
 from bidistill.errors import UserError
 from bidistill.models.sizes import size_of_kind
 from bidistill.plan.costs import Costs
@@ -56,14 +57,14 @@ def widths(config: Config) -> int:
 
 def step_bytes(config: Config, sizes: Sizes, processes: int) -> float:
     """Bytes that a process sends in a training step of the joint phase."""
-    listed = 1 + config.train.negatives + 2 * config.distill.samples
+    listed = 1 + config.train.negatives + 2 * list_sizes(config.distill)[1]
     width = widths(config) + 2
     return config.train.batch_size / processes * listed * (8 + 8 * width) * (processes - 1) / processes
 
 
 def draw_bytes(config: Config, processes: int) -> float:
     """Bytes that a process sends for the draws of one of its users."""
-    k = config.distill.pool if config.distill.resample_every else config.distill.samples
+    k = list_sizes(config.distill)[0 if config.distill.resample_every else 1]
     return (processes - 1) * (4 * widths(config) + 28 * PROPOSALS * k)
 
 

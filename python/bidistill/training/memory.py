@@ -6,13 +6,13 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 
 from bidistill.config import Config, ModelConfig
 from bidistill.data.sizes import Sizes
-from bidistill.distill.method import GUIDES
+from bidistill.distill.method import GUIDES, list_sizes, make_method
 from bidistill.models.kinds import takes
 from bidistill.models.sizes import ModelSize, size_of, size_of_kind
 from bidistill.optimizers import state_size, wants_sparse
@@ -63,8 +63,15 @@ def pool(config: Config, sizes: Sizes) -> int:
     """Of the draws of all users."""
     distill = config.distill
     directions = (distill.lambda_teacher > 0) + (distill.lambda_student > 0)
-    on = distill.method != "none" and distill.resample_every > 0
-    return 4 * sizes.users * directions * distill.pool if on else 0
+    return 4 * sizes.users * directions * list_sizes(distill)[0] if distill.resample_every else 0
+
+
+def _largest_of_pool(config: Config) -> str:
+    """The option that makes the pool large."""
+    method = make_method(config.distill)
+    if method is not None and method.list_size:
+        return "distill.args"
+    return max(("distill.pool", "distill.pool_top", "distill.pool_uniform"), key=lambda name: cast(int, config[name]))
 
 
 def copies(config: Config, found: Mapping[str, ModelSize]) -> int:
@@ -80,7 +87,7 @@ def step(config: Config, sizes: Sizes, fused: bool, found: Mapping[str, ModelSiz
 
     found: the sizes of the "teacher" and the "student".
     """
-    negatives, samples = config.train.negatives, config.distill.samples * (config.distill.method != "none")
+    negatives, samples = config.train.negatives, list_sizes(config.distill)[1]
     lists = STEP_NEGATIVE * negatives + STEP_SAMPLE * samples
     eager = [
         size.listed
@@ -127,7 +134,7 @@ def memory(config: Config, sizes: Sizes, given: Mapping[str, Any] | None = None)
         Allocation("interactions", rows),
         Allocation("seen items, to leave out and to draw negatives", 16 * sizes.train + 24 * sizes.users),
         *models.values(),
-        Allocation("pool of draws", pool(config, sizes), "distill.pool"),
+        Allocation("pool of draws", pool(config, sizes), _largest_of_pool(config)),
         Allocation("copies of guides", copies(config, found), "teacher.dim or student.dim"),
         Allocation(
             "a training step", step(config, sizes, fused, found), "train.batch_size, train.negatives or distill.samples"

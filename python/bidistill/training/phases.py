@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from bidistill.config import Config
+from bidistill.distill.method import list_sizes
 from bidistill.errors import UserError
 from bidistill.registry import LOSSES
 
@@ -97,6 +98,6 @@ def problems(history: History, config: Config, phase: str, model: str) -> list[s
 
 def untrained_loss(config: Config) -> float:
     """The collaborative-filtering loss of a model that scores everything 0."""
-    most = max(config.train.negatives, config.distill.samples if config.distill.negatives_from_samples else 0)
+    most = max(config.train.negatives, list_sizes(config.distill)[1] if config.distill.negatives_from_samples else 0)
     negatives = torch.zeros(1, most)
     return float(LOSSES[config.train.loss](torch.zeros(1), negatives, negatives == 0))

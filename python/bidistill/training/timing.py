@@ -18,6 +18,7 @@ from bidistill.config import Config
 from bidistill.data.sizes import Sizes, made_up
 from bidistill.distill import Distiller
 from bidistill.distill.distiller import CHUNK
+from bidistill.distill.method import list_sizes
 from bidistill.distributed.partition import Partition
 from bidistill.models import Recommender
 from bidistill.models.scoring import scorer_of
@@ -78,7 +79,7 @@ def draw_cost(engine: Engine) -> Cost:
     in part make the ranks of models with factors as alike as those of trained ones. Others rank as they are.
     """
     config = engine.config
-    k = config.distill.pool if config.distill.resample_every else config.distill.samples
+    k = list_sizes(config.distill)[0 if config.distill.resample_every else 1]
     users = some_users(engine, CHUNK)
     shared, *own = torch.randn(3, engine.partition.n_items, generator=torch.Generator().manual_seed(0))
     pair = [
@@ -87,17 +88,16 @@ def draw_cost(engine: Engine) -> Cost:
     ]
     nothing = torch.zeros(0, dtype=torch.int64, device=engine.device)
     seen = Seen.from_pairs(nothing, nothing, len(users))
-    always = config.with_overrides({"distill.resample_every": 0, "distill.samples": k}).distill
 
     @cache
     def drawing(n: int) -> tuple[Distiller, list[Recommender]]:
-        distiller = Distiller.from_config(always, seen, 0, Partition.whole(len(users), n))
+        distiller = Distiller.from_config(config.distill, seen, 0, Partition.whole(len(users), n))
         assert distiller is not None
         return distiller, [first(n) for first in pair]
 
     def call(n: int) -> None:
         distiller, (teacher, student) = drawing(n)
-        distiller.draw(teacher, student, users, 0, torch.Generator())
+        distiller.ask(teacher, student, users, k, 0, None)
 
     return cost(len(users), engine.partition.n_items, call)
 
