@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bidistill.config import PRESETS
+from bidistill.presets import PRESETS
 
 from benchmarks.machine import machine
 

@@ -1,8 +1,9 @@
 """Settings: every option from Python, TOML and text; mistakes name the option."""
 
 import pytest
-from bidistill.config import PRESETS, Config, EvalConfig, ModelConfig, TrainConfig, WeightConfig, options
+from bidistill.config import Config, EvalConfig, ModelConfig, TrainConfig, WeightConfig, options
 from bidistill.errors import UserError
+from bidistill.presets import PRESETS
 
 OPTIONS = {option.name: option for option in options()}
 BESIDE = {
@@ -101,7 +102,7 @@ def test_paper_preset_is_the_published_setting():
         ("distill.lambda_student", -1),
         ("distill.tau_guide", 0),
         ("distill.side", "both"),
-        ("distill.samples", 0),
+        ("distill.samples", -1),
         ("distill.to_student.kind", "tan"),
         ("distill.to_teacher.alpha", 0),
         ("eval.ks", ()),

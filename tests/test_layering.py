@@ -40,9 +40,9 @@ ORDER = {  # rooms and files from the ground up: each imports from its own line 
         ["profile", "env_report"],
     ],
     "bidistill": [
-        ["errors", "seeds", "logs"],
+        ["errors", "seeds", "logs", "presets"],
         ["registry"],
-        ["options", "files", "models", "losses", "metrics", "optimizers"],
+        ["options", "files", "models", "losses", "metrics", "optimizers", "data_options"],
         ["config"],
         ["data"],
         ["distributed"],

@@ -17,11 +17,13 @@ from tomlkit.exceptions import TOMLKitError
 
 from bdkernels import ranges
 from bdkernels.checks import MAX_ITEMS
+from bidistill.data_options import DataConfig
 from bidistill.errors import UserError
 from bidistill.files.access import replacing
 from bidistill.metrics import cut_off, heading, names_of
 from bidistill.optimizers import check_optimizer, check_scheduler, wants_sparse
 from bidistill.options import Option, option, options_of
+from bidistill.presets import PRESETS
 from bidistill.registry import LOSSES, METHODS, METRICS, MODELS, OPTIMIZERS, SCHEDULERS
 
 # What the operators take, so that no value is refused after hours of training.
@@ -33,49 +35,6 @@ MOST_LR = 1e37  # Adam divides it by 0.1 in its first step, and the quotient is 
 MOST_THREADS = 1024  # see `start.set_threads`
 MOST_SECONDS = 365 * 86_400
 MOST_EPS = sys.float_info.max / MAX_ITEMS  # so that alpha is finite
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    path: str | None = option(
-        None,
-        "file of interactions: .csv .tsv .txt .inter .dat .data .jsonl .json .parquet or .npz, also one already split",
-    )
-    user: str | None = option(None, "column of the user id (a name, or a number where there is no header)")
-    item: str | None = option(None, "column of the item id")
-    rating: str | None = option(None, "column of the rating, used with min_rating only")
-    time: str | None = option(None, "column of the time, needed by the split leave_last")
-    min_rating: float | None = option(None, "keep the interactions rated at least this; unset: keep all")
-    header: bool | None = option(None, "whether the first line names the columns; unset: find out")
-    sep: str | None = option(None, "what separates columns; unset: from the file's ending")
-    quote: str = option(
-        "auto",
-        'what encloses fields of text: a character; none: quotation marks are text; auto: " in .csv, none in .tsv .txt .inter'
-        " .dat .data",
-    )
-    format: str = option(
-        "auto",
-        "format of a text file: table; adjacency: each line is a user and the user's items; auto: found out",
-        choices=("auto", "table", "adjacency"),
-    )
-    split: str = option(
-        "leave_last",
-        "what is held out: each user's last two by time, two at random, or shares of them (ratio)",
-        choices=("leave_last", "leave_one", "ratio"),
-    )
-    val: float | None = option(
-        None, "how much of each user validates: a number (unset: 1), or with ratio a share (unset: 0.1)", least=0
-    )
-    test: float | None = option(None, "how much of each user is the test, said likewise", least=0)
-    split_seed: int = option(0, "seed of what is random in a split: ties of equal times too", least=0)
-    min_per_user: int | None = option(None, "users with fewer interactions are trained on but not evaluated", least=1)
-    train_path: str | None = option(None, "file of training interactions, if already split (instead of path)")
-    val_path: str | None = option(None, "file of validation interactions, if already split")
-    test_path: str | None = option(None, "file of test interactions, if already split")
-    drop_seen_pairs: bool = option(
-        False, "already split: drop and count held-out rows whose pair is in an earlier part"
-    )
-    drop_cold_users: bool = option(False, "already split: drop and count held-out rows of users without a training row")
 
 
 @dataclass(frozen=True)
@@ -461,35 +420,6 @@ class Config:
     def hash(self) -> str:
         """16 hex digits that stand for all values."""
         return hashlib.sha256(json.dumps(self.values(), sort_keys=True).encode()).hexdigest()[:16]
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "paper": {
-        "train.negatives": 1,
-        "distill.lambda_teacher": 0.5,
-        "distill.lambda_student": 0.5,
-        "distill.tau_guide": 5.0,
-        "distill.resample_every": 10,
-        "distill.negatives_from_samples": True,
-        "distill.to_student.eps": 1e-2,
-        "distill.to_teacher.eps": 1e-4,
-    },
-    # A step touches the rows of its batch, none waits for everybody's draws, and not everybody is evaluated on.
-    "large": {
-        "teacher.dim": 64,
-        "student.dim": 8,
-        "teacher.optimizer": "sparse_adam",
-        "student.optimizer": "sparse_adam",
-        "teacher.lr": 0.005,
-        "student.lr": 0.02,
-        "train.batch_size": 4096,
-        "distill.resample": "gradual",
-        "distill.resample_every": 8,
-        "eval.users": 2048,
-        "run.checkpoint_steps": 2000,
-    },
-}
 
 
 def options() -> tuple[Option, ...]:

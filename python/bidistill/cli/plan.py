@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from bidistill.cli.parser import add_command, add_options, count, overrides, tell
-from bidistill.config import PRESETS, Config
+from bidistill.config import Config
 from bidistill.data.load import load_split
 from bidistill.errors import UserError
 from bidistill.plan import Plan, Sizes, make_plan, measure
 from bidistill.plan.cluster import Network, world_plan
+from bidistill.presets import PRESETS
 from bidistill.training.memory import gb, memory_there
 from bidistill.training.settings import set_threads
 

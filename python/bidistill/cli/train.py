@@ -9,13 +9,14 @@ from typing import Any
 
 from bdkernels.backends import choose
 from bidistill.cli.parser import add_command, add_options, overrides, tell
-from bidistill.config import PRESETS, Config
+from bidistill.config import Config
 from bidistill.data import Split
 from bidistill.data.load import load_split
 from bidistill.distributed.partition import Partition
 from bidistill.distributed.processes import Processes
 from bidistill.errors import UserError
 from bidistill.files.access import present
+from bidistill.presets import PRESETS
 from bidistill.report import open_run, results, table, write_report
 from bidistill.runs.folder import RunFolder
 from bidistill.training.control import check_matchable, matched

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from bidistill.config import Config, DataConfig
+from bidistill.config import Config
 from bidistill.data import Split, given_split, is_split, read, split
 from bidistill.data.origin import Origin
+from bidistill.data_options import DataConfig
 from bidistill.errors import UserError
 
 SPLITTING = ("split", "val", "test", "split_seed", "min_per_user")
