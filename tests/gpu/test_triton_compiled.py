@@ -33,7 +33,7 @@ LARGE = ("rank ieee", "rank tf32", "rank biased, seen, live", "round", "topk 100
 LONG = (20, 100, 256, 512)
 # Of scores, ranks, draws and lists. In the losses the logarithm of a number from 1 to 2 is made of instructions that flush.
 DECIDING = ("score_pairs", "count_tiles", "count_seen", "best_of_run", "propose_block", "accept_block")
-DECIDING += ("propose_and_score", "accept_in_order")
+DECIDING += ("propose_and_score", "count_seen_of_both", "accept_in_order", "list_keys")
 NAMES = [name for name, _ in call_sites()]
 CASES = [(cc, 64, torch.float32, name) for cc in GPUS for name in NAMES if PROOF or cc == 90 or name in LARGE]
 if PROOF:
@@ -214,7 +214,7 @@ def test_tiles_are_chosen_with_all_rows(tunes):
     """Where nobody is live all tiles are equally fast. The run after the trials is as if there had been none."""
     live, out, nan_at = torch.tensor(0), torch.zeros(9, 33, dtype=torch.int32), torch.tensor(-1)
     factors, ties = bd.Factors(torch.zeros(9, 4), torch.zeros(100, 4)), torch.zeros(9, 33, dtype=torch.int64)
-    rank.count(out, nan_at, 100, factors, None, torch.zeros(9, 33), ties, None, live=live)
+    rank.count(out, nan_at, 100, factors, None, torch.zeros(9, 33), ties, live=live)
     assert tunes == [(True, 9, 0, -1)] * len(rank.EXACT) + [(False, 0, 0, -1)]
     assert live == 0
 

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bdkernels import checks
-from bdkernels.backends import precision
+from bdkernels.backends import native, precision
 from bdkernels.backends.triton.score import FUSED, by_rows, chain
 from bdkernels.types.factors import Factors
 from bdkernels.types.seen import Seen
@@ -185,22 +185,13 @@ def count_tiles(
 
 
 @triton.jit
-def count_seen(
-    users, items, item_bias, scores, thresholds, ties, rows, live, out, indptr, indices,
-    n_users, n_items, d, n_thresholds, user_stride, item_stride, item_offset,
-    BIAS: tl.constexpr, SCORED: tl.constexpr, ROWS: tl.constexpr, LIVE: tl.constexpr,
-    BLOCK: tl.constexpr, THRESHOLDS: tl.constexpr,
+def take_off_seen(
+    user, row, users, items, item_bias, scores, thresholds, ties, out, indptr, indices,
+    n_items, d, n_thresholds, user_stride, item_stride, item_offset,
+    BIAS: tl.constexpr, SCORED: tl.constexpr, BLOCK: tl.constexpr, THRESHOLDS: tl.constexpr,
 ):  # fmt: skip
-    """Takes the seen items of one user off again."""
-    user = tl.program_id(0).to(tl.int64)
-    if LIVE:
-        n_users = tl.minimum(n_users, tl.load(live))
-    row = user
-    if ROWS:
-        row = tl.load(rows + user, mask=user < n_users, other=0)
+    """Takes the seen items of one user off the counts again: those of this row of `indptr`, whose factors are in this row too."""
     begin, end = tl.load(indptr + row), tl.load(indptr + row + 1)
-    if LIVE:
-        end = tl.where(user < n_users, end, begin)
     for first in range(begin, end, BLOCK):
         at = first + tl.arange(0, BLOCK)
         id = tl.load(indices + at, mask=at < end, other=-1)
@@ -222,24 +213,67 @@ def count_seen(
             tl.atomic_add(out + own, -tl.sum(before.to(tl.int32), 0), mask=c < n_thresholds, sem="relaxed")
 
 
+@triton.jit
+def count_seen(
+    users, items, item_bias, scores, thresholds, ties, live, out, indptr, indices,
+    n_items, d, n_thresholds, user_stride, item_stride, item_offset,
+    BIAS: tl.constexpr, SCORED: tl.constexpr, LIVE: tl.constexpr, BLOCK: tl.constexpr, THRESHOLDS: tl.constexpr,
+):  # fmt: skip
+    """`take_off_seen` for each user, or the first `live`."""
+    user = tl.program_id(0).to(tl.int64)
+    stop = user + 1
+    if LIVE:
+        stop = tl.load(live)
+    if user < stop:
+        take_off_seen(
+            user, user, users, items, item_bias, scores, thresholds, ties, out, indptr, indices,
+            n_items, d, n_thresholds, user_stride, item_stride, item_offset, BIAS, SCORED, BLOCK, THRESHOLDS,
+        )  # fmt: skip
+
+
 def count_above(
     f: Factors, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int, live: Tensor | None = None
 ) -> Tensor:
-    """As in the reference; with `live`, int64 [], the counts of that many rows, the first, and anything in the others."""
-    out, nan_at = _zeros(thresholds), _nowhere(thresholds)
-    count(out, nan_at, f.n_items, by_rows(f), None, thresholds, tie_ids, seen, item_offset, live)
+    """As in the reference; with `live`, int64 [], the counts of that many rows, the first; the other entries are undefined."""
+    counts, nan_at = _count_unseen(f.n_items, by_rows(f), None, thresholds, tie_ids, seen, item_offset, live)
     checks.no_nan_at(nan_at, f.n_items, item_offset)
-    return precision.within_bounds(out.long())
+    return precision.within_bounds(counts)
 
 
 def count_above_block(
     scores: Tensor, thresholds: Tensor, tie_ids: Tensor, seen: Seen | None, item_offset: int
 ) -> Tensor:
     """As in the reference."""
-    out, nan_at, n_items = _zeros(thresholds), _nowhere(thresholds), scores.shape[1]
-    count(out, nan_at, n_items, None, scores.contiguous(), thresholds, tie_ids, seen, item_offset)
+    n_items = scores.shape[1]
+    counts, nan_at = _count_unseen(n_items, None, scores.contiguous(), thresholds, tie_ids, seen, item_offset, None)
     checks.no_nan_in_block(nan_at, n_items)
-    return precision.within_bounds(out.long())
+    return precision.within_bounds(counts)
+
+
+def _count_unseen(
+    n_items: int,
+    f: Factors | None,
+    scores: Tensor | None,
+    thresholds: Tensor,
+    tie_ids: Tensor,
+    seen: Seen | None,
+    item_offset: int,
+    live: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Counts [B, C] int64, and the place of a NaN or -1, [] int64."""
+    thresholds, tie_ids = thresholds.contiguous(), tie_ids.contiguous()
+    out, nan_at = thresholds.new_zeros(thresholds.shape, dtype=torch.int32), tie_ids.new_full((), -1)
+    count(out, nan_at, n_items, f, scores, thresholds, tie_ids, item_offset, live)
+    indptr, indices = native.lists(seen)
+    if indices is not None and len(indices) and len(out) and n_items:
+        n_thresholds = thresholds.shape[1]
+        tables = *(f or (None, None, None)), scores, thresholds, tie_ids
+        count_seen[(len(out),)](
+            *tables, live, out, indptr, indices, n_items, *sizes_of(f, n_thresholds), item_offset,
+            BIAS=tables[2] is not None, SCORED=scores is not None, LIVE=live is not None,
+            BLOCK=SEEN_BLOCK, THRESHOLDS=thresholds_of_turn(n_thresholds), **FUSED,
+        )  # fmt: skip
+    return out.long(), nan_at
 
 
 def count(
@@ -250,23 +284,17 @@ def count(
     scores: Tensor | None,
     thresholds: Tensor,
     tie_ids: Tensor,
-    seen: Seen | None,
     item_offset: int = 0,
     live: Tensor | None = None,
     rows: Tensor | None = None,
 ) -> None:
-    """Add the counts to `out` [B, C] int32, and put the place of a NaN into `nan_at` [] int64; both are contiguous.
+    """Add the counts, of seen items too, to `out` [B, C] int32, and put the place of a NaN into `nan_at` [] int64. All tensors
+    are contiguous but those of `f`, whose rows are in one piece.
 
-    `f` has its rows in one piece. The users are its rows and those of `seen`, or the ones listed in `rows` [B].
+    The users are the rows of `f`, or the ones listed in `rows` [B].
     """
-    thresholds, tie_ids = thresholds.contiguous(), tie_ids.contiguous()
     n_users, n_thresholds = tie_ids.shape
-    users, items, bias = f or (None, None, None)
-    d, strides = (0, (0, 0)) if users is None or items is None else (users.shape[1], (users.stride(0), items.stride(0)))
-    flags = {"BIAS": bias is not None, "SCORED": scores is not None, "ROWS": rows is not None, "LIVE": live is not None}
-    tables = users, items, bias, scores, thresholds, tie_ids, rows, live, out
-    numbers = n_users, n_items, d, n_thresholds, *strides, item_offset
-
+    tables = *(f or (None, None, None)), scores, thresholds, tie_ids
     tiles = max(TILES, triton.cdiv(n_items, MOST_RUNS * FEWEST_ITEMS))
 
     def grid(config: dict[str, int]) -> tuple[int, int]:
@@ -274,19 +302,20 @@ def count(
 
     if n_users and n_items:
         count_tiles[grid](
-            *tables, nan_at, *numbers, tiles, size_class(n_users, n_thresholds),
-            PRECISION=precision.asked(), D=DEPTH, **flags, **FUSED,
+            *tables, rows, live, out, nan_at,
+            n_users, n_items, *sizes_of(f, n_thresholds), item_offset, tiles, size_class(n_users, n_thresholds),
+            PRECISION=precision.asked(), BIAS=tables[2] is not None, SCORED=scores is not None,
+            ROWS=rows is not None, LIVE=live is not None, D=DEPTH, **FUSED,
         )  # fmt: skip
-        if seen is not None and seen.indices.numel():
-            count_seen[(n_users,)](
-                *tables, seen.indptr.contiguous(), seen.indices.contiguous(), *numbers,
-                BLOCK=SEEN_BLOCK, THRESHOLDS=min(64, triton.next_power_of_2(max(1, n_thresholds))), **flags, **FUSED,
-            )  # fmt: skip
 
 
-def _zeros(thresholds: Tensor) -> Tensor:
-    return torch.zeros_like(thresholds, dtype=torch.int32, memory_format=torch.contiguous_format)
+def sizes_of(f: Factors | None, n_thresholds: int) -> tuple[int, int, int, int]:
+    """d, thresholds of a user, and the distances of the rows of both tables."""
+    if f is None:
+        return 0, n_thresholds, 0, 0
+    return f.user_factors.shape[1], n_thresholds, f.user_factors.stride(0), f.item_factors.stride(0)
 
 
-def _nowhere(thresholds: Tensor) -> Tensor:
-    return torch.full((), -1, dtype=torch.int64, device=thresholds.device)
+def thresholds_of_turn(n: int) -> int:
+    """Of n thresholds, how many `take_off_seen` compares at a time."""
+    return min(64, triton.next_power_of_2(max(1, n)))

@@ -1,4 +1,4 @@
-"""A whole round of the sampler on the device, in Triton: five launches, seven where rows have seen items, and no wait.
+"""A whole round of the sampler on the device, in Triton: four launches, five where rows have seen items, and no wait.
 
 Proposals are made and scored by both models in one kernel; those of rank.py count them in the catalog, which is the work, and its
 floor that of two calls of `rank`; a program for each row then accepts in both directions, places the draws behind those that are
@@ -10,24 +10,28 @@ import torch
 import triton
 import triton.language as tl
 
-from bdkernels.backends import reference
-from bdkernels.backends.triton.rank import count
-from bdkernels.backends.triton.sample import BLOCK, ROUNDED, bits_of, is_accepted, random_words, unseen_item
+from bdkernels.backends import native, reference
+from bdkernels.backends.triton.rank import SEEN_BLOCK, count, take_off_seen, thresholds_of_turn
+from bdkernels.backends.triton.sample import (
+    BLOCK,
+    ROUNDED,
+    bits_of,
+    is_accepted,
+    most_halvings,
+    random_words,
+    unseen_item,
+)
 from bdkernels.backends.triton.score import FUSED, by_rows, chain
 from bdkernels.types.round import Round
-from bdkernels.weights import KINDS
-
-OFF = -1  # the kind of a direction that draws nothing
 
 
-@triton.jit(do_not_specialize=["start"])
+@triton.jit(do_not_specialize=["start", "halvings"])
 def propose_and_score(
     teacher_users, teacher_items, teacher_bias, student_users, student_items, student_bias, row_keys, indptr, indices,
     seed, step, rows, live, ids, teacher_scores, student_scores, teacher_counts, student_counts, next_live,
-    start, n, size, n_items, teacher_d, student_d,
+    start, n, halvings, size, n_items, teacher_d, student_d,
     teacher_user_stride, teacher_item_stride, student_user_stride, student_item_stride,
-    STREAM: tl.constexpr, TEACHER_BIAS: tl.constexpr, STUDENT_BIAS: tl.constexpr, SEEN: tl.constexpr, BITS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    STREAM: tl.constexpr, TEACHER_BIAS: tl.constexpr, STUDENT_BIAS: tl.constexpr, SEEN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """ids, scores, counts [R, size]: proposals of the live rows, their scores by both models, and 0. The next list is empty."""
     if tl.program_id(0) == 0:
@@ -37,7 +41,7 @@ def propose_and_score(
     row = tl.load(rows + at // size, mask=wanted, other=0)
     row_key = tl.load(row_keys + row, mask=wanted, other=0)
     hi, lo, _, _ = random_words(tl.load(seed), tl.load(step), row_key, start + at % size, STREAM)
-    id = unseen_item(hi, lo, indptr, indices, row, wanted, n_items, SEEN, BITS)
+    id = unseen_item(hi, lo, indptr, indices, row, wanted, n_items, halvings, SEEN)
     tl.store(ids + at, id, mask=wanted)
     there = wanted & (id >= 0)
     tl.store(
@@ -58,6 +62,32 @@ def propose_and_score(
     )  # fmt: skip
     tl.store(teacher_counts + at, 0, mask=wanted)
     tl.store(student_counts + at, 0, mask=wanted)
+
+
+@triton.jit
+def count_seen_of_both(
+    teacher_users, teacher_items, teacher_bias, student_users, student_items, student_bias, indptr, indices,
+    rows, live, ids, teacher_scores, student_scores, teacher_counts, student_counts,
+    size, n_items, teacher_d, student_d,
+    teacher_user_stride, teacher_item_stride, student_user_stride, student_item_stride,
+    TEACHER_BIAS: tl.constexpr, STUDENT_BIAS: tl.constexpr, BLOCK: tl.constexpr, THRESHOLDS: tl.constexpr,
+):  # fmt: skip
+    """Takes what one of the live rows has seen off its counts by one of the models again."""
+    at_row = tl.program_id(0).to(tl.int64)
+    if at_row < tl.load(live):
+        row = tl.load(rows + at_row)
+        if tl.program_id(1) == 0:
+            take_off_seen(
+                at_row, row, teacher_users, teacher_items, teacher_bias, None, teacher_scores, ids, teacher_counts,
+                indptr, indices, n_items, teacher_d, size, teacher_user_stride, teacher_item_stride, 0,
+                TEACHER_BIAS, False, BLOCK, THRESHOLDS,
+            )  # fmt: skip
+        else:
+            take_off_seen(
+                at_row, row, student_users, student_items, student_bias, None, student_scores, ids, student_counts,
+                indptr, indices, n_items, student_d, size, student_user_stride, student_item_stride, 0,
+                STUDENT_BIAS, False, BLOCK, THRESHOLDS,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -91,7 +121,9 @@ def accept_in_order(
     STREAM: tl.constexpr, TO_STUDENT: tl.constexpr, STUDENT_FLIPPED: tl.constexpr,
     TO_TEACHER: tl.constexpr, TEACHER_FLIPPED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One of the live rows, by ids and hits [2, B, k] and [2, B]; TO_STUDENT and TO_TEACHER are kinds of weights, or negative."""
+    """One of the live rows, by ids and hits [2, B, k] and [2, B]; TO_STUDENT and TO_TEACHER are kinds of weights, or
+    negative where the direction is off.
+    """
     at_row = tl.program_id(0).to(tl.int64)
     if at_row < tl.load(live):
         row = tl.load(rows + at_row)
@@ -132,31 +164,30 @@ def accept_in_order(
 def draw_round(s: Round, start: int, stop: int) -> None:
     """As `Steps.draw_round` says. Where a tile has yet to be chosen, it is for all of `s.rows`."""
     size, n_rows, n_items = stop - start, len(s.rows), s.teacher.n_items
-    models, row_keys = (by_rows(s.teacher), by_rows(s.student)), s.row_keys.contiguous()
-    indptr, indices = (None, None) if s.seen is None else (s.seen.indptr.contiguous(), s.seen.indices.contiguous())
+    models, (indptr, indices) = (by_rows(s.teacher), by_rows(s.student)), native.lists(s.seen)
+    row_keys = s.row_keys.contiguous()
     ids, both_scores, both_counts = s.rows.new_empty(3, n_rows, size).unbind()  # one allocation
     scores = both_scores.view(torch.float32).view(2, n_rows, size).unbind()
     counts = both_counts.view(torch.int32).view(2, n_rows, size).unbind()
+    widths = (*(f.user_factors.shape[1] for f in models), *(t.stride(0) for f in models for t in f[:2]))
+    biased = {"TEACHER_BIAS": models[0].item_bias is not None, "STUDENT_BIAS": models[1].item_bias is not None}
     propose_and_score[(triton.cdiv(n_rows * size, BLOCK),)](
         *models[0], *models[1], row_keys, indptr, indices, s.seed, s.step, s.rows, s.live,
-        ids, *scores, *counts, s.next_live,
-        start, n_rows * size, size, n_items, *(f.user_factors.shape[1] for f in models),
-        *(t.stride(0) for f in models for t in f[:2]),
-        STREAM=reference.PROPOSE, TEACHER_BIAS=models[0].item_bias is not None,
-        STUDENT_BIAS=models[1].item_bias is not None, SEEN=indices is not None,
-        BITS=0 if indices is None else indices.numel().bit_length(), BLOCK=BLOCK, **FUSED,
+        ids, *scores, *counts, s.next_live, start, n_rows * size, most_halvings(indices), size, n_items, *widths,
+        STREAM=reference.PROPOSE, SEEN=indices is not None, BLOCK=BLOCK, **biased, **FUSED,
     )  # fmt: skip
     for f, thresholds, out, nan_at in zip(models, scores, counts, s.nan_at.unbind(), strict=True):
-        count(out, nan_at, n_items, f, None, thresholds, ids, s.seen, live=s.live, rows=s.rows)
-    (to_student, a, student_flipped), (to_teacher, b, teacher_flipped) = s.weights
+        count(out, nan_at, n_items, f, None, thresholds, ids, live=s.live, rows=s.rows)
+    if indices is not None and len(indices):
+        count_seen_of_both[(n_rows, 2)](
+            *models[0], *models[1], indptr, indices, s.rows, s.live, ids, *scores, *counts, size, n_items, *widths,
+            BLOCK=SEEN_BLOCK, THRESHOLDS=thresholds_of_turn(size), **biased, **FUSED,
+        )  # fmt: skip
+    (to_student, a, student_flipped), (to_teacher, b, teacher_flipped) = map(native.weight, s.weights)
     accept_in_order[(n_rows,)](
         row_keys, s.candidates, s.seed, s.step, s.rows, s.live, ids, *counts,
         s.ids, s.hits, s.next_rows, s.next_live, s.short,
         start, stop, size, len(row_keys), s.ids.shape[2], *s.limits, bits_of(a), bits_of(b),
-        STREAM=reference.ACCEPT, TO_STUDENT=_number(to_student), STUDENT_FLIPPED=student_flipped,
-        TO_TEACHER=_number(to_teacher), TEACHER_FLIPPED=teacher_flipped, BLOCK=BLOCK, **ROUNDED,
+        STREAM=reference.ACCEPT, TO_STUDENT=to_student, STUDENT_FLIPPED=student_flipped,
+        TO_TEACHER=to_teacher, TEACHER_FLIPPED=teacher_flipped, BLOCK=BLOCK, **ROUNDED,
     )  # fmt: skip
-
-
-def _number(kind: str) -> int:
-    return KINDS.index(kind) if kind else OFF

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bdkernels.backends import reference
+from bdkernels.backends import native, reference
 from bdkernels.types.seen import Seen
 from bdkernels.weights import KINDS, WeightCode
 
@@ -49,7 +49,7 @@ def random_words(seed, step, row_key, index, STREAM: tl.constexpr):
 
 
 @triton.jit
-def unseen_item(hi, lo, indptr, indices, row, wanted, n_items, SEEN: tl.constexpr, BITS: tl.constexpr):
+def unseen_item(hi, lo, indptr, indices, row, wanted, n_items, halvings, SEEN: tl.constexpr):
     """The item that words hi and lo propose to each row, uniformly of those it has not seen; -1 if it has seen all."""
     begin = tl.zeros_like(row)
     count = tl.zeros_like(row)
@@ -61,7 +61,7 @@ def unseen_item(hi, lo, indptr, indices, row, wanted, n_items, SEEN: tl.constexp
     nth = ((hi.to(tl.uint64) * m + (lo.to(tl.uint64) * m >> 32)) >> 32).to(tl.int64)
     passed = tl.zeros_like(row)  # seen items with at most nth unseen ones before them
     if SEEN:
-        for _ in range(0, BITS):
+        for _ in range(0, halvings):
             inside = wanted & (passed < count)
             middle = (passed + count) // 2
             id = tl.load(indices + begin + middle, mask=inside, other=0)
@@ -71,10 +71,10 @@ def unseen_item(hi, lo, indptr, indices, row, wanted, n_items, SEEN: tl.constexp
     return tl.where(nth < unseen, nth + passed, -1)
 
 
-@triton.jit(do_not_specialize=["seed", "step", "start"])
+@triton.jit(do_not_specialize=["seed", "step", "start", "halvings"])
 def propose_block(
-    row_keys, indptr, indices, out, seed, step, start, n, size, n_items,
-    STREAM: tl.constexpr, SEEN: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+    row_keys, indptr, indices, out, seed, step, start, n, size, n_items, halvings,
+    STREAM: tl.constexpr, SEEN: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out [B, size]: proposals start, start + 1, ... of each user: uniform unseen items, -1 where there are none."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -82,7 +82,7 @@ def propose_block(
     row = at // size
     row_key = tl.load(row_keys + row, mask=wanted, other=0)
     hi, lo, _, _ = random_words(seed, step, row_key, start + at % size, STREAM)
-    tl.store(out + at, unseen_item(hi, lo, indptr, indices, row, wanted, n_items, SEEN, BITS), mask=wanted)
+    tl.store(out + at, unseen_item(hi, lo, indptr, indices, row, wanted, n_items, halvings, SEEN), mask=wanted)
 
 
 @triton.jit
@@ -148,16 +148,21 @@ def bits_of(parameter: float) -> int:
     return int(struct.unpack("<q", struct.pack("<d", parameter))[0])
 
 
+def most_halvings(indices: Tensor | None) -> int:
+    """Steps of a binary search in a row of seen items, at most. Kernels take it as a number: of a constant each would be compiled
+    anew when the lists have doubled."""
+    return 0 if indices is None else indices.numel().bit_length()
+
+
 def propose(seed: int, step: int, row_keys: Tensor, start: int, stop: int, n_items: int, seen: Seen | None) -> Tensor:
     """As in the reference."""
     size = stop - start
     out = row_keys.new_empty(row_keys.shape[0], size)
-    indptr, indices = (None, None) if seen is None else (seen.indptr.contiguous(), seen.indices.contiguous())
+    indptr, indices = native.lists(seen)
     if n := out.numel():
         propose_block[(triton.cdiv(n, BLOCK),)](
-            row_keys.contiguous(), indptr, indices, out, seed, step, start, n, size, n_items,
-            STREAM=reference.PROPOSE, SEEN=indices is not None, BLOCK=BLOCK,
-            BITS=0 if indices is None else indices.numel().bit_length(), **ROUNDED,
+            row_keys.contiguous(), indptr, indices, out, seed, step, start, n, size, n_items, most_halvings(indices),
+            STREAM=reference.PROPOSE, SEEN=indices is not None, BLOCK=BLOCK, **ROUNDED,
         )  # fmt: skip
     return out
 
@@ -174,14 +179,14 @@ def accept(
     to_teacher: bool,
 ) -> Tensor:
     """As in the reference."""
-    kind, parameter, flipped = weight
+    kind, parameter, flipped = native.weight(weight)
     out = torch.empty_like(rank_guide, dtype=torch.bool, memory_format=torch.contiguous_format)
     if count := out.numel():
         ranks = rank_guide.contiguous(), rank_learner.contiguous()
         accept_block[(triton.cdiv(count, BLOCK),)](
             row_keys.contiguous(), *ranks, n.contiguous(), bits_of(parameter), out.view(torch.uint8), seed, step, start,
             count, out.shape[1],
-            STREAM=reference.ACCEPT, KIND=KINDS.index(kind), FLIPPED=flipped, TO_TEACHER=to_teacher, BLOCK=BLOCK,
+            STREAM=reference.ACCEPT, KIND=kind, FLIPPED=flipped, TO_TEACHER=to_teacher, BLOCK=BLOCK,
             **ROUNDED,
         )  # fmt: skip
     return out

@@ -22,6 +22,7 @@ from bdkernels.types.step import StepInputs
 TOUCHES = 8  # touches of one row whose parts are gathered together
 PIECE = 64  # touches of one row that a program sums
 NARROW = 2**31 - 1  # items and users of which keys have 32 bits; tests change it, results do not
+ADAGRAD, ADAM = (tl.constexpr(RULES.index(kind)) for kind in ("adagrad", "adam"))
 
 
 @triton.jit
@@ -106,11 +107,11 @@ def apply_rule(
     """The rule on numbers of a table at `row` and of its state at `state`, tensors or scalars."""
     old = tl.load(table + row, mask=wanted, other=0.0)
     gradient += weight_decay * old
-    if RULE == 1:
+    if RULE == ADAGRAD:
         total = tl.load(first_state + state, mask=wanted, other=0.0) + gradient * gradient
         tl.store(first_state + state, total, mask=wanted)
         gradient = gradient / (tl.sqrt(total) + eps)
-    if RULE == 2:
+    if RULE == ADAM:
         mean = tl.load(first_state + state, mask=wanted, other=0.0)
         mean += new1 * (gradient - mean)
         square = tl.load(second_state + state, mask=wanted, other=0.0)
@@ -136,8 +137,10 @@ def change_row(
         row, state = id * item_stride + k, id * d + k
         apply_rule(items, item_first, item_second, row, state, gradient, k < d, lr, weight_decay, new1, new2, eps, RULE)
         if BIAS:
-            one = id >= 0
-            apply_rule(item_bias, bias_first, bias_second, id, id, bias, one, lr, weight_decay, new1, new2, eps, RULE)
+            always = id >= 0
+            apply_rule(
+                item_bias, bias_first, bias_second, id, id, bias, always, lr, weight_decay, new1, new2, eps, RULE
+            )
     else:
         id -= n_items
         row, state = id * user_stride + k, id * d + k
@@ -229,7 +232,7 @@ def fused_step(s: StepInputs, state: list[Tensor], rule: Rule, lr: Tensor | None
         s.item_table.shape[0],
         s.user_table.new_empty,
     )
-    width, each = 1 + s.negatives.shape[1] + s.distill_ids.shape[1], RULES.index(rule.kind)
+    width, per_table = 1 + s.negatives.shape[1] + s.distill_ids.shape[1], RULES.index(rule.kind)
     counts = s.users.new_ones(2)
     keys = keys_of(s, counts)
     checks.queued_ids(counts[1], n_users, n_items)
@@ -238,13 +241,12 @@ def fused_step(s: StepInputs, state: list[Tensor], rule: Rule, lr: Tensor | None
     *losses, slopes = step(s, counts, sources[1], sources[0], None)
     tables: list[Tensor | None] = []
     for at, table in enumerate(s.tables):
-        tables += table, *([None, None] if table is None else [*state[at * each : (at + 1) * each], None, None][:2])
-    tables += [None] * (9 - len(tables))
+        tables += table, *[*state[at * per_table : (at + 1) * per_table], None, None][:2]
     partials = new(n // PIECE + 1, d + 1)
     sizes = n, n_rows * width, n_rows, width, n_items, d, s.user_table.stride(0), s.item_table.stride(0)
     numbers = rule.lr, rule.weight_decay, 1 - rule.beta1, 1 - rule.beta2, rule.eps
     given = {
-        "RULE": each, "BIAS": s.item_bias is not None, "RATE": lr is not None, "D": triton.next_power_of_2(max(1, d)),
+        "RULE": per_table, "BIAS": s.item_bias is not None, "RATE": lr is not None, "D": triton.next_power_of_2(max(1, d)),
         "TOUCHES": TOUCHES, "PIECE": PIECE, "num_warps": 1 if d <= 64 else 4, **FUSED,
     }  # fmt: skip
     read = *touches, sources, slopes, partials
