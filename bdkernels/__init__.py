@@ -9,18 +9,15 @@ from bdkernels.checks import NonFiniteLoss
 from bdkernels.functional import (
     Draws,
     Samples,
-    StepLoss,
     TopK,
     count_above,
     count_above_block,
-    distill_loss,
-    fused_loss,
-    fused_step,
     rank,
     sample,
     score,
     topk,
 )
+from bdkernels.losses import StepLoss, distill_loss, fused_loss, fused_step, softmax_loss
 from bdkernels.optim import SGD, Adagrad, RowOptimizer, SparseAdam, sparse_step
 from bdkernels.sampling.keys import occurrence
 from bdkernels.sampling.subset import PopularityStrata, rank_error, rank_errors
@@ -66,6 +63,7 @@ __all__ = [
     "rank_errors",
     "sample",
     "score",
+    "softmax_loss",
     "sparse_step",
     "topk",
 ]

@@ -341,6 +341,39 @@ def distill(z, g, tau_z, tau_g, live):
         return float(terms[live].sum() / count), (1 / (1 + np.exp(-x)) - target).astype(np.float64), float(size)
 
 
+def check_distill(got, z, g, tau_z, tau_g, mask):
+    assert not isinstance(got, str), got
+    (grad,) = torch.autograd.grad(got, z)
+    assert (got.dtype, grad.dtype) == (torch.float64 if z.dtype == torch.float64 else torch.float32, z.dtype)
+    live = np.ones(z.shape, bool) if mask is None else mask.numpy()
+    assert (grad.double().numpy()[~live] == 0).all()
+    want, slope, size = distill(z.detach(), g, tau_z, tau_g, live)
+    if not live.any():
+        assert got.item() == 0
+    elif np.isnan(size):
+        assert np.isnan(got.item())
+    elif size * live.sum() < 1e37 and tau_z >= 1e-6:  # else float32 overflows, and rightly
+        fine = 1e-13 if torch.float64 == z.dtype == g.dtype else 3e-6
+        assert abs(got.item() - want) <= fine * (1 + size)
+        coarse = {torch.float16: 1e-3, torch.bfloat16: 1e-2}.get(z.dtype, fine)
+        bound = (fine + coarse * np.abs(slope)) / tau_z / live.sum() + (6e-8 if z.dtype == torch.float16 else 1e-37)
+        largest = torch.finfo(z.dtype).max
+        exact = np.clip(slope / tau_z / live.sum(), -largest, largest)
+        assert (np.abs(np.clip(grad.double().numpy(), -largest, largest) - exact)[live] <= bound[live]).all()
+
+
+def softmax_oracle(f: bd.Factors, rows: torch.Tensor, positives: torch.Tensor) -> tuple[float, float]:
+    """The softmax loss over the catalog, and the size of what it is a difference of."""
+    users, items, bias = (None if t is None else t.resolve_neg().double().numpy() for t in f)
+    if not len(rows):
+        return 0.0, 0.0
+    scores = (users @ items.T + (0 if bias is None else bias))[rows.numpy()]
+    most = scores.max(1)
+    logs = most + np.log(np.exp(scores - most[:, None]).sum(1))
+    sizes = (np.abs(users) @ np.abs(items).T + (0 if bias is None else np.abs(bias))).max()
+    return float((logs - scores[np.arange(len(rows)), positives.numpy()]).mean()), float(sizes)
+
+
 class Step(NamedTuple):
     """Arguments of fused_loss."""
 

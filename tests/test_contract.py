@@ -51,6 +51,9 @@ def arguments() -> dict[str, tuple]:
             0.99,
             1e-8,
         ),
+        "softmax_loss": (*(x.clone().requires_grad_() for x in f), ids[:, 0] % b, ids[:, 1]),
+        "softmax_loss_forward": (*f, ids[:, 0] % b, ids[:, 1]),
+        "softmax_gradient": (*f, ids[:, 0] % b, ids[:, 1]),
         "fused_gradient": (*table, users, positives, negatives, ids, t, None, "softmax", "bce", 0.5, 1.0, 1.0),
         "fused_loss": (
             *(t.clone().requires_grad_() for t in table),

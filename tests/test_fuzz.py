@@ -319,29 +319,34 @@ def test_distill_loss(case):
         if z.dtype == torch.float64 and name != "reference":
             refused([loss], "does not take; the reference does")
         else:
-            check_distill(loss, z, g, tau_z, tau_g, mask)
+            data.check_distill(loss, z, g, tau_z, tau_g, mask)
     return None
 
 
-def check_distill(got, z, g, tau_z, tau_g, mask):
-    assert not isinstance(got, str), got
-    (grad,) = torch.autograd.grad(got, z)
-    assert (got.dtype, grad.dtype) == (torch.float64 if z.dtype == torch.float64 else torch.float32, z.dtype)
-    live = np.ones(z.shape, bool) if mask is None else mask.numpy()
-    assert (grad.double().numpy()[~live] == 0).all()
-    want, slope, size = data.distill(z.detach(), g, tau_z, tau_g, live)
-    if not live.any():
-        assert got.item() == 0
-    elif np.isnan(size):
-        assert np.isnan(got.item())
-    elif size * live.sum() < 1e37 and tau_z >= 1e-6:  # else float32 overflows, and rightly
-        fine = 1e-13 if torch.float64 == z.dtype == g.dtype else 3e-6
-        assert abs(got.item() - want) <= fine * (1 + size)
-        coarse = {torch.float16: 1e-3, torch.bfloat16: 1e-2}.get(z.dtype, fine)
-        bound = (fine + coarse * np.abs(slope)) / tau_z / live.sum() + (6e-8 if z.dtype == torch.float16 else 1e-37)
-        largest = torch.finfo(z.dtype).max
-        exact = np.clip(slope / tau_z / live.sum(), -largest, largest)
-        assert (np.abs(np.clip(grad.double().numpy(), -largest, largest) - exact)[live] <= bound[live]).all()
+@fuzz
+def test_softmax_loss(case):
+    """Against float64, in every backend: all take the same products."""
+    f, rows, positives = (
+        data.factors(case),
+        *(data.some_ids(case, 40 + i, n, case.c) for i, n in enumerate((case.b, case.n))),
+    )
+    dtype, given = f.user_factors.dtype, data.given(f, rows, positives)
+    got = everywhere(case, lambda name: bd.softmax_loss(f, rows, positives, backend=name), *given)
+    if dtype not in (torch.float32, torch.float64):
+        return refused(got, f"the factors are {dtype}")
+    if why := data.bad_ids(rows, case.b, case.b) or data.bad_ids(positives, case.b, case.n):
+        return refused(got, why)
+    for name, loss in zip(present(), got, strict=True):
+        if dtype == torch.float64 and name != "reference":
+            refused([loss], "does not take; the reference does")
+        elif case.kind in ("exact", "ties", "normal"):
+            want, size = data.softmax_oracle(f, rows, positives)
+            assert abs(loss.item() - want) <= (1e-12 if dtype == torch.float64 else 2e-6) * (1 + size)
+        elif isinstance(loss, str):
+            assert loss.startswith("losses: expected finite numbers"), loss
+        else:
+            assert all(t.isfinite().all() for t in f if t is not None)
+    return None
 
 
 @fuzz

@@ -35,6 +35,7 @@ ORDER = {  # rooms and files from the ground up: each imports from its own line 
         ["ops"],
         ["scorers"],
         ["functional"],
+        ["losses"],
         ["distributed"],
         ["tools"],
         ["profile", "env_report"],

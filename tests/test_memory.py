@@ -32,6 +32,7 @@ seen = bd.Seen.from_pairs(torch.arange(b).repeat(20), torch.randint(0, n, (20 * 
 ids = torch.randint(0, n, (b, 64))
 small = [f._replace(user_factors=f.user_factors[:2], item_factors=f.item_factors[:5000]) for f in (t, s)]
 few = [f._replace(item_factors=f.item_factors[:200_000]) for f in (t, s)]  # a dense matrix would take 195 MB
+leaves = [f.clone().requires_grad_() for f in few[1][:2]]
 one = [f._replace(user_factors=f.user_factors[:1]) for f in (t, s)]
 bd.sample(*small, 32, user_ids=torch.arange(len(small[0].user_factors)), step=0), bd.topk(small[0], 10)  # libraries, thread pools
 bd.rank(Scorer(small[0]), ids[:2] % 5000)
@@ -45,6 +46,7 @@ run = {
     "sample of scorers": lambda: bd.sample(*map(Scorer, few), 32, user_ids=torch.arange(b), step=0),
     "topk of a scorer": lambda: bd.topk(Scorer(few[0]), 100),
     "topk of many": lambda: bd.topk(t, 2048, seen),
+    "softmax loss": lambda: bd.softmax_loss(bd.Factors(*leaves), torch.arange(b), ids[:, 0] % 200_000).backward(),
 }[sys.argv[1]]
 open("/proc/self/clear_refs", "w").write("5")  # the high-water mark starts again from here
 before = high_water()
@@ -54,10 +56,10 @@ print(json.dumps((high_water() - before) / 1024))
 
 
 CALLS = ["rank", "rank one query", "sample", "full row", "topk", "topk of many"]
-SCORERS = ["rank of a scorer", "sample of scorers", "topk of a scorer"]
+OF_FEW = ["rank of a scorer", "sample of scorers", "topk of a scorer", "softmax loss"]  # of 200,000 items
 
 
-@pytest.mark.parametrize("what", CALLS + SCORERS)
+@pytest.mark.parametrize("what", CALLS + OF_FEW)
 def test_peak_extra_memory(what):
     if (reason := backends.missing("cpu")) is not None:
         pytest.skip(f"backend cpu: {reason}")
@@ -66,7 +68,7 @@ def test_peak_extra_memory(what):
     out = subprocess.run([sys.executable, "-c", CHILD, what], capture_output=True, text=True, check=False)
     assert out.returncode == 0, out.stderr
     extra = json.loads(out.stdout)
-    items = 200_000 if what in SCORERS else 1_000_000
+    items = 200_000 if what in OF_FEW else 1_000_000
     print(
         f"{what}: {extra:.1f} MB above its inputs; a dense matrix of 256 x {items:,} would take {256 * items >> 18} MB"
     )

@@ -5,7 +5,7 @@ of this library are in `functional`. An optional `seen` is two tensors, both the
 none), parameter and flipped; backend "" chooses.
 """
 
-from bdkernels.ops import loss, rank, sample, score, topk
+from bdkernels.ops import loss, rank, sample, score, softmax, topk
 from bdkernels.ops.define import LIBRARY
 
-__all__ = ["LIBRARY", "loss", "rank", "sample", "score", "topk"]
+__all__ = ["LIBRARY", "loss", "rank", "sample", "score", "softmax", "topk"]

@@ -1,6 +1,6 @@
-"""Gradients: of `score`, and of the two losses. Nothing else here has one.
+"""Gradients: of `score`, and of the losses. Nothing else here has one.
 
-Each of the three is an operator over a torch.autograd.Function, for torch.compile to look at no further: it cannot trace what
+Each of them is an operator over a torch.autograd.Function, for torch.compile to look at no further: it cannot trace what
 makes sparse gradients, though it can run it. They have first derivatives in reverse mode alone. The others, which would be lost
 without a word, are refused: by `_refuse` those of function transforms and of forward mode, by `_once` those of a gradient.
 """
@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 from bdkernels.ops import LIBRARY
 from bdkernels.ops.define import schema
 from bdkernels.ops.score import ScoreInputs
+from bdkernels.ops.softmax import SoftmaxInputs
 from bdkernels.types.step import DistillInputs, StepInputs
 
 INSTEAD = (
@@ -136,6 +137,24 @@ class _FusedLoss(torch.autograd.Function):
         return None, None, *_once("fused_loss", (grad, *ctx.tables), grads), *(None,) * (len(StepInputs._fields) - 3)
 
 
+class _SoftmaxLoss(torch.autograd.Function):
+    """Loss of `torch.ops.bdkernels.softmax_gradient` with the gradients that the same call made."""
+
+    @staticmethod
+    def forward(ctx: Any, backend: str, *arguments: Any) -> Tensor:
+        loss, *gradients = torch.ops.bdkernels.softmax_gradient(*arguments, backend=backend)
+        ctx.save_for_backward(*gradients)
+        ctx.sources = arguments[:3]
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            wanted = ctx.needs_input_grad[1:4]
+            grads = tuple(each * grad if of else None for each, of in zip(ctx.saved_tensors, wanted, strict=True))
+        return None, *_once("softmax_loss", (grad, *ctx.sources), grads), None, None
+
+
 def _score(*arguments: Any, sparse: bool = False, backend: str = "") -> Tensor:
     _refuse("score", arguments)
     if _wanted(arguments):
@@ -155,9 +174,17 @@ def _fused_loss(*arguments: Any, sparse: bool = True, backend: str = "") -> tupl
     return _FusedLoss.apply(sparse, backend, *arguments)
 
 
+def _softmax_loss(*arguments: Any, backend: str = "") -> Tensor:
+    _refuse("softmax_loss", arguments)
+    if _wanted(arguments):
+        return _SoftmaxLoss.apply(backend, *arguments)
+    return torch.ops.bdkernels.softmax_loss_forward(*arguments, backend=backend)
+
+
 for name, declared, run in (
     ("score", f"({schema(ScoreInputs)}, *, bool sparse=False, str backend='') -> Tensor", _score),
     ("distill_loss", f"({schema(DistillInputs)}, *, str backend='') -> Tensor", _distill_loss),
+    ("softmax_loss", f"({schema(SoftmaxInputs)}, *, str backend='') -> Tensor", _softmax_loss),
     (
         "fused_loss",
         f"({schema(StepInputs)}, *, bool sparse=True, str backend='') -> (Tensor, Tensor, Tensor)",

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bdkernels import backends, functional
+from bdkernels import backends, functional, losses
 from bdkernels.optim import SparseAdam
 from bdkernels.tools.cards import Card, card, floor_s
 from bdkernels.tools.measure import Peaks, Work, device_seconds, extra_mb, peaks, quartiles, rates
@@ -111,7 +111,7 @@ def distill_loss(args: argparse.Namespace) -> Workload:
 
     def call() -> None:
         learner.grad = None
-        functional.distill_loss(learner, guide, backend=args.backend).backward()
+        losses.distill_loss(learner, guide, backend=args.backend).backward()
 
     return Workload(call, Work(learner.numel(), 0, nbytes(learner, guide, learner)))
 
@@ -122,7 +122,7 @@ def fused_loss(args: argparse.Namespace) -> Workload:
 
     def call() -> None:
         users.grad = items.grad = None
-        functional.fused_loss(users, items, None, *batch, backend=args.backend).loss.backward()
+        losses.fused_loss(users, items, None, *batch, backend=args.backend).loss.backward()
 
     return Workload(call, step_work(args, items, batch, 2))  # rows are read for the scores, written as gradients
 
@@ -130,7 +130,7 @@ def fused_loss(args: argparse.Namespace) -> Workload:
 def fused_step(args: argparse.Namespace) -> Workload:
     users, items = (table(args, rows, args.dims) for rows in (args.users, args.items))
     optimizer, batch = SparseAdam((users, items), lr=1e-3), step_batch(args)
-    call = partial(functional.fused_step, optimizer, *batch, backend=args.backend)
+    call = partial(losses.fused_step, optimizer, *batch, backend=args.backend)
     return Workload(call, step_work(args, items, batch, 7))  # and read and written by the update, with two moments
 
 
