@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
-PIP    := $(PY) -m pip --disable-pip-version-check install -q -c .ci/constraints.txt
+# Not compiled: most files of most packages are never imported, and the others are compiled then.
+PIP    := $(PY) -m pip --disable-pip-version-check install -q --no-compile -c .ci/constraints.txt
 # TORCHES: interpreters with other releases of torch, the oldest and the newest supported, for `make gpu-proof`.
 # ARCHS, GPU_PYTHON: the GPU and the Python of the machine that `make gpu-libs` is for.
 ARCHS      ?= 90

@@ -28,7 +28,7 @@ def test_rehearsal():
     for package in ("triton", "pytest_benchmark"):
         pytest.importorskip(package)
     build_simulation()
-    run = python("tests/gpu/check.py", "--rehearse", "--out", str(REHEARSED))
+    run = python("tests/gpu/check.py", "--rehearse", "--out", str(REHEARSED), OMP_NUM_THREADS="1")
     logs = "\n".join(path.read_text()[-3000:] for path in sorted((REHEARSED / "logs").glob("*.log")))
     assert run.returncode == 0, run.stdout + logs
     verdicts = rows(REHEARSED)
