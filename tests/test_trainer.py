@@ -45,6 +45,7 @@ VARIANTS = {
     "none": {"distill.method": "none"},
     "one direction": {"distill.lambda_teacher": 0.0, "train.loss": "bpr"},
     "sparse": {"teacher.optimizer": "sparse_adam", "student.optimizer": "adagrad"},
+    "full softmax": {"train.loss": "full_softmax", "train.order": "users"},
     "sgd": {"teacher.optimizer": "sgd", "student.weight_decay": 1e-4, "train.eval_every": 2},
 }
 

@@ -20,6 +20,7 @@ from bdkernels.checks import MAX_ITEMS
 from bidistill.data_options import DataConfig
 from bidistill.errors import UserError
 from bidistill.files.access import replacing
+from bidistill.losses import over_catalog
 from bidistill.metrics import cut_off, heading, names_of
 from bidistill.optimizers import check_optimizer, check_scheduler, wants_sparse
 from bidistill.options import Option, option, options_of
@@ -93,7 +94,15 @@ class ModelConfig:
 @dataclass(frozen=True)
 class TrainConfig:
     loss: str = option("bce", "collaborative-filtering loss", choices=LOSSES)
-    negatives: int = option(4, "unseen items drawn for each training interaction", least=1)
+    negatives: int = option(
+        4, "unseen items drawn for each training interaction; a loss over the whole catalog takes none", least=1
+    )
+    order: str = option(
+        "interactions",
+        "what is shuffled in an epoch: all interactions, or users, whose interactions then lie together: with the loss"
+        " full_softmax that takes far less time",
+        choices=("interactions", "users"),
+    )
     batch_size: int = option(2048, "training interactions in a step", least=1)
     pretrain_epochs: int = option(100, "most epochs of each model alone, before distillation", least=0, most=MOST_STEPS)
     epochs: int = option(
@@ -110,6 +119,11 @@ class TrainConfig:
         "ndcg@50",
         lambda: f"validation metric that picks the best epoch: {', '.join(names_of('K'))}, with a K of eval.ks",
     )
+
+    @property
+    def drawn_negatives(self) -> int:
+        """Negatives of a training interaction; none where the loss is over the whole catalog."""
+        return 0 if over_catalog(self.loss) else self.negatives
 
 
 @dataclass(frozen=True)
@@ -294,6 +308,18 @@ class Config:
                 "train.joint student lets the teacher stay as it is, but distill.lambda_teacher is"
                 f" {self.distill.lambda_teacher:g}: set distill.lambda_teacher to 0, or train.joint to both"
             )
+        if over_catalog(self.train.loss):
+            if self.distill.negatives_from_samples:
+                raise UserError(
+                    f"distill.negatives_from_samples is set, but train.loss {self.train.loss} takes no negatives: unset it"
+                )
+            for name in ("teacher", "student"):
+                if wants_sparse(self.model(name).optimizer):
+                    raise UserError(
+                        f"{name}.optimizer is {self.model(name).optimizer}, which changes the rows of a batch alone, but"
+                        f" train.loss {self.train.loss} touches every item in each step: set {name}.optimizer to adam, or"
+                        " train.loss to softmax"
+                    )
         if self.distill.method != "none":
             METHODS.settings(self.distill.method, self.distill.args, "distill.args")
         for name in ("teacher", "student"):
@@ -327,7 +353,7 @@ class Config:
 
     def check_catalog(self, n_items: int) -> None:
         """Raise UserError where an option asks for more items than the catalog has."""
-        sizes = {"eval.ks": max(self.eval.ks), "train.negatives": self.train.negatives}
+        sizes = {"eval.ks": max(self.eval.ks), "train.negatives": self.train.drawn_negatives}
         # A pool is drawn with replacement, so it may be larger; but for the guide's best.
         sizes |= {"distill.samples": self.distill.samples, "distill.pool_top": self.distill.pool_top}
         for name, size in sizes.items():

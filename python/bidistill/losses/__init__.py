@@ -7,17 +7,44 @@ the distillation losses, which are means over samples, are relative to that. To 
     LOSSES.register("mine", mine)
 
 Those that the fused step of bdkernels knows are computed there, all others by autograd.
+
+A loss over the whole catalog needs no negatives: it is registered as a `CatalogLoss`.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from bdkernels import Factors
 from bidistill.errors import UserError
 from bidistill.registry import LOSSES
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class CatalogLoss:
+    """A loss that is computed of the scores of all items, for models with `trained_factors`: see `models.base`.
+
+    Args:
+        of: a function (factors, rows [B], positives [B]) -> scalar, as `bdkernels.softmax_loss` is: user factors of the distinct
+            users of a batch, which of them each interaction has, and its item.
+    """
+
+    of: Callable[[Factors, Tensor, Tensor], Tensor]
+
+    def __call__(self, model: Any, users: Tensor, positives: Tensor) -> Tensor:
+        """The loss of training interactions: users and positives, int64 [B]."""
+        distinct, rows = users.unique(return_inverse=True)
+        return self.of(model.trained_factors(distinct), rows, positives)
+
+
+def over_catalog(name: str) -> bool:
+    """Whether the loss of this name is computed of all items, and takes no negatives."""
+    return isinstance(LOSSES[name], CatalogLoss)
 
 
 def check_loss(name: str, negatives: int) -> None:
@@ -26,6 +53,8 @@ def check_loss(name: str, negatives: int) -> None:
     Raises:
         UserError: it gives no finite scalar, or one that has no finite gradient.
     """
+    if over_catalog(name):
+        return
     mask = torch.ones(2, negatives, dtype=torch.bool)
     mask[0, -1] = mask[1] = False
     positive, others = (

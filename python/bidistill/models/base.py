@@ -62,6 +62,15 @@ class FactorModel(Recommender, Protocol):
 
 
 @runtime_checkable
+class FactorLearner(FactorModel, Protocol):
+    """A FactorModel that losses over the whole catalog can train, such as train.loss full_softmax."""
+
+    def trained_factors(self, users: Tensor) -> Factors:
+        """What `factors` gives for users [B] int64, but with gradients to the parameters."""
+        ...
+
+
+@runtime_checkable
 class BlockModel(Recommender, Protocol):
     """A Recommender that scores a range of items for all users of a batch faster than `score` does."""
 

@@ -112,6 +112,20 @@ def check_gradients(name: str, model: Recommender, optimizer: str) -> None:
         )
 
 
+def require_trained_factors(name: str, model: Any, loss: str) -> None:
+    """Raise UserError where a model, or the class that makes it, cannot be trained by a loss over the whole catalog.
+
+    What is fitted in one call has no loss; what a function makes is known when it is trained.
+    """
+    methods = [callable(getattr(model, method, None)) for method in ("trained_factors", "fit")]
+    if isinstance(model, type | torch.nn.Module) and not any(methods):
+        title = model.__name__ if isinstance(model, type) else type(model).__name__
+        raise UserError(
+            f"train.loss is {loss}, but the {name} {title} has no trained_factors(users), which gives factors with gradients:"
+            " give it that method, or set train.loss to softmax"
+        )
+
+
 def check_apart(models: dict[str, Any]) -> None:
     """Raise UserError where the models share a parameter: each is changed by an optimizer of its own."""
     teacher, student = models["teacher"], models["student"]

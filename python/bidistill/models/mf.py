@@ -61,6 +61,10 @@ class MF(nn.Module):
         user_table, item_table, item_bias = self.tables()
         return Factors(take(user_table, users), item_table, item_bias)
 
+    def trained_factors(self, users: Tensor) -> Factors:
+        """The same with their gradients: rows of these users ([B] int64), and the parameters of all items."""
+        return Factors(self.user_factors(users), self.item_factors.weight, self.item_bias.weight)
+
     def tables(self) -> tuple[Tensor, Tensor, Tensor]:
         """The parameters themselves, detached: [n_users, dim], [n_items, dim], [n_items]."""
         user_table, item_table = self.user_factors.weight.detach(), self.item_factors.weight.detach()

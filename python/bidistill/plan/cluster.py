@@ -57,7 +57,7 @@ def widths(config: Config) -> int:
 
 def step_bytes(config: Config, sizes: Sizes, processes: int) -> float:
     """Bytes that a process sends in a training step of the joint phase."""
-    listed = 1 + config.train.negatives + 2 * list_sizes(config.distill)[1]
+    listed = 1 + config.train.drawn_negatives + 2 * list_sizes(config.distill)[1]
     width = widths(config) + 2
     return config.train.batch_size / processes * listed * (8 + 8 * width) * (processes - 1) / processes
 

@@ -104,7 +104,7 @@ class Objective:
         """
         share = self.partition.share(users)
         users, positives = share.users, share.keep(positives)
-        negatives = self.negatives.draw(users, self.config.train.negatives, generator, share)
+        negatives = self.negatives.draw(users, self.config.train.drawn_negatives, generator, share)
         drawn: dict[str, Draws] = {}
         guides = {name: self.models[GUIDES[name]] for name in names}
         if self.distiller is not None and joint:

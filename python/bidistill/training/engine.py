@@ -96,8 +96,13 @@ class Engine:
         return told({name: self.objective.unfused or obstacle(each.model, each.config) for name, each in models})
 
     def order(self, phase: str, epoch: int) -> Tensor:
-        """[n] int64: the order of the training interactions in an epoch of a phase."""
-        return torch.randperm(len(self.users), generator=self._generator(phase, epoch)).to(self.device)
+        """[n] int64: the order of the training interactions in an epoch of a phase, see train.order."""
+        generator = self._generator(phase, epoch)
+        order = torch.randperm(len(self.users), generator=generator).to(self.device)
+        if self.config.train.order == "users":
+            places = torch.randperm(self.partition.n_users, generator=generator).to(self.device)
+            order = order[places[self.users[order]].argsort(stable=True)]
+        return order
 
     def step(self, phase: str, users: Tensor, positives: Tensor, step: int) -> dict[str, Tensor]:
         """One step of each model that learns in the phase.

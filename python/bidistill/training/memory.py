@@ -87,7 +87,7 @@ def step(config: Config, sizes: Sizes, fused: bool, found: Mapping[str, ModelSiz
 
     found: the sizes of the "teacher" and the "student".
     """
-    negatives, samples = config.train.negatives, list_sizes(config.distill)[1]
+    negatives, samples = config.train.drawn_negatives, list_sizes(config.distill)[1]
     lists = STEP_NEGATIVE * negatives + STEP_SAMPLE * samples
     eager = [
         size.listed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import torch
 from bidistill.config import Config
 from bidistill.distill.method import list_sizes
 from bidistill.errors import UserError
+from bidistill.losses import over_catalog
 from bidistill.registry import LOSSES
 
 PHASES = ("pretrain_teacher", "pretrain_student", "joint")
@@ -97,7 +99,9 @@ def problems(history: History, config: Config, phase: str, model: str) -> list[s
 
 
 def untrained_loss(config: Config) -> float:
-    """The collaborative-filtering loss of a model that scores everything 0."""
+    """The collaborative-filtering loss of a model that scores everything 0; infinite where that depends on the catalog."""
+    if over_catalog(config.train.loss):
+        return math.inf
     most = max(config.train.negatives, list_sizes(config.distill)[1] if config.distill.negatives_from_samples else 0)
     negatives = torch.zeros(1, most)
     return float(LOSSES[config.train.loss](torch.zeros(1), negatives, negatives == 0))

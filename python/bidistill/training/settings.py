@@ -16,8 +16,9 @@ from bidistill.data.sizes import Sizes
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
 from bidistill.logs import log
-from bidistill.losses import check_loss
-from bidistill.models.checks import check_model
+from bidistill.losses import check_loss, over_catalog
+from bidistill.models.checks import check_model, require_trained_factors
+from bidistill.registry import MODELS
 from bidistill.runs.folder import versions
 from bidistill.training.engine import find_device
 from bidistill.training.memory import divided, gpu_memory_there, memory, shortage
@@ -48,6 +49,9 @@ def resolve_config(
     _check_steps(config, split)
     _check_memory(partition, config, split, models)
     check_loss(config.train.loss, config.train.negatives)
+    if over_catalog(config.train.loss):
+        for name in ("teacher", "student"):
+            require_trained_factors(name, models.get(name) or MODELS[config.model(name).kind], config.train.loss)
     if not len(split.val_users):
         raise UserError("the split holds out no val interactions, which pick the best epoch: choose another split")
     auto = config.distill.subset == "auto" and config.distill.method != "none"

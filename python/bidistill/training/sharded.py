@@ -16,6 +16,7 @@ from bidistill.distill import make_method
 from bidistill.distributed.item_rows import Fetched, ModelRows
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
+from bidistill.losses import over_catalog
 from bidistill.models import Recommender
 from bidistill.models.base import Tables, tables_of
 from bidistill.models.given import GIVEN
@@ -58,6 +59,10 @@ class Sharded:
             )
         if config.train.joint != "both":
             raise UserError("train.joint student works on one process only: set it to both, or train without torchrun")
+        if over_catalog(config.train.loss):
+            raise UserError(
+                f"train.loss {config.train.loss} works on one process only: set it to softmax, or train without torchrun"
+            )
         for name in ("teacher", "student"):
             model: ModelConfig = config.model(name)
             if not may_lie_in_parts(model.kind):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bdkernels import NonFiniteLoss, StepLoss, distill_loss, fused_step
 from bidistill.config import ModelConfig
+from bidistill.losses import CatalogLoss
 from bidistill.models import Recommender
 from bidistill.models.base import Tables
 from bidistill.optimizers import clip, load_state, make_fused, make_optimizer, state_of
@@ -59,11 +60,16 @@ class EagerUpdate:
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         cf, distill_weight, tau_learner, tau_guide, own = self.terms
-        widths = 1, batch.negatives.ids.shape[1], batch.distill.ids.shape[1]
-        scores = self.model.score(batch.users, batch.listed(fused=False)).split(
-            widths, dim=1
-        )  # one call scores everything
-        loss = LOSSES[cf](scores[0][:, 0], scores[1], batch.negatives.mask)
+        n_positive, m, k = 1, batch.negatives.ids.shape[1], batch.distill.ids.shape[1]
+        of, listed = LOSSES[cf], batch.listed(fused=False)
+        if isinstance(of, CatalogLoss):
+            loss = of(self.model, batch.users, batch.positives)
+            n_positive, listed = 0, listed[:, 1:]
+        parts = n_positive, m, k
+        # One call scores everything; but for a loss over the catalog that is the distilled items alone, if there are any.
+        scores = (self.model.score(batch.users, listed) if sum(parts) else batch.guide_scores).split(parts, dim=1)
+        if n_positive:
+            loss = of(scores[0][:, 0], scores[1], batch.negatives.mask)
         losses = {"cf": loss.detach()}
         if scores[2].shape[1]:
             if own is None:
