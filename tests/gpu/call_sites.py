@@ -10,7 +10,7 @@ from compiled import call
 
 import bdkernels as bd
 from bdkernels.backends import precision
-from bdkernels.backends.triton import loss, rank, round, sample, score, topk, update
+from bdkernels.backends.triton import loss, rank, round, sample, score, topk, update, values
 from bdkernels.types.round import Round
 from bdkernels.types.rule import RULES, Rule
 from bdkernels.types.step import StepInputs
@@ -39,6 +39,7 @@ def call_sites(d: int = 64, dtype: torch.dtype = torch.float32, ks: tuple[int, .
     if dtype != torch.float32:
         return  # what follows does not read the tables, or takes float32 alone
     yield "rank of a block", lambda: call(rank.count_above_block, torch.zeros(B, N), scores, ids, seen, 0)
+    yield "values", lambda: call(values.values, ids, seen, N)
     for rows_seen in (None, seen):
         named = "propose" if rows_seen is None else "propose unseen"
         yield named, lambda s=rows_seen: call(sample.propose, 3, 4, rows, 0, C, N, s)

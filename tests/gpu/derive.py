@@ -20,6 +20,7 @@ from gpus import GPUS, PEAKS, blocks_of_sm, occupancy
 TABLE = Path(__file__).with_name("derived.md")
 SITES = ("score", "score block", "rank ieee", "rank tf32", "rank bf16", "rank biased, seen, live", "rank of a block")
 SITES += (
+    "values",
     "propose unseen",
     "accept tanh",
     "round",

@@ -21,7 +21,7 @@ def simulated() -> bool:
 
 def steps() -> Steps:
     """The stages; imports Triton."""
-    from bdkernels.backends.triton import loss, rank, round, sample, score, topk, update
+    from bdkernels.backends.triton import loss, rank, round, sample, score, topk, update, values
 
     return Steps(
         score.score,
@@ -36,6 +36,7 @@ def steps() -> Steps:
         loss.fused_gradient,
         update.fused_step,
         draw_round=round.draw_round,
+        values=values.values,
         queued=True,
     )
 

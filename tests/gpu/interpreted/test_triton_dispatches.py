@@ -27,14 +27,13 @@ def sample(k, seen=P.seen):
     return bd.sample(P.teacher, P.student, k, seen, user_ids=USER_IDS, step=0, backend="triton")
 
 
-# Each call's bound, and its launches. What is not launched is checks of the arguments, 15 of `seen` alone, allocations, and what
-# torch itself does.
+# Each call's bound, and its launches. What is not launched is checks of the arguments, allocations, and what torch itself does.
 CALLS = {
-    "rank": (lambda: bd.rank(P.teacher, P.ids, P.seen, backend="triton"), 29, 3),
-    "rank among all": (lambda: bd.rank(P.teacher, P.ids, backend="triton"), 13, 2),
-    "topk": (lambda: bd.topk(P.teacher, 5, P.seen, backend="triton"), 24, 2),
+    "rank": (lambda: bd.rank(P.teacher, P.ids, P.seen, backend="triton"), 14, 4),
+    "rank among all": (lambda: bd.rank(P.teacher, P.ids, backend="triton"), 12, 3),
+    "topk": (lambda: bd.topk(P.teacher, 5, P.seen, backend="triton"), 12, 3),
     "topk of all items": (lambda: bd.topk(P.teacher, 5, backend="triton"), 9, 2),
-    **{f"sample {k}": (partial(sample, k), 38, 5) for k in (1, 8, 32)},
+    **{f"sample {k}": (partial(sample, k), 26, 6) for k in (1, 8, 32)},
     "sample among all": (partial(sample, 8, None), 21, 4),
 }
 
@@ -51,7 +50,7 @@ def test_a_further_round(monkeypatch):
     once = count(partial(sample, 8))
     monkeypatch.setattr(rounds, "first", lambda k: 4)
     found = count(partial(sample, 8))
-    assert found["launch"] == 10 and found.total() == once.total() + 7, found
+    assert found["launch"] == once["launch"] + 5 and found.total() == once.total() + 7, found
 
 
 @pytest.mark.parametrize(("capturable", "further"), [(False, 0), (True, 10)])
