@@ -48,6 +48,8 @@ gpu-check: $(VENV)/.tools-test  ## On a machine with a CUDA GPU: build, check an
 gpu-libs: $(VENV)/.base  ## Both libraries for GPUs of ARCHS (90), in bdkernels/lib, to travel to a machine that builds nothing
 	BDKERNELS_STRICT_BUILD=1 BDKERNELS_BUILD_CUDA=1 BDKERNELS_CUDA_ARCHS="$(ARCHS)" $(PY) setup.py -q build_kernels
 	$(PIP) --target build/gpu-site --upgrade --python-version $(GPU_PYTHON) --only-binary=:all: pydantic tomlkit
+	@ls -l bdkernels/lib/*.so
+	@echo "Copy bdkernels/lib and build/gpu-site along with the checkout; there: make gpu-quick, or as docs/gpu.md says."
 
 gpu-quick:  ## On a bare machine with a CUDA GPU: checks and times in eight minutes, nothing is installed (docs/gpu.md)
 	PYTHONPATH=.:python $(PYTHON) tests/gpu/quick.py
