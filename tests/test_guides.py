@@ -10,13 +10,16 @@ import torch
 from bidistill import MF, Bidirectional, Config, Distiller, Trainer, UserError, generate, split
 from bidistill.config import ModelConfig
 from bidistill.data import Interactions
+from bidistill.data.sizes import Sizes
 from bidistill.evaluation.ranks import seen_items
+from bidistill.plan.estimate import jobs_of
 from bidistill.report import open_run, results, table
 from bidistill.runs.checkpoint import load_checkpoint
 from bidistill.training.callbacks import Callback
 from bidistill.training.control import matched
 from bidistill.training.sharded import Sharded
 from runs import StopAt, equal, same, timeless
+from test_plan import COSTS
 
 from bdkernels import Seen
 
@@ -197,6 +200,17 @@ def test_a_teacher_that_stays_as_it_is(parts, tmp_path):
     assert found.line("teacher", "ndcg@10").changed == "none"
     assert [each and each.trained for each in found.epochs["teacher"]] == [0, None, None]
     assert "epochs" in table(found)
+
+
+def test_the_plan_of_a_teacher_that_stays_as_it_is(parts):
+    """It is evaluated after the joint phase by the report alone."""
+    settings = config(None, ALONE)
+    jobs = {job.name: job for job in jobs_of(settings, Sizes.of_split(parts, settings), COSTS)}
+    both = {job.name: job for job in jobs_of(config(), Sizes.of_split(parts, settings), COSTS)}
+    shorter = both["joint phase: evaluation"].seconds - jobs["joint phase: evaluation"].seconds
+    teacher = jobs["the report's evaluation of the teacher"]
+    assert teacher.seconds == pytest.approx(shorter) and teacher.times == 1
+    assert "the report's evaluation of the teacher" not in both
 
 
 def test_learning_rates_of_the_joint_phase(parts):

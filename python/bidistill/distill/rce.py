@@ -61,9 +61,8 @@ class RejuvenatedCrossEntropy(Method):
     def loss(self, learner: str, scores: Tensor, guide_scores: Tensor, draws: Draws) -> Tensor:
         """See the class."""
         k, mask, guide = self.top, draws.mask, guide_scores / self.tau
-        both = (mask[:, :k].sum(1) - mask[:, k : 2 * k].sum(1)).clamp(
-            min=0
-        )  # of as many items, those that are no others
+        # The teacher's best are as many as the student's, and those of both are masked among them.
+        both = (mask[:, :k].sum(1) - mask[:, k : 2 * k].sum(1)).clamp(min=0)
         share = torch.exp(-self.beta * both / k)
         first = cross_entropy(scores[:, :k], guide[:, :k], mask[:, :k])
         second = cross_entropy(scores[:, k:], guide[:, k:], mask[:, k:])

@@ -117,8 +117,8 @@ def jobs_of(config: Config, sizes: Sizes, costs: Costs) -> list[Job]:
         # At the start and every so many epochs, then val and test of the best state, and the report's two comparisons.
         looks = 1 + math.ceil(epochs / train.eval_every) + 2 + 1
         jobs.append(Job(f"{title}: evaluation", sum(ranked[name] for name in names), looks))
-        if phase == "joint" and "teacher" not in names:  # val and test at the end, and the report's comparison
-            jobs.append(Job(f"{title}: evaluation of the teacher", ranked["teacher"], 3))
+        if phase == "joint" and "teacher" not in names:
+            jobs.append(Job("the report's evaluation of the teacher", ranked["teacher"], 1))
         saves = 1 + epochs // config.run.checkpoint_every
         if config.run.checkpoint_steps:
             saves += epochs * ((steps - 1) // config.run.checkpoint_steps)

@@ -188,7 +188,11 @@ class Trainer(Steered):
                 self._tell_unfused()
                 for phase in PHASES[PHASES.index(self.progress.phase) :]:
                     self._run_phase(phase, interrupt)
-                metrics = {name: self._metrics(learner.model) for name, learner in self.engine.learners.items()}
+                learned = learn_in("joint", self.config)
+                metrics = {
+                    name: self._metrics(learner.model) if name in learned else self.pretrained[name]
+                    for name, learner in self.engine.learners.items()
+                }
             except UserError:
                 raise
             except ValueError as error:
