@@ -170,7 +170,7 @@ class DistillConfig:
     )
     samples: int = option(
         1,
-        "items of the pool for each training interaction and direction, picked at random; 0: the whole pool, as listwise losses"
+        "items for each training interaction and direction, at random from the user's pool; 0: the whole pool, as listwise losses"
         " need it",
         least=0,
         most=MOST_DRAWS,

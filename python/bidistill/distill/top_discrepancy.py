@@ -13,7 +13,7 @@ from bidistill.distill.method import GUIDES, Method, Request, register_method
 from bidistill.models import Recommender
 from bidistill.models.scoring import take
 
-RANKED = 1 << 22  # users x items whose ranks are held at a time
+RANKED = 1 << 20  # users x items whose ranks are held at a time
 
 
 @dataclass
