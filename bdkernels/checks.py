@@ -353,7 +353,7 @@ def losses(s: DistillInputs) -> None:
         tensor("mask", s.mask, shape, (torch.bool,), device)
     temperatures(s)
     choice("kind", s.kind, ranges.DISTILL_LOSSES)
-    if s.kind == "listwise":
+    if s.kind in ranges.LISTWISE:
         _is(s.learner_scores.dim() > 0, "learner_scores", "a list in each row: at least one dimension", "none")
 
 

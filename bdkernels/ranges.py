@@ -50,6 +50,9 @@ SHARPNESS = Range(math.ulp(0.0), sys.float_info.max, "a finite number > 0")  # a
 # Their order is that of the enums in csrc/core/step.h; `backends.reference` has their formulas.
 FUSED_LOSSES = ("bce", "bpr", "softmax")  # the `cf` that fused steps know
 DISTILL_LOSSES = ("bce", "listwise")
+LISTWISE = (
+    "listwise",
+)  # those that compare what is distilled in a row, and are means over rows; others: over live entries
 TAU = Range(_FLOAT32.tiny, _FLOAT32.max, _IN_FLOAT32)
 LAMBDA = Range(_FLOAT32.tiny, _FLOAT32.max, f"0, or in size {_IN_FLOAT32}", signed=True, zero=True)
 SLOPE = Range(

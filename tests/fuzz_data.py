@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import oracle
 import torch
 from hypothesis import strategies as st
 
@@ -249,7 +250,10 @@ class Numbers:
         return self.one(11, names), self.one(12, names)
 
     def cf(self) -> str:
-        return self.one(14, ("bce", "bpr"), ("hinge", ""))
+        return self.one(14, ("bce", "bpr", "softmax"), ("hinge", ""))
+
+    def distill_kind(self) -> str:
+        return self.one(18, ("bce", "listwise"), ("mse", ""))
 
     def distill_weight(self) -> float:
         return self.one(13, (1.0, 0.5, 0.0, -1.0, 3), (np.nan, np.inf, 10**400))
@@ -374,6 +378,25 @@ def softmax_oracle(f: bd.Factors, rows: torch.Tensor, positives: torch.Tensor) -
     return float((logs - scores[np.arange(len(rows)), positives.numpy()]).mean()), float(sizes)
 
 
+def takes(kind: str, shape: tuple[int, ...]) -> bool:
+    """Whether there is such a distillation loss of scores of this shape."""
+    return kind == "bce" or (kind == "listwise" and bool(shape))
+
+
+def check_listwise(got, z, g, tau_z, tau_g, mask, mild):
+    assert not isinstance(got, str), got
+    (grad,) = torch.autograd.grad(got, z)
+    assert (got.dtype, grad.dtype) == (torch.float64 if z.dtype == torch.float64 else torch.float32, z.dtype)
+    live = np.ones(z.shape, bool) if mask is None else mask.numpy()
+    assert (grad.double().numpy()[~live] == 0).all()
+    if mild and min(tau_z, tau_g) >= 0.5:
+        rows = [each.detach().resolve_neg().double().numpy() for each in (z, g)]
+        fine = 1e-12 if torch.float64 == z.dtype == g.dtype else 3e-6
+        assert abs(got.item() - oracle.listwise(*rows, tau_z, tau_g, live)) <= fine * (1 + np.abs(rows).max(initial=0))
+        coarse = {torch.float16: 1e-3, torch.bfloat16: 1e-2}.get(z.dtype, 1e-6)
+        assert (grad.double().sum(-1).abs() <= coarse * z.shape[-1] / tau_z).all()
+
+
 class Step(NamedTuple):
     """Arguments of fused_loss."""
 
@@ -386,6 +409,7 @@ class Step(NamedTuple):
     distill: bd.Draws
     guide_scores: torch.Tensor
     cf: str
+    distill_kind: str
     distill_weight: float
     tau_learner: float
     tau_guide: float
@@ -407,7 +431,7 @@ def step(case: Case) -> Step:
     return Step(
         *tables[:2], tables[2] if case.bias else None, some_ids(case, 35, n_users, b), some_ids(case, 36, n, b),
         some_ids(case, 37, n, b, m), bd.Draws(listed, live), floats(case, 38, b, k, **names),
-        number.cf(), number.distill_weight(), number.mild_tau(0), number.mild_tau(1), number.sparse(),
+        number.cf(), number.distill_kind(), number.distill_weight(), number.mild_tau(0), number.mild_tau(1), number.sparse(),
     )  # fmt: skip
 
 
@@ -416,7 +440,8 @@ def bad_step(s: Step) -> str | None:
     live = s.distill.ids if s.distill.mask is None else s.distill.ids[s.distill.mask]
     if s.user_table.dtype not in (torch.float32, torch.float64):
         return "the dtype of the tables"
-    if s.cf not in ("bce", "bpr") or not abs(s.distill_weight) < 1e300 or not (s.tau_learner > 0 and s.tau_guide > 0):
+    known = s.cf in ("bce", "bpr", "softmax") and s.distill_kind in ("bce", "listwise")
+    if not known or not abs(s.distill_weight) < 1e300 or not (s.tau_learner > 0 and s.tau_guide > 0):
         return "a setting"
     limits = ((s.users, len(s.user_table)), (s.positives, n), (s.negatives, n), (live, n))
     return next((why for values, limit in limits if (why := bad_ids(values, 0, limit))), None)
@@ -433,12 +458,24 @@ def step_oracle(s: Step) -> tuple[torch.Tensor, list[torch.Tensor]]:
     live = torch.ones_like(s.distill.ids, dtype=torch.bool) if s.distill.mask is None else s.distill.mask
     positive, negative = scores(s.positives[:, None]), scores(s.negatives)
     softplus, rows = (lambda x: torch.logaddexp(x, torch.zeros_like(x))), max(1, len(s.users))
-    cf = (
-        (softplus(-positive).sum() + softplus(negative).sum()) if s.cf == "bce" else softplus(negative - positive).sum()
-    )
-    x = scores(s.distill.ids.masked_fill(~live, 0))[live] / s.tau_learner if live.any() else tables[0].new_zeros(0)
-    target = torch.sigmoid(s.guide_scores.detach().double()[live] / s.tau_guide)
-    loss = cf / rows + float(s.distill_weight) * (softplus(x) - x * target).sum() / max(1, int(live.sum()))
+    if s.cf == "softmax":
+        cf = (torch.cat([positive, negative], 1).logsumexp(1) - positive[:, 0]).sum()
+    elif s.cf == "bpr":
+        cf = softplus(negative - positive).sum()
+    else:
+        cf = softplus(-positive).sum() + softplus(negative).sum()
+    x = scores(s.distill.ids.masked_fill(~live, 0)) if live.any() else tables[0].new_zeros(live.shape)
+    y = s.guide_scores.detach().double()
+    if s.distill_kind == "listwise":
+        pairs = (
+            ((a[on] / s.tau_learner).log_softmax(0), (b[on] / s.tau_guide).log_softmax(0))
+            for a, b, on in zip(x, y, live, strict=True)
+        )
+        distill = sum(((p.exp() * (p - q)).sum() for q, p in pairs), tables[0].new_zeros(())) / rows
+    else:
+        x, target = x[live] / s.tau_learner, torch.sigmoid(y[live] / s.tau_guide)
+        distill = (softplus(x) - x * target).sum() / max(1, int(live.sum()))
+    loss = cf / rows + float(s.distill_weight) * distill
     if loss.requires_grad:
         loss.backward()
     return loss.detach(), [torch.zeros_like(t) if t.grad is None else t.grad for t in tables]

@@ -82,6 +82,12 @@ VARIANTS = {
         "student.optimizer": "sparse_adam",
         "train.loss": "margin",
     },
+    "softmax, listwise": {"train.loss": "softmax", "distill.loss": "listwise", "distill.lambda_teacher": 0.5},
+    "softmax, listwise, eager": {
+        "train.loss": "softmax",
+        "distill.loss": "listwise",
+        "distill.negatives_from_samples": True,
+    },
     "tiny": {"train.batch_size": 4, "train.negatives": 1, "eval.ks": (2, 5), "eval.batch_size": 2},
 }
 RUNS = [  # which of them are trained on how many processes
@@ -91,6 +97,8 @@ RUNS = [  # which of them are trained on how many processes
     (4, "estimated ranks"),
     (4, "negatives from samples"),
     (4, "no distillation, a loss from outside"),
+    (3, "softmax, listwise"),
+    (4, "softmax, listwise, eager"),
     (4, "tiny"),
 ]
 

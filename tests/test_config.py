@@ -103,6 +103,7 @@ def test_paper_preset_is_the_published_setting():
         ("distill.tau_guide", 0),
         ("distill.side", "both"),
         ("distill.samples", -1),
+        ("distill.loss", "mse"),
         ("distill.to_student.kind", "tan"),
         ("distill.to_teacher.alpha", 0),
         ("eval.ks", ()),

@@ -308,18 +308,20 @@ def test_distill_loss(case):
     """Against long doubles, in every backend; what is masked out has gradient 0, NaN or not."""
     number, shape = Numbers(case), data.shape(case)
     z, g = (data.floats(case, i, *shape, dtype=name) for i, name in enumerate(number.loss_dtypes()))
-    mask, (tau_z, tau_g) = data.mask(case, shape), (number.tau(0), number.tau(1))
+    mask, taus, kind = data.mask(case, shape), (number.tau(0), number.tau(1)), number.distill_kind()
     z.requires_grad_()
     given = z, g, *([] if mask is None else [mask])
-    got = everywhere(case, lambda name: bd.distill_loss(z, g, tau_z, tau_g, mask, backend=name), *given)
+    got = everywhere(case, lambda name: bd.distill_loss(z, g, *taus, mask, kind=kind, backend=name), *given)
     tiny, most = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max
-    if not all(tiny <= tau <= most for tau in (tau_z, tau_g)):
-        return refused(got, "a temperature")
+    if not all(tiny <= tau <= most for tau in taus) or not data.takes(kind, shape):
+        return refused(got, "a temperature or a kind")
     for name, loss in zip(present(), got, strict=True):
         if z.dtype == torch.float64 and name != "reference":
             refused([loss], "does not take; the reference does")
+        elif kind == "bce":
+            data.check_distill(loss, z, g, *taus, mask)
         else:
-            data.check_distill(loss, z, g, tau_z, tau_g, mask)
+            data.check_listwise(loss, z, g, *taus, mask, case.kind in ("exact", "ties", "normal"))
     return None
 
 

@@ -51,11 +51,11 @@ def train(settings, fuse):
 
 
 @pytest.mark.parametrize("off", ["nothing", "distill.lambda_teacher", "distill.lambda_student"])
-@pytest.mark.parametrize("cf", ["bce", "bpr"])
+@pytest.mark.parametrize(("cf", "kind"), [("bce", "bce"), ("bpr", "bce"), ("softmax", "listwise")])
 @pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "sparse_adam"])
 @pytest.mark.parametrize("decay", [0.0, 0.05])
-def test_fused_steps_are_the_eager_ones(optimizer, cf, off, decay):
-    settings = config(train__loss=cf, teacher__optimizer=optimizer, student__optimizer=optimizer)
+def test_fused_steps_are_the_eager_ones(optimizer, cf, kind, off, decay):
+    settings = config(train__loss=cf, distill__loss=kind, teacher__optimizer=optimizer, student__optimizer=optimizer)
     settings = settings.with_overrides({"teacher.weight_decay": decay, "student.weight_decay": 2 * decay})
     settings = settings.with_overrides({} if off == "nothing" else {off: 0.0})
     fused, losses = train(settings, fuse=True)
@@ -104,7 +104,7 @@ class Scaled(MF):
     ],
 )
 def test_the_update_fits_the_optimizer(options, fused):
-    terms = Terms("bce", 1.0, 1.0, 1.0)
+    terms = Terms("bce", "bce", 1.0, 1.0, 1.0)
     made = Learner(MF(3, 4, 2), ModelConfig(**options), terms, Whole(), fuse=True)
     assert isinstance(made.update, FusedUpdate if fused else EagerUpdate)
     assert isinstance(Learner(MF(3, 4, 2), made.config, terms, Whole(), fuse=False).update, EagerUpdate)

@@ -254,7 +254,15 @@ def test_models_that_are_no_dot_product(outside, parts):
     assert all(0 < loss < 10 for each in losses for loss in each.values())
 
 
-def test_the_usual_loss_has_the_temperatures_of_the_distiller(outside, parts):
+def larger(pair):
+    """Models whose scores differ by more than rounding."""
+    for parameter in itertools.chain(*(model.parameters() for model in pair)):
+        parameter.data *= 20
+    return pair
+
+
+@pytest.mark.parametrize("kind", ["bce", "listwise"])
+def test_the_usual_loss_has_the_kind_and_the_temperatures_of_the_distiller(outside, parts, kind):
     """A method without a loss of its own is fused where models and optimizers allow it, and [distill] sets its temperatures."""
 
     class Fixed(Method):
@@ -263,17 +271,17 @@ def test_the_usual_loss_has_the_temperatures_of_the_distiller(outside, parts):
             return {name: Draws(ids, ids >= 0) for name in asked.learners}
 
     register_method("fixed", Fixed)
-    given = {"distill__method": "fixed", "distill__tau_guide": 3.0, "distill__tau_learner": 2.0}
+    given = {"distill__method": "fixed", "distill__loss": kind, "distill__tau_guide": 3.0, "distill__tau_learner": 2.0}
     optimizers = {"teacher__optimizer": "sgd", "student__optimizer": "sgd"}
     engine = Engine(config(**given, **optimizers), parts)
     assert engine.unfused() == []
     users = engine.users[:50]
-    teacher, student = engine.objective.pair
+    teacher, student = larger(engine.objective.pair)
     ids = torch.arange(3).expand(50, -1)
-    wanted = distill_loss(student.score(users, ids), teacher.score(users, ids), 2.0, 3.0).item()
+    wanted = distill_loss(student.score(users, ids), teacher.score(users, ids), 2.0, 3.0, kind=kind).item()
     assert engine.step("joint", users, engine.items[:50], 0)["student/loss_distill"].item() == pytest.approx(wanted)
-    eager = Distiller(Fixed(), engine.seen, parts.n_items, samples=3, tau_learner=2.0, tau_guide=3.0)
-    fresh = Engine(config(**given, **optimizers), parts).objective.pair
+    eager = Distiller(Fixed(), engine.seen, parts.n_items, samples=3, kind=kind, tau_learner=2.0, tau_guide=3.0)
+    fresh = larger(Engine(config(**given, **optimizers), parts).objective.pair)
     assert eager(users, *fresh)["student"].item() == pytest.approx(wanted)
 
 

@@ -35,6 +35,7 @@ def test_settings_that_a_method_does_not_know(outside, tmp_path):
         ({"distill.to_student.alpha": 3.0}, r"distill\.to_student is set"),
         ({"distill.side": "under"}, r"distill\.side is set"),
         ({"distill.tau_guide": 2.0}, r"distill\.tau_guide is set"),
+        ({"distill.loss": "listwise", "distill.samples": 2}, r"distill\.loss is set"),
     ):
         with pytest.raises(UserError, match=words):
             make_method(config().with_overrides(own | values).distill)
@@ -51,6 +52,17 @@ def test_settings_that_a_method_does_not_know(outside, tmp_path):
         UserError, match=r"distill\.method must be one of bidirectional, cd, .*, top_of_guide, none, found 'x'"
     ):
         config(distill__method="x")
+
+
+@pytest.mark.parametrize("listed", [{}, {"samples": 0, "pool": 1}])
+def test_a_list_of_one_item_is_refused(listed):
+    values = {f"distill__{name}": value for name, value in listed.items()}
+    with pytest.raises(
+        UserError, match=r"distill\.loss is listwise, but a list of one item .*set distill\.samples to 2"
+    ):
+        make_method(config(**values, distill__loss="listwise").distill)
+    for enough in ({"distill__samples": 2}, {"distill__samples": 0, "distill__pool": 2}):
+        assert make_method(config(**enough, distill__loss="listwise").distill)
 
 
 def test_methods_that_are_wrong(outside, parts):
@@ -97,6 +109,7 @@ def test_methods_that_are_wrong(outside, parts):
         {"samples": 0},
         {"pool": 1.5},
         {"resample_every": -1},
+        {"kind": "mse"},
     ):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):
             Distiller(Bidirectional(), seen_items(parts, "val"), parts.n_items, **wrong)

@@ -188,7 +188,7 @@ class Reordered(MF):
 @pytest.mark.parametrize("name", ["sgd", "adagrad", "sparse_adam"])
 def test_either_update_goes_on_where_the_other_stopped(name, model):
     config = ModelConfig(optimizer=name, lr=0.1)
-    terms = Terms("bce", 1.0, 1.0, 1.0)
+    terms = Terms("bce", "bce", 1.0, 1.0, 1.0)
     eager, again, fused = (
         kind(made, config, terms) if kind is EagerUpdate else kind(made, made.tables(), config, terms)
         for kind in (EagerUpdate, EagerUpdate, FusedUpdate)

@@ -64,6 +64,7 @@ GROUPS = {
         "teacher.joint_lr_scheduler": "StepLR", "teacher.joint_lr_scheduler_args": {"step_size": 1, "gamma": 0.5},
         "student.joint_lr_scheduler": "cosine", "student.joint_lr_scheduler_args": {"warmup": 1},
         "distill.guide": "ema", "distill.ema": 0.9, "distill.pool_top": 3, "distill.pool_uniform": 2,
+        "train.loss": "softmax", "distill.loss": "listwise", "distill.samples": 2,
         "distill.pool": 4, "distill.subset": 30, "distill.to_student.kind": "rank_only", "distill.to_student.mu": 3.0,
         "distill.to_teacher.kind": "rank_only", "distill.to_teacher.mu": 4.0, "run.tensorboard": True, "run.device": "cpu:0",
     },

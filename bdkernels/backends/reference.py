@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bdkernels.backends.backend import Backend, Steps
 from bdkernels.checks import NaNScore
+from bdkernels.ranges import LISTWISE
 from bdkernels.storage import mapped
 from bdkernels.types.factors import Factors
 from bdkernels.types.rule import Rule
@@ -336,7 +337,7 @@ def _wide(scores: Tensor) -> Tensor:
 
 def _count(scores: Tensor, mask: Tensor | None, kind: str) -> Tensor | int:
     """Of what the distillation loss is the mean: scores that count, or rows; at least 1."""
-    if kind == "listwise":
+    if kind in LISTWISE:
         return max(1, scores.shape[:-1].numel())
     return max(1, scores.numel()) if mask is None else mask.sum().clamp(min=1)
 

@@ -163,6 +163,12 @@ class DistillConfig:
         least=0,
         below=1,
     )
+    loss: str = option(
+        "bce",
+        "distillation loss: bce: binary cross-entropy of each drawn item; listwise: KL divergence of the shares that the scores"
+        " of a row's drawn items have, so it needs samples of 2 and more",
+        choices=ranges.DISTILL_LOSSES,
+    )
     tau_learner: float = option(1.0, "temperature of the model that learns", **TAU)
     tau_guide: float = option(1.0, "temperature of the model that is followed", **TAU)
     side: str = option(

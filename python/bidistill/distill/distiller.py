@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bdkernels import Draws, Seen, distill_loss, occurrence
+from bdkernels.ranges import DISTILL_LOSSES
 from bidistill.config import DistillConfig
 from bidistill.distill.method import GUIDES, LEARNERS, Method, Request, make_method
 from bidistill.distributed.partition import Partition, Share
@@ -48,7 +49,7 @@ class Distiller:
             begins ("frozen"), or the exponential moving average of its parameters ("ema"), which takes a pass over all of them
             at each step.
         ema: how much of that average each step keeps.
-        tau_learner, tau_guide: temperatures of the loss, unless the method has its own.
+        kind, tau_learner, tau_guide: of `bdkernels.distill_loss`, unless the method has a loss of its own.
         seed: of all draws.
         popularity: [n_items] int64, training interactions of each item; by default those of `seen`.
         partition: what of the users and items is here; everything by default.
@@ -71,6 +72,7 @@ class Distiller:
         pool: int = 32,
         guide: str = "live",
         ema: float = DistillConfig.ema,
+        kind: str = "bce",
         tau_learner: float = 1.0,
         tau_guide: float = 1.0,
         seed: int = 0,
@@ -96,6 +98,8 @@ class Distiller:
                 raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
         if samples == 0 and not method.list_size and not resample_every:
             raise ValueError("samples: expected at least 1 with resample_every 0, where there is no pool, got 0")
+        if kind not in DISTILL_LOSSES:
+            raise ValueError(f"kind: expected one of {list(DISTILL_LOSSES)}, got {kind!r}")
         self.method, self.seen, self.seed = method, seen, seed
         self.partition = partition or Partition.whole(len(seen.indptr) - 1, n_items)
         self.learners = tuple(name for name in LEARNERS if name in learners)
@@ -104,7 +108,7 @@ class Distiller:
             self.samples, self.most = 0, method.list_size
         self.gradual = resample == "gradual"
         self.guide, self.ema = guide, ema
-        self.tau_learner, self.tau_guide = tau_learner, tau_guide
+        self.kind, self.tau_learner, self.tau_guide = kind, tau_learner, tau_guide
         self.pool: Tensor | None = None
         self.step = 0
         self._copies: dict[str, Recommender] = {}  # of the guides
@@ -145,6 +149,7 @@ class Distiller:
             pool=config.pool_size,
             guide=config.guide,
             ema=config.ema,
+            kind=config.loss,
             tau_learner=config.tau_learner,
             tau_guide=config.tau_guide,
             seed=seed,
@@ -182,7 +187,7 @@ class Distiller:
         """The method's loss, or `bdkernels.distill_loss`: see `Method.loss`."""
         if self.method.own_loss:
             return self.method.loss(learner, scores, guide_scores, draws)
-        return distill_loss(scores, guide_scores, self.tau_learner, self.tau_guide, draws.mask)
+        return distill_loss(scores, guide_scores, self.tau_learner, self.tau_guide, draws.mask, kind=self.kind)
 
     def guides(self, teacher: Recommender, student: Recommender) -> dict[str, Recommender]:
         """Whom each learner follows: the other model, or the copy of it that `guide` describes."""

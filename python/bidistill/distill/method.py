@@ -23,6 +23,7 @@ from typing import Any, ClassVar, NamedTuple
 from torch import Tensor
 
 from bdkernels import Draws, Scorer, Seen, distill_loss
+from bdkernels.ranges import LISTWISE
 from bidistill.config import DistillConfig
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
@@ -32,7 +33,7 @@ from bidistill.registry import METHODS
 
 GUIDES = {"student": "teacher", "teacher": "student"}  # whom each learner follows
 LEARNERS = tuple(GUIDES)
-TEMPERATURES = ("tau_learner", "tau_guide")
+LOSS = ("loss", "tau_learner", "tau_guide")  # those of methods without a loss of their own
 COMMON = (  # the options of [distill] that go for every method
     "method",
     "args",
@@ -133,8 +134,8 @@ class Method:
         raise NotImplementedError(f"{type(self).__name__} has no method draw")
 
     def loss(self, learner: str, scores: Tensor, guide_scores: Tensor, draws: Draws) -> Tensor:
-        """What the learner minimises, a scalar: unless overridden, `bdkernels.distill_loss` with the temperatures of the
-        `Distiller`, which a fused step can do. Any other loss takes the eager step: the same draws, but slower.
+        """What the learner minimises, a scalar: unless overridden, `bdkernels.distill_loss` of the `Distiller`'s kind and
+        temperatures, which a fused step can do. Any other loss takes the eager step: the same draws, but slower.
 
         Args:
             learner: "student" or "teacher".
@@ -224,7 +225,7 @@ def make_method(config: DistillConfig) -> Method | None:
                 f" is {getattr(config, f'lambda_{name}'):g}: set distill.lambda_{name} to 0, or choose another distill.method"
             )
     default = DistillConfig()
-    known = {*COMMON, *method.options, *(() if method.own_loss else TEMPERATURES)}
+    known = {*COMMON, *method.options, *(() if method.own_loss else LOSS)}
     known -= {"pool", "samples"} if method.list_size else set()
     for name in (each.name for each in fields(config)):
         if name not in known and getattr(config, name) != getattr(default, name):
@@ -232,4 +233,10 @@ def make_method(config: DistillConfig) -> Method | None:
                 f"distill.{name} is set, but the method {config.method!r} does not know it: leave it out, or choose another"
                 " distill.method (settings of a method's own are in [distill.args])"
             )
+    listed = method.list_size or config.samples or config.pool_size
+    if config.loss in LISTWISE and listed < 2 and not method.own_loss:
+        raise UserError(
+            f"distill.loss is {config.loss}, but a list of one item is the same for every model: set distill.samples to 2 or"
+            " more, or distill.loss to bce"
+        )
     return method

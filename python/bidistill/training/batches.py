@@ -78,7 +78,8 @@ class Objective:
         weight = distill.lambda_teacher if name == "teacher" else distill.lambda_student
         method = None if self.distiller is None else self.distiller.method
         own = partial(method.loss, name) if method is not None and method.own_loss else None
-        return Terms(self.config.train.loss, weight, distill.tau_learner, distill.tau_guide, own)
+        losses = self.config.train.loss, distill.loss
+        return Terms(*losses, weight, distill.tau_learner, distill.tau_guide, own)
 
     def batches(
         self,

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bdkernels import Draws, NonFiniteLoss, distill_loss, score, sparse_step
+from bdkernels import Draws, NonFiniteLoss, score, sparse_step
+from bdkernels.ranges import LISTWISE
 from bidistill.config import Config, ModelConfig
 from bidistill.distill import make_method
 from bidistill.distributed.item_rows import Fetched, ModelRows
@@ -155,7 +156,7 @@ class ShardedUpdate(TableUpdate):
             users = users * rows.of_rows
             losses["cf"] = cf * rows.of_rows
             if "distill" in losses:
-                losses["distill"] = distill * rows.of_distilled
+                losses["distill"] = distill * self._share(rows)
         ids, received = rows.give_back(grads)
         bias = received[:, width].contiguous()
         sparse_step(
@@ -166,18 +167,22 @@ class ShardedUpdate(TableUpdate):
         )
         return losses
 
+    def _share(self, rows: ModelRows) -> float:
+        """Of the distillation loss of the whole batch: that of this process's rows is a mean over its own rows or draws."""
+        return rows.of_rows if self.terms.distill_kind in LISTWISE else rows.of_distilled
+
     def _lambda(self, rows: ModelRows) -> float:
-        """Of the distillation loss of this process's rows: a mean over its own mask, and not over that of the whole batch."""
-        return self.terms.distill_weight * rows.of_distilled / rows.of_rows
+        """Of the distillation loss of this process's rows, where that of the rows is multiplied by `of_rows` later."""
+        return self.terms.distill_weight * self._share(rows) / rows.of_rows
 
     def _fused(self, batch: Batch, rows: ModelRows) -> tuple[Tensor, ...]:
         """cf, distill, gradients of user rows [R, d] and of item rows with biases [R, C, d + 1], listed items [R, C]."""
-        cf, _, tau_learner, tau_guide, _ = self.terms
+        cf, kind, _, tau_learner, tau_guide, _ = self.terms
         listed = batch.listed(self.fuse)
         try:
             cf_loss, loss, users, items, bias = torch.ops.bdkernels.fused_gradient(
                 self.optimizer.user_table, rows.items, rows.item_bias, batch.users, batch.positives, batch.negatives.ids,
-                batch.distill.ids, batch.guide_scores, batch.distill.mask, cf, self._lambda(rows), tau_learner, tau_guide,
+                batch.distill.ids, batch.guide_scores, batch.distill.mask, cf, kind, self._lambda(rows), tau_learner, tau_guide,
             )  # fmt: skip
         except NonFiniteLoss:  # the others wait for gradients: the trainer finds out at the end of the epoch
             d = rows.items.shape[1]
@@ -187,15 +192,14 @@ class ShardedUpdate(TableUpdate):
 
     def _eager(self, batch: Batch, rows: ModelRows) -> tuple[Tensor, ...]:
         """The same by autograd, for batches in which a negative may be missing."""
-        cf, _, tau_learner, tau_guide, _ = self.terms
         listed = batch.listed(self.fuse)
         users = self.optimizer.user_table[batch.users].requires_grad_()
         items = torch.cat([rows.items, rows.item_bias[:, None]], 1)[listed].requires_grad_()
         with torch.enable_grad():
             scores = torch.einsum("rd,rcd->rc", users, items[:, :, :-1]) + items[:, :, -1]
             m = batch.negatives.ids.shape[1]
-            cf_loss = LOSSES[cf](scores[:, 0], scores[:, 1 : 1 + m], batch.negatives.mask)
-            loss = distill_loss(scores[:, 1 + m :], batch.guide_scores, tau_learner, tau_guide, batch.distill.mask)
+            cf_loss = LOSSES[self.terms.cf](scores[:, 0], scores[:, 1 : 1 + m], batch.negatives.mask)
+            loss = self.terms.distill_loss(scores[:, 1 + m :], batch.guide_scores, batch.distill)
             grads = torch.autograd.grad(cf_loss + self._lambda(rows) * loss, (users, items))
         return cf_loss.detach(), loss.detach(), *grads, listed
 

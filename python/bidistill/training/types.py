@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bdkernels import Draws
+from bdkernels import Draws, distill_loss
 
 
 class Terms(NamedTuple):
@@ -16,16 +16,25 @@ class Terms(NamedTuple):
 
     Attributes:
         cf: name of the collaborative-filtering loss, of LOSSES.
+        distill_kind: of the distillation loss, where that is `bdkernels.distill_loss`.
         distill_weight: weight of the distillation loss.
         tau_learner, tau_guide: its temperatures.
         distill: the distillation loss of (scores [B, k], guide_scores [B, k], draws), a scalar; None: `bdkernels.distill_loss`.
     """
 
     cf: str
+    distill_kind: str
     distill_weight: float
     tau_learner: float
     tau_guide: float
     distill: Callable[[Tensor, Tensor, Draws], Tensor] | None = None
+
+    def distill_loss(self, scores: Tensor, guide_scores: Tensor, draws: Draws) -> Tensor:
+        """The distillation loss without its weight."""
+        if self.distill is not None:
+            return self.distill(scores, guide_scores, draws)
+        numbers = self.tau_learner, self.tau_guide
+        return distill_loss(scores, guide_scores, *numbers, draws.mask, kind=self.distill_kind)
 
 
 class Batch(NamedTuple):

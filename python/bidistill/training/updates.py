@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bdkernels import NonFiniteLoss, StepLoss, distill_loss, fused_step
+from bdkernels import NonFiniteLoss, StepLoss, fused_step
 from bidistill.config import ModelConfig
 from bidistill.losses import CatalogLoss
 from bidistill.models import Recommender
@@ -59,9 +59,8 @@ class EagerUpdate:
         self.optimizer = make_optimizer(config.optimizer, model.parameters(), *settings)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        cf, distill_weight, tau_learner, tau_guide, own = self.terms
         n_positive, m, k = 1, batch.negatives.ids.shape[1], batch.distill.ids.shape[1]
-        of, listed = LOSSES[cf], batch.listed(fused=False)
+        of, listed = LOSSES[self.terms.cf], batch.listed(fused=False)
         if isinstance(of, CatalogLoss):
             loss = of(self.model, batch.users, batch.positives)
             n_positive, listed = 0, listed[:, 1:]
@@ -72,11 +71,8 @@ class EagerUpdate:
             loss = of(scores[0][:, 0], scores[1], batch.negatives.mask)
         losses = {"cf": loss.detach()}
         if scores[2].shape[1]:
-            if own is None:
-                distill = distill_loss(scores[2], batch.guide_scores, tau_learner, tau_guide, batch.distill.mask)
-            else:
-                distill = own(scores[2], batch.guide_scores, batch.distill)
-            loss, losses["distill"] = loss + distill_weight * distill, distill.detach()
+            distill = self.terms.distill_loss(scores[2], batch.guide_scores, batch.distill)
+            loss, losses["distill"] = loss + self.terms.distill_weight * distill, distill.detach()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.clip_norm:
@@ -136,10 +132,10 @@ class FusedUpdate(TableUpdate):
 
     def __init__(self, model: Recommender, tables: Tables, config: ModelConfig, terms: Terms) -> None:
         super().__init__(model, tables, config)
-        self.terms = terms[:4]
+        self.terms = terms
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        cf, distill_weight, tau_learner, tau_guide = self.terms
+        cf, kind, distill_weight, tau_learner, tau_guide, _ = self.terms
         try:
             found = fused_step(
                 self.optimizer,
@@ -149,6 +145,7 @@ class FusedUpdate(TableUpdate):
                 batch.distill,
                 batch.guide_scores,
                 cf=cf,
+                distill_kind=kind,
                 distill_weight=distill_weight,
                 tau_learner=tau_learner,
                 tau_guide=tau_guide,
