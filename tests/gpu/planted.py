@@ -304,7 +304,7 @@ FAULTS = {
         RACE,
         "loss.cu",
         "if (keys) keys[at] = static_cast<Key>(id);",
-        "keys[FAULT ? 0 : at] = static_cast<Key>(id);",
+        "if (keys) keys[FAULT ? 0 : at] = static_cast<Key>(id);",
         "update",
     ),
     "update: touches past the last": Fault(
