@@ -413,10 +413,14 @@ def rule(r: Rule) -> None:
         within("eps", r.eps, ranges.EPS)
 
 
-def rate(lr: Tensor, table: Tensor) -> None:
-    """A learning rate [], float64 on the CPU, or as the tables are."""
-    host = lr.device.type == "cpu" and lr.dtype == torch.float64
-    tensor("lr", lr, (), (torch.float64 if host else table.dtype,), lr.device if host else table.device)
+def rate(lr: Tensor | None, count: Tensor | None, table: Tensor) -> None:
+    """A learning rate [], float64 on the CPU, or as the tables are; beside a count of steps, which is float64, float64 too."""
+    if lr is not None:
+        host = lr.device.type == "cpu" and lr.dtype == torch.float64
+        dtype = torch.float64 if host or count is not None else table.dtype
+        tensor("lr", lr, (), (dtype,), lr.device if host else table.device)
+    if count is not None:
+        tensor("steps_done", count, (), (torch.float64,), table.device)
 
 
 def step(s: StepInputs) -> None:

@@ -195,11 +195,11 @@ def fused_step(
     )  # fmt: skip
     if not step.typed():
         checks.step_types(step)
-    rule, lr = optimizer.queued_rule()
+    rule, lr, count = optimizer.queued_rule()
     if lr is None and torch.compiler.is_dynamo_compiling():
         rule, lr = rule._replace(lr=0.0), torch.ones((), dtype=torch.float64) * rule.lr
     cf_loss, distill_loss = torch.ops.bdkernels.fused_step(
-        *step, optimizer.row_state(), *rule, lr, backend="" if backend is None else _name(backend)
+        *step, optimizer.row_state(), *rule, lr, count, backend="" if backend is None else _name(backend)
     )
     optimizer.count_step()
     return StepLoss(cf_loss + distill_weight * distill_loss, cf_loss, distill_loss)

@@ -19,7 +19,7 @@ from bdkernels import checks, ranges
 from bdkernels.backends.reference import update_rows
 from bdkernels.storage import mapped
 from bdkernels.storage.pages import large_pages
-from bdkernels.types.rule import Rule
+from bdkernels.types.rule import Rule, rate
 
 NAMES = ("user_table", "item_table", "item_bias")  # in the order of the parameters
 
@@ -106,31 +106,32 @@ class RowOptimizer(torch.optim.Optimizer):
 
     def rule(self) -> Rule:
         """What the next step does, in numbers: it waits for those on a device. Raises ValueError for one out of its range."""
-        rule, rate = self.queued_rule()
-        return rule if rate is None else rule._replace(lr=float(rate))
+        rule, lr, count = self.queued_rule()
+        if count is not None:
+            lr = rate(rule, rule.lr if lr is None else lr, count).to(self.user_table.dtype)
+        return rule if lr is None else rule._replace(lr=float(lr))
 
-    def queued_rule(self) -> tuple[Rule, Tensor | None]:
-        """The same, and in the place of its lr a tensor [] of the tables' dtype where that lr depends on a number which lies
-        beside the tables: nobody waits for it.
+    def queued_rule(self) -> tuple[Rule, Tensor | None, Tensor | None]:
+        """The same but for numbers that lie beside the tables, so that nobody waits for them: in the place of its lr a tensor []
+        of the tables' dtype; and the count of steps [] float64 where lr depends on it. `rate` is then still to be asked, of the
+        rule's lr or of the tensor in its place, which then is float64.
         """
-        lr = self.param_groups[0]["lr"]
+        lr, count = self.param_groups[0]["lr"], self._numbers["step_count"]
         if isinstance(lr, Tensor) and lr.device == self.user_table.device:
-            lr = lr.detach().double()
+            given, lr = lr.detach().double(), 0.0
         else:
-            lr = float(lr)
+            given, lr = None, float(lr)
             checks.within("lr", lr, ranges.LR)
-        rate = self._rate(lr, self._numbers["step_count"] + 1)
-        if isinstance(rate, Tensor):
-            return self._rule(0.0), rate.to(self.user_table.dtype)
-        return self._rule(rate), None
+        rule = self._rule(lr)
+        if isinstance(count, Tensor) and rule.kind == "adam":
+            return rule, given, count
+        if given is not None:
+            return rule, rate(rule, given, count).to(self.user_table.dtype), None
+        return rule._replace(lr=rate(rule, lr, count)), None, None
 
     def _rule(self, lr: float) -> Rule:
         """The numbers of the rule as they are now, but for lr."""
         return Rule(self.kind, lr, self.param_groups[0]["weight_decay"])
-
-    def _rate(self, lr: Any, t: Any) -> Any:
-        """lr of step number t, from 1; either may be a tensor, and then it is one."""
-        return lr
 
     @property
     def step_count(self) -> int:
@@ -312,10 +313,6 @@ class SparseAdam(RowOptimizer):
         group = self.param_groups[0]
         beta1, beta2 = group["betas"]
         return Rule(self.kind, lr, group["weight_decay"], beta1, beta2, group["eps"])
-
-    def _rate(self, lr: Any, t: Any) -> Any:
-        beta1, beta2 = self.param_groups[0]["betas"]
-        return lr * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
 
 
 def sparse_step(optimizer: RowOptimizer, **rows: tuple[Tensor, Tensor]) -> None:

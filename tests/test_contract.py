@@ -50,6 +50,8 @@ def arguments() -> dict[str, tuple]:
             0.9,
             0.99,
             1e-8,
+            None,
+            torch.ones((), dtype=torch.float64),
         ),
         "softmax_loss": (*(x.clone().requires_grad_() for x in f), ids[:, 0] % b, ids[:, 1]),
         "softmax_loss_forward": (*f, ids[:, 0] % b, ids[:, 1]),

@@ -76,8 +76,9 @@ class Steps(NamedTuple):
     # limit) -> int64 [2], not 0 where all ids are in [0, limit), and where the rows of `seen` are in order.
     values: Callable[[Tensor | None, Seen | None, int], Tensor] | None = None
     # No step waits for the device, and count_above takes `live`, int64 []: only so many rows, the first, have to be counted.
-    # fused_step takes `lr`, [] of the tables' dtype, in the place of the rule's. It and fused_gradient assert the ids of their
-    # batch themselves where the device asserts; what is masked out may be any id there.
+    # fused_step takes `lr`, [] of the tables' dtype, in the place of the rule's, and `count`, the `steps_done` of `UpdateInputs`.
+    # It and fused_gradient assert the ids of their batch themselves where the device asserts; what is masked out may be any id
+    # there.
     queued: bool = False
     # A pass over the items is dear, whatever it counts: the sampler's rounds are few and large.
     few_rounds: bool = False

@@ -160,15 +160,19 @@ def fused_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tenso
     return torch.ops.bdkernels_cuda.fused_gradient(*native.tables(s), *batch, counts, *native.objective(s))
 
 
-def fused_step(s: StepInputs, state: list[Tensor], rule: Rule, lr: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """`lr`: float32 [] on the device, in the place of the rule's. Ids out of range are asserted on devices that assert."""
+def fused_step(
+    s: StepInputs, state: list[Tensor], rule: Rule, lr: Tensor | None = None, count: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """`lr`: float32 [] on the device, in the place of the rule's; `count`: `steps_done` of `UpdateInputs`. Ids out
+    of range are asserted on devices that assert.
+    """
     only_losses("cuda", LOSSES, s.cf, s.distill_kind)
     batch, counts, sizes = native.batch(s), s.users.new_ones(2), (s.user_table.shape[0], s.item_table.shape[0])
     keys = torch.ops.bdkernels_cuda.step_keys(*batch, *sizes, counts)
     checks.queued_ids(counts[1], *sizes)
     touches = keys.sort(stable=True)  # stable: sums have one order
     return torch.ops.bdkernels_cuda.fused_step(
-        *native.tables(s), state, *batch, counts, *touches, lr, *native.objective(s), *native.rule(rule)
+        *native.tables(s), state, *batch, counts, *touches, lr, count, *native.objective(s), *native.rule(rule)
     )  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """The operators of the stage `loss`. `autograd` makes the differentiable ones of them."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from bdkernels import checks, ranges
 from bdkernels.backends import steps
 from bdkernels.ops.define import define
 from bdkernels.storage import mapped
-from bdkernels.types.rule import RULES, Rule
+from bdkernels.types.rule import RULES, Rule, rate
 from bdkernels.types.step import DistillInputs, StepInputs
 
 
@@ -26,12 +26,15 @@ class UpdateInputs(NamedTuple):
 
     lr: [] in the place of the rule's: float64 on the CPU, since of a number torch.compile makes a constant, and compiles again;
         or of the tables' dtype on their device, which a captured CUDA graph reads anew in each replay.
+    steps_done: [] float64 on the tables' device. The rule's lr, or `lr`, which is float64 then, is not yet corrected for them by
+        `rate`.
     """
 
     step: StepInputs
     state: list[Tensor]
     rule: Rule
     lr: Tensor | None = None
+    steps_done: Tensor | None = None
 
 
 def _check_distill(s: DistillInputs) -> Tensor:
@@ -82,10 +85,9 @@ define("fused_gradient", StepInputs, "(Tensor, Tensor, Tensor, Tensor, Tensor)",
 
 
 def _check_update(u: UpdateInputs) -> tuple[Tensor, Tensor]:
-    s, state, rule, lr = u
+    s, state, rule, lr, count = u
     checks.step(s)
-    if lr is not None:
-        checks.rate(lr, s.user_table)
+    checks.rate(lr, count, s.user_table)
     checks.in_place(*s.tables)
     checks.choice("rule", rule.kind, RULES)
     checks.state(list(s.named_tables.values()), state, RULES.index(rule.kind))
@@ -94,24 +96,28 @@ def _check_update(u: UpdateInputs) -> tuple[Tensor, Tensor]:
 
 
 def _fused_step(u: UpdateInputs, backend: str) -> tuple[Tensor, Tensor]:
-    s, state, rule, lr = u
+    s, state, rule, lr, count = u
     table = s.user_table
     stages = steps(table.device, backend, table.dtype)
-    on_device = stages.queued and lr is not None and (lr.device, lr.dtype) == (table.device, table.dtype)
-    if lr is not None and not (
-        on_device and table.device.type in checks.ASSERTS
-    ):  # where nobody may wait for its value
-        rule = rule._replace(lr=float(lr))
-    if rule.lr not in ranges.STEP_SIZE:
-        checks.within("lr", rule.lr, ranges.STEP_SIZE)
-    if type(rule.lr) is not float:  # a Scalar may be an integer
-        rule = rule._replace(lr=float(rule.lr))
+    if lr is not None and (lr.device != table.device or (count is None and lr.dtype != table.dtype)):  # a number
+        rule, lr = rule._replace(lr=float(lr)), None
+    on_device = stages.queued and (lr is not None or count is not None)
+    number: Any = rule.lr
+    if (lr is not None or count is not None) and not (on_device and table.device.type in checks.ASSERTS):
+        number = rule.lr if lr is None else lr
+        if count is not None:
+            number = torch.as_tensor(rate(rule, number, count)).to(table.dtype)
+        number = float(number)  # where nobody may wait for its value, it is not asked for
+    if number not in ranges.STEP_SIZE:
+        checks.within("lr", number, ranges.STEP_SIZE)
+    if not on_device or type(rule.lr) is not float:  # a Scalar may be an integer
+        rule = rule._replace(lr=float(rule.lr if on_device else number))
     mapped.trainable(*s.tables)
     tables = s.named_tables
     checks.own_memory(tables, state)
     if not (stages.queued and checks.asserts_ids(s)):
         s = checks.own_step(s)
-    out = stages.fused_step(s, state, rule, *((lr,) if on_device else ()))
+    out = stages.fused_step(s, state, rule, *((lr, count) if on_device else ()))
     checks.finite_losses(*out)
     increment_version([*tables.values(), *state])  # the kernels write behind autograd's back
     return out

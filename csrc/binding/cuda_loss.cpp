@@ -77,9 +77,9 @@ std::tuple<Tensor, Tensor> fused_step(const Tensor& user_table, const Tensor& it
                                       std::vector<Tensor> state, const Tensor& users, const Tensor& positives,
                                       const Tensor& negatives, const Tensor& distilled, const Tensor& guide,
                                       const Optional& mask, const Tensor& counts, const Tensor& keys, const Tensor& places,
-                                      const Optional& device_lr, int64_t cf, int64_t distill, double lambda,
-                                      double tau_learner, double tau_guide, int64_t kind, double lr, double weight_decay,
-                                      double beta1, double beta2, double eps) {
+                                      const Optional& device_lr, const Optional& count, int64_t cf, int64_t distill,
+                                      double lambda, double tau_learner, double tau_guide, int64_t kind, double lr,
+                                      double weight_decay, double beta1, double beta2, double eps) {
   const OnDevice device(user_table);
   const int64_t d = table_of(user_table, "user_table").d;
   table_of(item_table, "item_table");
@@ -92,12 +92,19 @@ std::tuple<Tensor, Tensor> fused_step(const Tensor& user_table, const Tensor& it
                           bias ? trained_of(*bias, state, 2 * per_table, per_table) : Trained{}};
   Tensor cf_loss = torch::stable::new_empty(user_table, {}), distill_loss = torch::stable::new_empty(user_table, {});
   const int64_t b = batch.b;
-  const auto [memory, sums, user_grad, user_rows, slopes, partials] = scratch<double, float, float, float, float>(
-      user_table, {2 * b, b * d, b * d, b * batch.width(), (touches.n / cuda::kPiece + 1) * (d + 1)});
+  const auto [memory, sums, rate, user_grad, user_rows, slopes, partials] =
+      scratch<double, float, float, float, float, float>(
+          user_table, {2 * b, 1, b * d, b * d, b * batch.width(), (touches.n / cuda::kPiece + 1) * (d + 1)});
+  const float* lr_at = device_lr && !count ? data<float>(*device_lr, ScalarType::Float, "lr") : nullptr;
+  if (count) {
+    const double* given = device_lr ? data<double>(*device_lr, ScalarType::Double, "lr") : nullptr;
+    cuda::rate({lr, beta1, beta2, given, data<double>(*count, ScalarType::Double, "count")}, rate, device.stream());
+    lr_at = rate;
+  }
   cuda::fused_step(
       of, batch, objective_of(cf, distill, lambda, tau_learner, tau_guide), longs_of(counts, 1, "counts"),
       {sums, sums + b, out_of<float>(cf_loss), out_of<float>(distill_loss), user_grad, nullptr, slopes, user_rows}, rule,
-      device_lr ? data<float>(*device_lr, ScalarType::Float, "lr") : nullptr, touches, partials, device.stream());
+      lr_at, touches, partials, device.stream());
   return {cf_loss, distill_loss};
 }
 
@@ -112,7 +119,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cuda, m) {
   m.def(
       "fused_step(Tensor(a!) user_table, Tensor(b!) item_table, Tensor(c!)? bias, Tensor(d!)[] state, Tensor users, "
       "Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide, Tensor? mask, Tensor counts, Tensor keys, "
-      "Tensor places, Tensor? device_lr, int cf, int distill_kind, float distill_weight, float tau_learner, float "
+      "Tensor places, Tensor? device_lr, Tensor? count, int cf, int distill_kind, float distill_weight, float tau_learner, "
+      "float "
       "tau_guide, int kind, "
       "float lr, float weight_decay, float beta1, float beta2, float eps) -> (Tensor, Tensor)");
   m.def(

@@ -133,6 +133,14 @@ void fused_gradient(const Rows& users, const Rows& items, const float* bias, con
 // count, and 0 if an id is out of range.
 void step_keys(const Batch& batch, int64_t n_users, int64_t n_items, void* keys, bool wide, int64_t* counts, Stream stream);
 
+// What lr_t of Adam is made of, for the step after `count`: lr sqrt(1 - beta2^t) / (1 - beta1^t), t = count + 1.
+struct Rate {
+  double lr, beta1, beta2;
+  const double *lr_at, *count;  // [] in the place of lr, or null; []
+};
+
+void rate(const Rate& of, float* out, Stream stream);
+
 struct Training {
   Trained users, items, bias;  // bias.data may be null
 };

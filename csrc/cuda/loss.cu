@@ -183,6 +183,12 @@ __global__ void __launch_bounds__(kThreads)
   if (!inside) deny(counts + 1);
 }
 
+// One thread: torch's operators take ten launches for this.
+__global__ void __launch_bounds__(kWarp) rate_kernel(Rate of, float* out) {
+  const double t = *of.count + 1, lr = of.lr_at ? *of.lr_at : of.lr;
+  *out = static_cast<float>(lr * std::sqrt(1 - std::pow(of.beta2, t)) / (1 - std::pow(of.beta1, t)));
+}
+
 // A number of a row, and what the optimizer keeps of it.
 struct Number {
   float value, first, second;
@@ -453,6 +459,8 @@ void step_keys(const Batch& batch, int64_t n_users, int64_t n_items, void* keys,
     queue(static_cast<int32_t*>(keys), keys_kernel<int32_t>);
   }
 }
+
+void rate(const Rate& of, float* out, Stream stream) { launch(rate_kernel, dim3(1), dim3(1), 0, stream, of, out); }
 
 void fused_gradient(const Rows& users, const Rows& items, const float* bias, const Batch& batch, const Objective& objective,
                     const int64_t* live, const StepOut& out, Stream stream) {

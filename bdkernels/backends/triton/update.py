@@ -16,7 +16,7 @@ from torch import Tensor
 from bdkernels import checks
 from bdkernels.backends.triton.loss import BLOCK, ROWS, flags, step, sum_losses
 from bdkernels.backends.triton.score import FUSED
-from bdkernels.types.rule import RULES, Rule
+from bdkernels.types.rule import RULES, Rule, rate
 from bdkernels.types.step import StepInputs
 
 TOUCHES = 8  # touches of one row whose parts are gathered together
@@ -222,10 +222,14 @@ def finish_rows(
             )  # fmt: skip
 
 
-def fused_step(s: StepInputs, state: list[Tensor], rule: Rule, lr: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As in the reference. `lr`: float32 [] on the device, in the place of the rule's. Ids out of range are asserted on devices
-    that assert.
+def fused_step(
+    s: StepInputs, state: list[Tensor], rule: Rule, lr: Tensor | None = None, count: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """As in the reference. `lr`: float32 [] on the device, in the place of the rule's; `count`: `steps_done` of `UpdateInputs`.
+    Ids out of range are asserted on devices that assert.
     """
+    if count is not None:
+        lr = rate(rule, rule.lr if lr is None else lr, count).to(s.user_table.dtype)
     n_rows, (n_users, d), n_items, new = (
         s.users.shape[0],
         s.user_table.shape,
