@@ -2,6 +2,7 @@
 learning rates of the joint phase: trained, stopped, resumed bit for bit, and grown."""
 
 import copy
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from bidistill.data import Interactions
 from bidistill.data.sizes import Sizes
 from bidistill.evaluation.ranks import seen_items
 from bidistill.plan.estimate import jobs_of
-from bidistill.report import open_run, results, table
+from bidistill.report import open_run, results, table, write_report
 from bidistill.runs.checkpoint import load_checkpoint
 from bidistill.training.callbacks import Callback
 from bidistill.training.control import matched
@@ -200,6 +201,15 @@ def test_a_teacher_that_stays_as_it_is(parts, tmp_path):
     assert found.line("teacher", "ndcg@10").changed == "none"
     assert [each and each.trained for each in found.epochs["teacher"]] == [0, None, None]
     assert "epochs" in table(found)
+    page = write_report(tmp_path / "run").read_text(encoding="utf-8")
+    assert (
+        "Learning from the teacher, which stayed as it was, changed NDCG@10 on the test part, of 40 users: the student"
+        in page
+    )
+    shutil.rmtree(tmp_path / "run" / "control")  # where the teacher has no history at all, there is no curve of it
+    Trainer(config(tmp_path / "warm", ALONE, quick), parts, warm_start=tmp_path / "run").fit()
+    assert write_report(tmp_path / "warm").read_text(encoding="utf-8").count("<svg") == page.count("<svg") - 1
+    assert "the teacher&#x27;s by" not in page and "the teacher's by" not in page
 
 
 def test_the_plan_of_a_teacher_that_stays_as_it_is(parts):

@@ -21,7 +21,7 @@ from bidistill.report.figures import Curve, learning_curve, rank_density, wins_b
 from bidistill.report.summary import summary
 from bidistill.runs.folder import RunFolder
 from bidistill.training.finished import FinishedRun, open_run
-from bidistill.training.phases import TITLES
+from bidistill.training.phases import TITLES, learn_in
 
 
 def write_report(run: str | Path | FinishedRun, control: str | Path | None = None) -> Path:
@@ -88,13 +88,13 @@ def curves(run: FinishedRun) -> dict[str, list[Curve]]:
         joint = _curve(own, run.history, "joint", column, start)
         if own == "distilled":
             joint = replace(joint, label=distilled_title(run.config))
-        if not joint.values:
+        if not joint.values and model in learn_in("joint", run.config):
             raise UserError(f"{run.path / 'metrics.csv'} has no values of {column}: train the run again")
         lines = [pretrained, joint]
         if run.control is not None:
             lines.insert(1, _curve("control", run.control.history, "joint", column, start))
         panels[model] = [line for line in lines if line.values]
-    return panels
+    return {model: lines for model, lines in panels.items() if lines}
 
 
 def _curve(style: str, history: list[dict[str, Any]], phase: str, column: str, start: float) -> Curve:

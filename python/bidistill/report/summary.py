@@ -7,6 +7,7 @@ from bidistill.metrics import heading
 from bidistill.report.comparison import CONTROL, MODELS, PARTS, Results
 from bidistill.training.control import joint_epochs
 from bidistill.training.finished import FinishedRun
+from bidistill.training.phases import learn_in
 
 
 def summary(run: FinishedRun, found: Results, comparison: Comparison) -> str:
@@ -26,7 +27,9 @@ def summary(run: FinishedRun, found: Results, comparison: Comparison) -> str:
             f" {found.users:,} users."
         )
     else:
-        changes = [f"the {model}'s by {lines[model].changed} to {lines[model].cells[-1]}" for model in reversed(MODELS)]
+        learned = [model for model in reversed(MODELS) if model in learn_in("joint", config)]
+        changes = [f"the {model}'s by {lines[model].changed} to {lines[model].cells[-1]}" for model in learned]
+        how = "Learning from each other" if len(learned) > 1 else "Learning from the teacher, which stayed as it was,"
         against = (
             f"against the same models given the same {joint_epochs(run.history)} extra epochs without distillation."
             if CONTROL in found.labels
@@ -34,8 +37,7 @@ def summary(run: FinishedRun, found: Results, comparison: Comparison) -> str:
             "the extra epochs alone."
         )
         sentences.append(
-            f"Learning from each other changed {metric} on the {part} part, of {found.users:,} users: {changes[0]},"
-            f" {changes[1]}, {against}"
+            f"{how} changed {metric} on the {part} part, of {found.users:,} users: {', '.join(changes)}, {against}"
         )
     if run.stopped:
         sentences.append(f"A callback stopped the run before its last epoch: {run.stopped}.")
