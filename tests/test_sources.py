@@ -125,6 +125,33 @@ def test_the_loss_over_a_whole_pool(parts, optimizer):
     assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("optimizer", ["adam", "sparse_adam"])
+def test_the_listwise_loss_over_a_whole_mixed_pool(parts, optimizer):
+    """KL(p || q) of the softmaxes over a user's whole list, by a frozen teacher: eager and fused, and the student learns it."""
+    own = {
+        "student.optimizer": optimizer,
+        "distill.loss": "listwise",
+        "distill.tau_guide": 0.5,
+        "distill.lambda_teacher": 0.0,
+    }
+    engine = Engine(config(None, WHOLE, own, {"train.joint": "student", "distill.lambda_student": 5.0}), parts)
+    assert [each for each in engine.unfused() if "student" in each.partition(" trains")[0]] == (
+        [] if optimizer == "sparse_adam" else engine.unfused()
+    )
+    teacher, student = engine.objective.pair
+    with torch.no_grad():  # an untrained teacher has hardly a preference
+        teacher.user_factors.weight.mul_(30)
+        teacher.item_factors.weight.mul_(30)
+    engine.objective.resample(0, 3)
+    users, positives = engine.users, engine.items
+    ids = engine.objective.distiller.pool[users].long()
+    mine, theirs = (model.score(users, ids).detach().double().numpy() for model in (student, teacher))
+    p, q = (np.exp(each - np.log(np.exp(each).sum(1, keepdims=True))) for each in (theirs / 0.5, mine))
+    wanted = (p * np.log(p / q)).sum(1).mean()
+    losses = [engine.step("joint", users, positives, step)["student/loss_distill"].item() for step in range(30)]
+    assert losses[0] == pytest.approx(wanted, rel=1e-4) and losses[-1] < 0.95 * losses[0]
+
+
 def test_what_a_run_takes(parts):
     """The memory of the pool and of a step, and measurements of draws and steps with a mixed pool."""
     sizes = Sizes.of_split(parts, config())
