@@ -494,9 +494,7 @@ def _in_range(users: Tensor, n_users: int, items: tuple[Tensor, Tensor, Tensor],
     if not users.numel():
         return True
     positives, negatives, listed = items
-    of_users, of_items = (
-        torch.aminmax(users),
-        torch.aminmax(torch.cat((positives, negatives.flatten(), listed.flatten()))),
-    )
+    every = torch.cat((positives, negatives.flatten(), listed.flatten()))
+    of_users, of_items = torch.aminmax(users), torch.aminmax(every)
     first_user, last_user, first_item, last_item = torch.stack((*of_users, *of_items)).tolist()
     return bool(first_user >= 0 and last_user < n_users and first_item >= 0 and last_item < n_items)
