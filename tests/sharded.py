@@ -178,6 +178,7 @@ class Check:
         if self.size == 1:
             assert result.metrics == one["metrics"]
         same(result.history, result.metrics, one)
+        assert result.baselines == one["baselines"]
         for name in ("teacher", "student"):
             near(getattr(result, name), one[name], (part.users, part.items, part.items))
         assert variant != "tiny" or self.rank < 3 or not part.items
@@ -278,6 +279,10 @@ def what_differs_is_named(c: Check) -> None:
     with raises(UserError, "the teacher is a module that a program gives", "train without torchrun"):
         Trainer(settings("usual", run__out=out), data(), teacher=MF(53, 71, 6, sparse=True))
     register_model("whole", lambda n_users, n_items, seed: MF(n_users, n_items, 4, sparse=True))
+    with raises(UserError, "eval.baselines has ease, which works on one process only", "leave it out"):
+        Trainer(settings("usual", run__out=out, eval__baselines=("popularity", "ease")), data())
+    with raises(UserError, "the teacher Popularity is fitted on one process only"):
+        Trainer(settings("usual", run__out=out, teacher__kind="popularity", distill__lambda_teacher=0.0), data())
     with raises(UserError, "the student has the kind 'whole'", "cannot be divided among several processes"):
         Trainer(settings("usual", run__out=out, student__kind="whole"), data())
     with raises(UserError, "cannot" if c.rank == 0 else "rank 0 failed with UserError: "):

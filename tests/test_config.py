@@ -14,6 +14,8 @@ BESIDE = {
 
 def other_value(option):
     """An allowed value that is not the default."""
+    if option.part is str and option.type is tuple:
+        return ("ease", "popularity")
     if option.choices:
         return next((c for c in option.choices if c != option.default), option.default)
     if option.type is dict:

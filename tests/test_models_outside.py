@@ -325,7 +325,10 @@ def test_the_size_of_any_kind_is_known_before_it_is_made():
     register_model("computed", Computed)
     sizes = {"n_users": 1000, "n_items": 300}
     assert size_of_kind({"kind": "computed", **sizes}).state == 4 * 3 * 1600
-    assert size_of_kind({"kind": "mf", **sizes, "dim": 7}) == (4 * (1000 * 7 + 300 * 8), 8 * 7, 7)
+    found = size_of_kind({"kind": "mf", **sizes, "dim": 7})
+    assert found == (4 * (1000 * 7 + 300 * 8), 8 * 7, 7, True, False, None)
+    ease = size_of_kind({"kind": "ease", **sizes})
+    assert ease[:5] == (4 * 300**2 + 8 * 1001, 0, None, False, True) and ease.fit_bytes(9) == 16 * 300**2
 
 
 def test_a_given_module_counts_in_the_memory_that_a_run_needs(outside, parts, monkeypatch):

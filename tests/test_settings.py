@@ -53,7 +53,8 @@ GROUPS = {
         "distill.lambda_teacher": 0.3, "distill.lambda_student": 1.0, "distill.tau_learner": 2.0, "distill.tau_guide": 5.0,
         "distill.side": "under", "distill.samples": 2, "distill.resample_every": 0, "distill.to_student.kind": "exp",
         "distill.to_student.alpha": 3.0, "distill.to_teacher.kind": "tanh", "distill.to_teacher.eps": 0.1,
-        "eval.batch_size": 16, "eval.users": 20, "run.seed": 3, "run.threads": 1, "run.checkpoint_every": 2,
+        "eval.baselines": ("popularity", "item_knn"), "eval.batch_size": 16, "eval.users": 20,
+        "run.seed": 3, "run.threads": 1, "run.checkpoint_every": 2,
         "run.checkpoint_steps": 2, "run.timeout": 60,
     },
     "three files, fused, some items": {

@@ -32,7 +32,8 @@ def folder(tmp_path_factory):
         own = folder / "one" / variant
         for name in ("teacher", "student"):
             save_model(own / f"{name}.safetensors", getattr(result, name))
-        (own / "result.json").write_text(json.dumps({"history": result.history, "metrics": result.metrics}))
+        kept = {"history": result.history, "metrics": result.metrics, "baselines": result.baselines}
+        (own / "result.json").write_text(json.dumps(kept))
     out = str(folder / "an epoch of one")
     Trainer(sharded.settings("negatives from samples", run__out=out, train__epochs=1), sharded.data()).fit()
     return folder

@@ -237,6 +237,12 @@ class DistillConfig:
 class EvalConfig:
     ks: tuple[int, ...] = option((10, 50), lambda: f"list lengths of {', '.join(map(heading, cut_off()))}", least=1)
     batch_size: int = option(256, "users ranked at a time", least=1)
+    baselines: tuple[str, ...] = option(
+        ("popularity",),
+        "kinds of models that are fitted when the run ends, for the tables of results: popularity, which is always there, als,"
+        " ease, item_knn and other kinds with a method fit",
+        choices=MODELS,
+    )
     users: int = option(
         0,
         "evaluate on so many users, picked at random, the same ones every time; 0: on all who have held-out items",

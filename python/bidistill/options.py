@@ -46,7 +46,8 @@ def option(
 class Option:
     """One option as the command line shows it.
 
-    `type` is str, int, float, bool, tuple (of ints), or dict: a table of plain values, on the command line name=value,name=value.
+    `type` is str, int, float, bool, tuple (of `part`, int or str), or dict: a table of plain values, on the command line
+    name=value,name=value.
     """
 
     name: str  # "distill.to_student.alpha"
@@ -59,6 +60,7 @@ class Option:
     words: tuple[str, ...]  # allowed beside the values of the type
     or_zero: bool  # 0 is allowed beside the limits
     limits: dict[str, float | None]  # by LIMITS; None: no such limit
+    part: Callable[[Any], Any]  # the type of a tuple's values; else the type itself
 
     @property
     def help(self) -> str:
@@ -88,7 +90,7 @@ class Option:
             if self.type is bool:
                 return self.check({"true": True, "yes": True, "false": False, "no": False}[text.lower()])
             if self.type is tuple:
-                return self.check(tuple(int(part) for part in text.split(",")))
+                return self.check(tuple(self.part(part.strip()) for part in text.split(",")))
             if self.type is dict:
                 pairs = (part.partition("=") for part in text.split(",") if part and text not in ("none", "{}"))
                 return self.check({name.strip(): _plain(value.strip()) for name, _, value in pairs})
@@ -109,8 +111,7 @@ class Option:
         if self.type is tuple and isinstance(value, list):
             value = tuple(value)
         parts = value if isinstance(value, tuple) else (value,)
-        part_type = int if self.type is tuple else self.type
-        if not isinstance(value, self.type) or not parts or any(type(part) is not part_type for part in parts):
+        if not isinstance(value, self.type) or not parts or any(type(part) is not self.part for part in parts):
             raise UserError(f"{self.name} must be {self._wanted()}, found {value!r}")
         if wrong := [part for part in parts if not self._allowed(part)]:
             raise UserError(f"{self.name} must be {self._wanted(wrong[0])}, found {value!r}")
@@ -146,7 +147,8 @@ class Option:
         """What values are allowed; INT64 is named only where the value found is larger."""
         if self.choices:
             also = getattr(self.choices, "also", "")  # of a ClassRegistry
-            return "one of " + ", ".join([*self.choices, *self.words]) + (f", or {also}" if also else "")
+            some = "some" if self.type is tuple else "one"
+            return f"{some} of " + ", ".join([*self.choices, *self.words]) + (f", or {also}" if also else "")
         kinds = {
             str: "text",
             int: "a whole number",
@@ -176,11 +178,13 @@ def options_of(config: type) -> tuple[Option, ...]:
                 continue
             kind, optional = _kind(hints[f.name])
             limits = {name: f.metadata[name] for name in LIMITS}
-            if kind in (int, tuple) and limits["most"] is None:
+            part = get_args(hints[f.name])[0] if kind is tuple else kind
+            if part is int and limits["most"] is None:
                 limits["most"] = INT64
             value = getattr(default(), f.name)
             text, choices, words, or_zero = (f.metadata[name] for name in ("help", "choices", "words", "or_zero"))
-            yield Option(prefix + f.name, kind, optional, value, text, section_help, choices, words, or_zero, limits)
+            about = text, section_help, choices, words, or_zero, limits, part
+            yield Option(prefix + f.name, kind, optional, value, *about)
         for f in nested:
             assert callable(f.default_factory)
             yield from walk(hints[f.name], f.default_factory, f"{prefix}{f.name}.", f.metadata["help"])

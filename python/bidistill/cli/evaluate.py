@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from typing import Any
 
 from bidistill.cli.parser import add_command, add_mapped
@@ -11,7 +12,7 @@ from bidistill.errors import UserError
 from bidistill.evaluation.evaluate import compare
 from bidistill.evaluation.intervals import LEVEL
 from bidistill.evaluation.ranks import MAPPED_USERS
-from bidistill.metrics import listed, means, metrics_of
+from bidistill.metrics import listed, means, metrics_of, names_of
 from bidistill.report import open_run, table
 from bidistill.report.comparison import MODELS, tabulated
 
@@ -52,13 +53,18 @@ def run(arguments: argparse.Namespace) -> None:
     most = finished.config.eval.users if arguments.users is None else arguments.users
     pair = compare(teacher, student, finished.split, part, batch_size=batch, max_users=most)
     found = tabulated({"best epoch": pair}, part, n_items, ks)
+    if most == finished.config.eval.users and {*ks} <= {*finished.config.eval.ks}:
+        kept = {name: parts[part] for name, parts in finished.baselines.items()}
+        asked = [*names_of(ks), "users"]
+        found = replace(found, baselines={name: {key: each[key] for key in asked} for name, each in kept.items()})
     shares = {"student_better": pair.student_better, "teacher_better": pair.teacher_better}
     if arguments.json:
         of_users = [metrics_of(pair.users, ranks, ks) for ranks in (pair.teacher_ranks, pair.student_ranks)]
         plain = {model: means(each) for model, each in zip(MODELS, of_users, strict=True)}
         ends = {model: {line.metric: line.ends[0] for line in found.models[model]} for model in MODELS}
         about = {"part": part, "users": found.users, "items": n_items}
-        print(json.dumps({**about, **plain, "intervals": ends, "level": LEVEL, **shares}, indent=2))
+        compared = {"baselines": found.baselines} if found.baselines else {}
+        print(json.dumps({**about, **plain, **compared, "intervals": ends, "level": LEVEL, **shares}, indent=2))
         return
     print(f"{finished.path}, each model in its best epoch\n")
     print(table(found))

@@ -14,6 +14,7 @@ from bidistill.errors import UserError
 from bidistill.evaluation.ranks import held_out, ranks_of, seen_items
 from bidistill.metrics import means, metrics_of
 from bidistill.models import Recommender
+from bidistill.models.base import device_of
 
 
 def evaluate(
@@ -103,7 +104,7 @@ def compare(
     users, items = held_out(split, part, max_users)
     if not len(users):
         raise UserError(f"the split holds out no {part} interactions: nothing to compare on; choose another split")
-    device = next(iter(teacher.parameters())).device
+    device = device_of(teacher)
     seen = seen_items(split, part, device)
     pair = (ranks_of(model, split, part, users, items, batch_size, seen) for model in (teacher, student))
     return Comparison(users, items, *pair)

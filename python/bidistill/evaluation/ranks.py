@@ -14,6 +14,7 @@ from bidistill.data import Split
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
 from bidistill.models import Recommender
+from bidistill.models.base import device_of
 from bidistill.models.scoring import require_factors, scorer_of
 
 MAPPED_USERS = 8192  # in one call where every call reads the item table from disk
@@ -88,7 +89,7 @@ def ranks_of(
     partition: Partition | None = None,
 ) -> np.ndarray:
     """`ranks` of these interactions."""
-    device = next(iter(model.parameters())).device
+    device = device_of(model)
     own_users = None if partition is None else partition.own_users
     seen = seen_items(split, part, device, only=own_users) if seen is None else seen
     if partition is not None and partition.shards is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from bdkernels import Factors
+from bdkernels import Factors, Seen
 
 Tables = tuple[Tensor, Tensor, Tensor | None]  # [n_users, d], [n_items, d], [n_items] or None
 
@@ -89,6 +89,39 @@ class TableModel(FactorModel, Protocol):
         A subclass that scores in another way must return None.
         """
         ...
+
+
+@runtime_checkable
+class FittedModel(Recommender, Protocol):
+    """A Recommender that is fitted in one call, in the place of the epochs of its pretraining, and stays as it is from then on.
+
+    It needs no parameter and no gradient; what `score` computes with is in its `state_dict`, which `load_state_dict` takes back.
+    Before it is fitted it has to score too, in any way. It may have `continued`, which if true lets it be trained by gradient
+    after it was fitted, and `fit_bytes(interactions: int) -> int`: the memory that `fit` takes beyond the state. That is asked
+    for before a run begins, and may raise a `UserError` where something that `fit` needs is missing.
+    """
+
+    def fit(self, train: Seen, seed: int) -> None:
+        """Learn from the training items of all users; `seed` is of whatever is random in it, and other for each model and run."""
+        ...
+
+
+def is_fitted(model: Any) -> bool:
+    """Whether the model is a `FittedModel`."""
+    return callable(getattr(model, "fit", None))
+
+
+def learns(model: Any) -> bool:
+    """Whether gradients train the model: every one but a `FittedModel` that is not `continued`."""
+    return not is_fitted(model) or bool(getattr(model, "continued", False))
+
+
+def device_of(model: Any, otherwise: torch.device | str = "cpu") -> torch.device:
+    """Where the model's parameters are, or its buffers; `otherwise` where it has neither."""
+    for name in ("parameters", "buffers"):
+        for each in getattr(model, name, tuple)():
+            return cast(torch.device, each.device)
+    return torch.device(otherwise)
 
 
 def tables_of(model: Recommender) -> Tables | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bdkernels import Factors
 from bidistill.errors import UserError
-from bidistill.models.base import Recommender, tables_of
+from bidistill.models.base import Recommender, device_of, learns, tables_of
 from bidistill.models.modes import evaluating
 from bidistill.optimizers import FUSED, wants_sparse
 from bidistill.registry import OPTIMIZERS
@@ -43,26 +43,28 @@ def check_model(name: str, found: Any, n_users: int, n_items: int) -> None:
             raise UserError(
                 f"{title} has {attribute} = {getattr(model, attribute)}, but the split has {n:,}: make it for split.{attribute}"
             )
-    if not any(each.requires_grad for each in model.parameters()):
+    if learns(model) and not any(each.requires_grad for each in model.parameters()):
         raise UserError(f"{title} has no parameter that requires a gradient, so there is nothing to train")
     odd = [key for key, value in model.state_dict().items() if not isinstance(value, Tensor)]
     if odd:
         raise UserError(
             f"{title} keeps something else than tensors in its state_dict ({odd[0]}), which cannot be saved"
         )
-    if tables_of(model) is None:
-        _check_scores(title, model, n_users, n_items)
+    check_scores(title, model, n_users, n_items)
 
 
-def _check_scores(title: str, model: Any, n_users: int, n_items: int) -> None:
-    device = next(iter(model.parameters())).device
+def check_scores(title: str, model: Any, n_users: int, n_items: int) -> None:
+    """Raise UserError where the ways in which the model scores a few items fail or contradict each other."""
+    if tables_of(model) is not None:
+        return
+    device = device_of(model)
     users = torch.tensor([0, n_users - 1], device=device)
     items = torch.tensor([[0, n_items - 1, n_items // 2]] * 2, device=device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), evaluating(model):
         with torch.enable_grad():
             scores = _tried(f"{title}: score", SCORE, lambda: model.score(users, items))
             _check_tensor(f"{title}: score", SCORE, scores, (2, 3))
-            if not scores.requires_grad:
+            if learns(model) and not scores.requires_grad:
                 raise UserError(
                     f"{title}: score gives numbers without a gradient (detached, or under no_grad): {SCORE}"
                 )
@@ -92,9 +94,10 @@ def check_gradients(name: str, model: Recommender, optimizer: str) -> None:
         (tables_of(model) is not None and optimizer in ("adam", *FUSED))
         or not (sparse_only or of_torch)
         or optimizer in either
+        or not learns(model)
     ):
         return
-    device = next(iter(model.parameters())).device
+    device = device_of(model)
     parameters = [each for each in model.parameters() if each.requires_grad]
     with torch.random.fork_rng([device] if device.type == "cuda" else []), evaluating(model), torch.enable_grad():
         ids = torch.zeros(1, 1, dtype=torch.int64, device=device)

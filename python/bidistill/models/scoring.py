@@ -16,7 +16,7 @@ from torch import Tensor
 from bdkernels import Factors, Scorer, score
 from bdkernels.storage import mapped
 from bidistill.errors import UserError
-from bidistill.models.base import tables_of
+from bidistill.models.base import device_of, tables_of
 from bidistill.models.modes import evaluating
 
 PAIRS = 1 << 18  # queries x items that `score` is asked for at a time: it may make a vector of each
@@ -89,10 +89,9 @@ class ModelScorer:
                     f"the model {type(model).__name__} has no {name}: give it n_items and score(queries, items [B, C]) -> [B, C]"
                 )
         first = first_tensor(queries)
-        parameter = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
         self.model, self.queries = model, queries
         self.n_rows, self.n_items = len(first), int(cast(int, n_items))
-        self.device: torch.device = first.device if parameter is None else parameter.device
+        self.device = device_of(model, first.device)
 
     def block(self, first: int, stop: int) -> Tensor:
         """[B, stop - first] float32 scores of a block of items."""

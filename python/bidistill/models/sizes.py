@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
 from bidistill.errors import UserError
-from bidistill.models.base import Recommender, tables_of
+from bidistill.models.base import Recommender, device_of, is_fitted, learns, tables_of
 from bidistill.models.kinds import build_model
 from bidistill.models.modes import evaluating
 
@@ -23,17 +24,26 @@ class ModelSize(NamedTuple):
         state: bytes of its parameters and buffers.
         listed: bytes that an item of a row takes in a training step by autograd: numbers that are kept, and their gradients.
         width: length of the vectors in its tables, where it is a `TableModel`; else None.
+        learns: whether gradients train it: see `models.base.learns`.
+        fitted: whether it is a `FittedModel`.
+        fit_bytes: what such a model says of the memory that its `fit` takes, by the number of interactions.
     """
 
     state: int
     listed: int
     width: int | None
+    learns: bool = True
+    fitted: bool = False
+    fit_bytes: Callable[[int], int] | None = None
 
 
 def size_of(model: Recommender) -> ModelSize:
     """The size of a model that is there, or of one on the meta device."""
-    tables = tables_of(model)
-    return ModelSize(state_bytes(model), listed_bytes(model), None if tables is None else int(tables[0].shape[1]))
+    tables, learned = tables_of(model), learns(model)
+    width = None if tables is None else int(tables[0].shape[1])
+    fitted = is_fitted(model)
+    fit_bytes = getattr(model, "fit_bytes", None) if fitted else None
+    return ModelSize(state_bytes(model), listed_bytes(model) if learned else 0, width, learned, fitted, fit_bytes)
 
 
 def size_of_kind(config: dict[str, Any]) -> ModelSize:
@@ -54,7 +64,7 @@ def size_of_kind(config: dict[str, Any]) -> ModelSize:
         first, users, items = (size_of(build_model({**config, "n_users": u, "n_items": n})) for u, n in sizes)
         each_user, each_item = ((more.state - first.state) / LITTLE for more in (users, items))
         state = first.state + each_user * (config["n_users"] - LITTLE) + each_item * (config["n_items"] - LITTLE)
-        return first._replace(state=max(0, round(state)))
+        return first._replace(state=max(0, round(state)), fit_bytes=None)
 
 
 def state_bytes(model: Recommender) -> int:
@@ -73,7 +83,7 @@ def listed_bytes(model: Recommender) -> int:
                 sizes.append(value.numel() * value.element_size())
             return value
 
-        device = next(iter(model.parameters())).device
+        device = device_of(model)
         users = torch.zeros(ROWS, dtype=torch.int64, device=device)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
             model.score(users, torch.zeros(ROWS, columns, dtype=torch.int64, device=device))

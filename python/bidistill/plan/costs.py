@@ -19,7 +19,8 @@ from bidistill.data.sizes import Sizes, made_up
 from bidistill.errors import UserError
 from bidistill.runs.checkpoint import save_checkpoint
 from bidistill.training.engine import Engine
-from bidistill.training.memory import memory, shortage, tables
+from bidistill.training.fitted import settled
+from bidistill.training.memory import memory, model_sizes, shortage, tables
 from bidistill.training.phases import PHASES
 from bidistill.training.timing import MOST, Cost, draw_cost, exact, rank_cost, step_seconds
 
@@ -73,12 +74,13 @@ def measure(config: Config, sizes: Sizes) -> Costs:
         raise UserError(shortage(memory(config, sizes)))
     parts = made_up(little)
     folder = Path(config.run.out or "run").parent
+    config = settled(config, model_sizes(config, little))
     engine = Engine(exact(config), parts)
     start = time.perf_counter() - began
     size = tables(config.teacher, little) + tables(config.student, little)
     of_tables = seconds(lambda: [engine.new_model(name) for name in engine.learners])
     draw = draw_cost(engine) if engine.objective.distiller is not None else Cost(0.0, 0.0)
-    step = {phase: step_seconds(engine, phase) for phase in PHASES}
+    step = {phase: 0.0 if engine.fitted(phase) else step_seconds(engine, phase) for phase in PHASES}
     ranks = {name: rank_cost(engine, name) for name in engine.learners}
     start = max(0.0, start - of_tables) / little.train
     read, save = read_seconds(), save_seconds(folder)

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from bidistill.config import Config
 from bidistill.data.sizes import Sizes
 from bidistill.plan.costs import Costs
-from bidistill.training.memory import Allocation, checkpoint, disk_there, gb, memory, shortage, tables
+from bidistill.training.fitted import settled
+from bidistill.training.memory import Allocation, checkpoint, disk_there, gb, memory, model_sizes, shortage, tables
 from bidistill.training.phases import PHASES, TITLES, learn_in
 from bidistill.training.settings import decided
 from bidistill.training.timing import share_of
@@ -81,6 +82,7 @@ def made_plan(config: Config, sizes: Sizes, parts: list[Allocation], jobs: list[
     """A plan of this memory and these jobs, with what does not fit on this machine."""
     # The old checkpoint goes when the new one is there; the split, the models.
     disk = 2 * checkpoint(config, sizes) + 24 * sizes.interactions
+    disk += 2 * sum(each.state for each in model_sizes(config, sizes).values() if not each.learns)
     problems = []
     if short := shortage(parts):
         problems.append(short)
@@ -96,6 +98,7 @@ def jobs_of(config: Config, sizes: Sizes, costs: Costs) -> list[Job]:
     train, distill = config.train, config.distill
     steps = math.ceil(sizes.train / train.batch_size)
     ranked = {name: sizes.evaluated * costs.rank[name].at(sizes.items) for name in costs.rank}
+    found = model_sizes(config, sizes)
     table_bytes = tables(config.teacher, sizes) + tables(config.student, sizes)
     jobs = [
         Job("starting Python, and the report", costs.program, 1),
@@ -104,8 +107,10 @@ def jobs_of(config: Config, sizes: Sizes, costs: Costs) -> list[Job]:
     ]
     for phase in PHASES:
         epochs = train.epochs if phase == "joint" else train.pretrain_epochs
+        one_call = phase != "joint" and found[phase.removeprefix("pretrain_")].fitted
+        epochs = 1 if one_call else epochs
         names, title = learn_in(phase, config), TITLES[phase]
-        jobs.append(Job(f"{title}: step", costs.step[phase], steps * epochs))
+        jobs.append(Job(f"{title}: step", costs.step[phase], 0 if one_call else steps * epochs))
         if phase == "joint" and distill.method != "none":
             one = costs.draw.at(min(sizes.items, int(distill.subset) or sizes.items))
             if distill.resample_every == 0:
@@ -127,7 +132,18 @@ def jobs_of(config: Config, sizes: Sizes, costs: Costs) -> list[Job]:
 
 
 def planned(config: Config, sizes: Sizes, costs: Costs) -> tuple[Config, list[str]]:
-    """The settings with numbers in the place of "auto", from what `measure` found, and what there is to remark."""
+    """The settings as a run would have them: with numbers in the place of "auto", from what `measure` found, and who learns; and
+    what there is to remark.
+    """
+    found = model_sizes(config, sizes)
+    fitted = [
+        f"the {name} is fitted in one call, which these times leave out" for name, each in found.items() if each.fitted
+    ]
+    config, remarks = _decided(settled(config, found), sizes, costs)
+    return config, [*remarks, *fitted]
+
+
+def _decided(config: Config, sizes: Sizes, costs: Costs) -> tuple[Config, list[str]]:
     if config.distill.subset != "auto" or config.distill.method == "none":
         return config, [*costs.unfused]
     config, why = decided(config, sizes, share_of(config, sizes, costs.draw, costs.step["joint"]))

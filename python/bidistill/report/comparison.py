@@ -13,6 +13,8 @@ from bidistill.errors import UserError
 from bidistill.evaluation.evaluate import Comparison, compare
 from bidistill.evaluation.intervals import Interval, decimals, intervals
 from bidistill.metrics import heading, means, metrics_of, names_of
+from bidistill.models.kinds import takes
+from bidistill.training.baselines import baselines
 from bidistill.training.finished import FinishedRun
 from bidistill.training.phases import PHASES, Epochs, epochs_of, problems
 
@@ -69,6 +71,8 @@ class Results:
         epochs: {"teacher": of each training, "student": ...}; None: not known.
         notes: what to keep in mind, a sentence each.
         distilled: what DISTILLED is called.
+        baselines: means over the same users of models that were fitted for comparison, by their names: see
+            `training.baselines`.
     """
 
     part: str
@@ -79,6 +83,7 @@ class Results:
     epochs: dict[str, list[Epochs | None]]
     notes: list[str] = field(default_factory=list)
     distilled: str = DISTILLED
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def titles(self) -> list[str]:
@@ -131,7 +136,27 @@ def results(run: FinishedRun, compared: Mapping[str, Comparison] | None = None) 
             epochs[model].append(epochs_of(source.history, phase, model))
             notes += problems(source.history, source.config, phase, model)
     found = tabulated(compared, run.part, run.split.n_items, ks, epochs, notes)
-    return replace(found, distilled=distilled_title(run.config))
+    fitted = {name: parts[run.part] for name, parts in run.baselines.items()}
+    found = replace(found, distilled=distilled_title(run.config), baselines=fitted)
+    return replace(found, notes=[*found.notes, *beaten(run.config, found)])
+
+
+def beaten(config: Config, found: Results) -> list[str]:
+    """Which models are below a baseline by the monitored metric, a sentence each. One that has more numbers for each user and
+    item than a model has is no measure of it."""
+    metric, kinds, sentences = config.train.monitor, baselines(config), []
+    for model in MODELS:
+        value, dim = found.line(model, metric).values[-1], config.model(model).dim
+        better = [
+            f"{name} ({values[metric]:.4f})"
+            for name, values in found.baselines.items()
+            if value < values[metric] and (not takes(kinds[name].kind, "dim") or kinds[name].dim <= dim)
+        ]
+        if better:
+            sentences.append(
+                f"the {model}, {heading(metric)} {value:.4f} on the {PARTS[found.part]} part, is below {', '.join(better)}"
+            )
+    return sentences
 
 
 def distilled_title(config: Config) -> str:
@@ -188,6 +213,15 @@ def table(found: Results) -> str:
         if any(found.epochs[model]):
             lines.append(_columns("  epochs", [str(each.trained) if each else "-" for each in found.epochs[model]]))
             lines.append(_columns("  epoch kept", kept_cells(found, model)))
+    names = list(found.baselines)
+    for some in (names[at : at + 4] for at in range(0, len(names), 4)):
+        lines += ["", _columns("baselines", some)]
+        lines += [
+            _columns(
+                f"  {_short(heading(line.metric))}", [f"{found.baselines[name][line.metric]:.4f}" for name in some]
+            )
+            for line in found.models[MODELS[0]]
+        ]
     named = zip(found.labels, found.titles, strict=True)
     legend = [f"{SHORT[label]}: {title}" for label, title in named if label in SHORT]
     lines += ["", *_wrapped("; ".join(legend))] if legend else []

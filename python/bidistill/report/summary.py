@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from bidistill.config import ModelConfig
 from bidistill.evaluation.evaluate import Comparison
 from bidistill.metrics import heading
+from bidistill.models.kinds import takes
 from bidistill.report.comparison import CONTROL, MODELS, PARTS, Results
 from bidistill.training.control import joint_epochs
 from bidistill.training.finished import FinishedRun
 from bidistill.training.phases import learn_in
+
+
+def described(config: ModelConfig) -> str:
+    """What a model of these settings is, in a few words."""
+    kind = "" if config.kind == "mf" else f"{config.kind}, "
+    return f"{kind}{config.dim} numbers for each user and item" if takes(config.kind, "dim") else config.kind
 
 
 def summary(run: FinishedRun, found: Results, comparison: Comparison) -> str:
@@ -17,7 +25,7 @@ def summary(run: FinishedRun, found: Results, comparison: Comparison) -> str:
     metric, part = heading(config.train.monitor), PARTS[run.part]
     lines = {model: found.line(model, config.train.monitor) for model in MODELS}
     sentences = [
-        f"A teacher ({config.teacher.dim} numbers for each user and item) and a student ({config.student.dim}) were "
+        f"A teacher ({described(config.teacher)}) and a student ({described(config.student)}) were "
         f"trained on {data}: {split.n_users:,} users, {split.n_items:,} items."
     ]
     if not found.change:

@@ -334,6 +334,7 @@ class RunFolder:
         split: str,
         metrics: Metrics,
         pretrained: Metrics,
+        baselines: Metrics,
         history: list[dict[str, Any]],
         stopped: str,
     ) -> None:
@@ -352,6 +353,7 @@ class RunFolder:
                     Finished(
                         metrics=metrics,
                         pretrained=pretrained,
+                        baselines=baselines,
                         split=split,
                         versions=versions(),
                         config=config.values(),
@@ -402,7 +404,7 @@ def recorded_settings(folder: Path, values: dict[str, Any], source: Path) -> Con
 
 def _free(name: str) -> bool:
     """Whether a resumed run may change the setting."""
-    return name.startswith(("data.", "run.")) and name != "run.seed"
+    return name.startswith(("data.", "run.", "eval.baselines")) and name != "run.seed"
 
 
 def _locked(folder: Path) -> BinaryIO:

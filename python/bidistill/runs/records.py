@@ -67,12 +67,13 @@ class Checkpoint(Record):
 
 
 class Finished(Record):
-    """metrics.json: what a finished run is. files: the seal of each model file, by its path in the run's folder. stopped: why a
-    callback stopped the run, or ""."""
+    """metrics.json: what a finished run is. baselines: metrics of the models that it is compared with. files: the seal of each
+    model file, by its path in the run's folder. stopped: why a callback stopped the run, or ""."""
 
-    FORMAT = "bidistill run 3"
+    FORMAT = "bidistill run 4"
     metrics: Metrics
     pretrained: Metrics
+    baselines: Metrics
     split: str
     versions: dict[str, str]
     config: dict[str, Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bidistill.config import Config
+from bidistill.config import Config, EvalConfig
 from bidistill.errors import UserError
 from bidistill.training.callbacks import Run
 from bidistill.training.phases import History, rows_of
@@ -33,4 +33,5 @@ def matched(run: Run) -> Config:
     """
     check_matchable(run)
     epochs = joint_epochs(run.history)
-    return run.config.with_overrides({"distill.method": "none", "train.epochs": epochs, "train.patience": 0})
+    alike = {"distill.method": "none", "train.epochs": epochs, "train.patience": 0}
+    return run.config.with_overrides(alike | {"eval.baselines": EvalConfig.baselines})  # the run itself has the others

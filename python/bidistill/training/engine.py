@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,10 +15,12 @@ from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
 from bidistill.evaluation.ranks import seen_items
 from bidistill.models import Recommender, build_model
+from bidistill.models.base import FittedModel, is_fitted, learns
 from bidistill.models.checks import check_apart, check_gradients, check_model
 from bidistill.models.given import GIVEN, given_config, missing
 from bidistill.seeds import seed_of
 from bidistill.training.batches import Objective
+from bidistill.training.fitted import FittedLearner, fit_model
 from bidistill.training.fusion import obstacle, told
 from bidistill.training.learner import Learner
 from bidistill.training.phases import STREAMS, learn_in
@@ -61,6 +63,8 @@ class Engine:
         self.seen = seen_items(split, "val", self.device, only=self.partition.own_users)
         models = {name: self.given[name] if name in self.given else self.new_model(name) for name in NAMES}
         for name, model in models.items():
+            if is_fitted(model):
+                self.partition.require_whole(f"the {name} {type(model).__name__} is fitted")
             check_model(name, model, split.n_users, split.n_items)
             check_gradients(name, model, config.model(name).optimizer)
             model.to(self.device)
@@ -71,7 +75,9 @@ class Engine:
         strategy.check(config)
         self.objective = Objective(config, models, self.seen, strategy, self.partition, popularity)
         self.learners = {
-            name: Learner(model, config.model(name), self.objective.terms(name), strategy, fuse=self.objective.fuse)
+            name: (Learner if learns(model) else FittedLearner)(
+                model, config.model(name), self.objective.terms(name), strategy, fuse=self.objective.fuse
+            )
             for name, model in models.items()
         }
 
@@ -92,8 +98,21 @@ class Engine:
 
     def unfused(self) -> list[str]:
         """Which models train without the fused step, and why: a sentence for each reason."""
-        models = self.learners.items()
-        return told({name: self.objective.unfused or obstacle(each.model, each.config) for name, each in models})
+        models = {name: each for name, each in self.learners.items() if learns(each.model)}
+        return told(
+            {name: self.objective.unfused or obstacle(each.model, each.config) for name, each in models.items()}
+        )
+
+    def fitted(self, phase: str) -> bool:
+        """Whether the phase is the pretraining of a model that is fitted in one call."""
+        return phase != "joint" and all(is_fitted(self.learners[name].model) for name in learn_in(phase, self.config))
+
+    def fit(self, name: str) -> None:
+        """Fit the "teacher" or the "student", which then is as its pretraining leaves it. Raises UserError as `fit_model`."""
+        learner = self.learners[name]
+        seed = seed_of(self.config.run.seed, name, "fit")
+        fit_model(f"the {name} {type(learner.model).__name__}", cast(FittedModel, learner.model), self.seen, seed)
+        learner.forget()
 
     def order(self, phase: str, epoch: int) -> Tensor:
         """[n] int64: the order of the training interactions in an epoch of a phase, see train.order."""

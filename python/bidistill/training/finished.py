@@ -28,6 +28,7 @@ class FinishedRun:
 
     Attributes:
         metrics, pretrained: {"teacher": {"val": {...}, "test": {...}}, "student": ...}: at the end, and after the pretraining.
+        baselines: likewise of the models that were fitted for comparison: see `training.baselines`.
         history: one row an epoch, as metrics.csv shows it; a column that an epoch lacks is left out.
         control: the run without distillation from the same start, or None.
         remark: why the run in RUN/control is not used, or "".
@@ -41,6 +42,7 @@ class FinishedRun:
     split: Split
     metrics: Metrics
     pretrained: Metrics
+    baselines: Metrics
     versions: dict[str, str]
     history: list[dict[str, Any]]
     control: FinishedRun | None = None
@@ -125,7 +127,7 @@ def _open(path: Path, given: dict[str, Any]) -> FinishedRun:
     if found.split != split.fingerprint():
         raise UserError(f"{path / 'metrics.json'} belongs to another split than split.npz: train the run again")
     config = recorded_settings(path, found.config, path / "metrics.json")
-    about = found.metrics, found.pretrained, found.versions, found.history
+    about = found.metrics, found.pretrained, found.baselines, found.versions, found.history
     return FinishedRun(path, config, split, *about, files=found.files, stopped=found.stopped, given=given)
 
 
@@ -141,7 +143,8 @@ def _mismatch(run: FinishedRun, control: FinishedRun) -> str:
     if trained[0] != trained[1]:
         return f"its joint phase had {trained[1]} epochs, that of the run {trained[0]}"
     for name in run.config.differences(control.config):
-        if name in ("train.epochs", "train.patience"):  # which only say when the joint phase may end
+        # They only say when the joint phase may end, and what else is fitted.
+        if name in ("train.epochs", "train.patience", "eval.baselines"):
             continue
         if not name.startswith(("distill.", "data.", "run.")) or name == "run.seed":
             return f"it was trained with {name} = {control.config[name]!r}, the run with {run.config[name]!r}"

@@ -61,6 +61,10 @@ class Learner:
         config = self.config.of_joint_phase() if joint else self.config
         self.update = self.strategy.update(self.model, config, self.terms, fuse=self.fuse)
         self.schedule = Schedule(self.update.optimizer, config.lr_scheduler, config.lr_scheduler_args, epochs)
+        self.forget()
+
+    def forget(self) -> None:
+        """Forget the best state of the phase so far."""
         self.best: dict[str, Tensor] = {}
         self.best_score, self.best_epoch, self.stale = -math.inf, 0, 0
 

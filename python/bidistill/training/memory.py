@@ -16,12 +16,14 @@ from bidistill.distill.method import GUIDES, list_sizes, make_method
 from bidistill.models.kinds import takes
 from bidistill.models.sizes import ModelSize, size_of, size_of_kind
 from bidistill.optimizers import state_size, wants_sparse
+from bidistill.training.baselines import sizes_of
 from bidistill.training.fusion import unfused, unfused_settings
 
 WIDEST = "the widest moment: an epoch's order, or the seen items of the test"
 WHOLE = ("Python and torch", "interactions", WIDEST)  # what is never divided
 STEP_NEGATIVE, STEP_SAMPLE = 55, 80  # bytes of a negative, a distilled item: seen in steps of 50,000 rows x 100 items
 KEPT = 40  # bytes a row: seen in runs of 4 and 20 million rows of CSV
+FEWER = "the number of items, or"
 PROGRAM = 400 << 20  # Python, torch and pyarrow, and what their allocators keep
 
 
@@ -31,6 +33,18 @@ class Allocation(NamedTuple):
     name: str
     bytes: int
     lower: str = ""
+
+
+def model_sizes(config: Config, sizes: Sizes, given: Mapping[str, Any] | None = None) -> dict[str, ModelSize]:
+    """How large the "teacher" and the "student" are.
+
+    given: modules in the place of those that the settings describe.
+    """
+    given = given or {}
+    return {
+        name: size_of(given[name]) if name in given else described(config.model(name), sizes)
+        for name in ("teacher", "student")
+    }
 
 
 def described(model: ModelConfig, sizes: Sizes) -> ModelSize:
@@ -44,11 +58,14 @@ def tables(model: ModelConfig, sizes: Sizes) -> int:
 
 
 def learner(model: ModelConfig, sizes: Sizes, fused: bool, size: ModelSize | None = None) -> int:
-    """Parameters, their best state so far, optimizer, and the gradient where it is dense.
+    """Parameters, their best state so far, optimizer, and the gradient where it is dense; of a model that no gradient trains, its
+    state.
 
     size: that of the model, where it is known.
     """
     size = described(model, sizes) if size is None else size
+    if not size.learns:
+        return size.state
     fused = fused and size.width is not None and not unfused_settings(model)
     dense = not fused and not wants_sparse(model.optimizer)
     return math.ceil(size.state * (2 + states(model) + dense))
@@ -92,7 +109,7 @@ def step(config: Config, sizes: Sizes, fused: bool, found: Mapping[str, ModelSiz
     eager = [
         size.listed
         for name, size in found.items()
-        if unfused_settings(config.model(name)) or not fused or size.width is None
+        if size.learns and (unfused_settings(config.model(name)) or not fused or size.width is None)
     ]
     rows = max(eager, default=0) * (1 + negatives + samples)
     return min(config.train.batch_size, sizes.train) * (lists + rows)
@@ -100,8 +117,10 @@ def step(config: Config, sizes: Sizes, fused: bool, found: Mapping[str, ModelSiz
 
 def checkpoint(config: Config, sizes: Sizes) -> int:
     """Bytes on disk: all that training changes."""
-    found = {name: described(config.model(name), sizes) for name in ("teacher", "student")}
-    models = sum(math.ceil(size.state * (2 + states(config.model(name)))) for name, size in found.items())
+    found = model_sizes(config, sizes)
+    models = sum(
+        math.ceil(each.state * (2 + states(config.model(name)))) for name, each in found.items() if each.learns
+    )
     return models + pool(config, sizes) + copies(config, found)
 
 
@@ -111,10 +130,7 @@ def memory(config: Config, sizes: Sizes, given: Mapping[str, Any] | None = None)
     given: modules in the place of the "teacher" or the "student" that the settings describe.
     """
     given = given or {}
-    found = {
-        name: size_of(given[name]) if name in given else described(config.model(name), sizes)
-        for name in ("teacher", "student")
-    }
+    found = model_sizes(config, sizes, given)
     fused = not unfused(config)
     rows = 16 * sizes.interactions + 8 * (sizes.users + sizes.items)
     # Each distinct key of 8 bytes is sorted: the keys, the sorted ones, the distinct ones, and the two columns they come from.
@@ -122,18 +138,29 @@ def memory(config: Config, sizes: Sizes, given: Mapping[str, Any] | None = None)
     order = 24 * sizes.train
     models = {
         name: Allocation(
-            f"{name}: tables, best state, optimizer",
+            f"{name}: tables, best state, optimizer" if found[name].learns else f"{name}: what it is fitted to",
             learner(config.model(name), sizes, fused, found[name]),
             f"{name}.dim" if takes(config.model(name).kind, "dim") else f"the size of the {name}",
         )
         for name in ("teacher", "student")
     }
+    fits = [
+        Allocation(f"{name}: what its fit takes", each.fit_bytes(sizes.train), f"{FEWER} choose another {name}.kind")
+        for name, each in found.items()
+        if each.fit_bytes is not None
+    ]
+    compared = [
+        each.state + (each.fit_bytes(sizes.train) if each.fit_bytes is not None else 0)
+        for each in sizes_of(config, sizes).values()
+    ]
     report = 2 * sum(size.state for size in found.values()) if config.run.out else 0
     return [
         Allocation("Python and torch", PROGRAM),
         Allocation("interactions", rows),
         Allocation("seen items, to leave out and to draw negatives", 16 * sizes.train + 24 * sizes.users),
         *models.values(),
+        *fits,
+        Allocation("the largest of the baselines", max(compared), f"{FEWER} leave it out of eval.baselines"),
         Allocation("pool of draws", pool(config, sizes), _largest_of_pool(config)),
         Allocation("copies of guides", copies(config, found), "teacher.dim or student.dim"),
         Allocation(

@@ -21,7 +21,8 @@ from bidistill.models.checks import check_model, require_trained_factors
 from bidistill.registry import MODELS
 from bidistill.runs.folder import versions
 from bidistill.training.engine import find_device
-from bidistill.training.memory import divided, gpu_memory_there, memory, shortage
+from bidistill.training.fitted import settled
+from bidistill.training.memory import divided, gpu_memory_there, memory, model_sizes, shortage
 from bidistill.training.strategy import strategy_of
 from bidistill.training.timing import draw_share
 
@@ -46,6 +47,7 @@ def resolve_config(
     config.check_catalog(split.n_items)
     for name, model in models.items():
         check_model(name, model, split.n_users, split.n_items)
+    config = settled(config, model_sizes(config, Sizes.of_split(split, config), models))
     _check_steps(config, split)
     _check_memory(partition, config, split, models)
     check_loss(config.train.loss, config.train.negatives)

@@ -78,6 +78,12 @@ class Sharded:
                     f"{name}.{setting} works on one process only ({reason}): {REMEDIES[setting]}, or train without torchrun"
                 )
 
+        for kind in config.eval.baselines:
+            if not may_lie_in_parts(kind):
+                raise UserError(
+                    f"eval.baselines has {kind}, which works on one process only: leave it out, or train without torchrun"
+                )
+
     def update(self, model: Recommender, config: ModelConfig, terms: Terms, *, fuse: bool) -> Update:
         """Fused but for the exchange of rows and gradients."""
         return ShardedUpdate(model, own_tables(model), config, terms, fuse=fuse)

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,19 +21,19 @@ from bidistill.distill import Distiller
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError, enough_memory
 from bidistill.evaluation.evaluate import evaluate
-from bidistill.files.tensors import below
 from bidistill.logs import log
 from bidistill.models import Recommender
 from bidistill.runs.folder import RunFolder
 from bidistill.runs.growth import Growth
-from bidistill.runs.records import Metrics, State
+from bidistill.runs.records import Metrics
+from bidistill.training.baselines import fitted_baselines
 from bidistill.training.callbacks import Callback, standard_callbacks
 from bidistill.training.engine import Engine, with_given
 from bidistill.training.interrupt import Interrupt
-from bidistill.training.learner import Place
-from bidistill.training.phases import PHASES, Progress, Row, learn_in, problems, rows_of
+from bidistill.training.phases import PHASES, Progress, Row, learn_in, problems
+from bidistill.training.resuming import Resumed
 from bidistill.training.settings import resolve_config, set_threads
-from bidistill.training.steering import ELSEWHERE, Steered
+from bidistill.training.steering import ELSEWHERE
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Result:
         history: one row an epoch; see `Callback`.
         metrics: {"teacher": {"val": {...}, "test": {...}}, "student": ...}, as `evaluate` gives them.
         pretrained: the same for the best states of the pretraining, where the joint phase began.
+        baselines: {"popularity": {"val": {...}, "test": {...}}, ...}, the same for what `eval.baselines` asks for.
         stopped: why a callback stopped the run, or "".
     """
 
@@ -53,10 +54,11 @@ class Result:
     history: list[Row]
     metrics: Metrics
     pretrained: Metrics
+    baselines: Metrics
     stopped: str = ""
 
 
-class Trainer(Steered):
+class Trainer(Resumed):
     """Trains a teacher and a student.
 
     Args:
@@ -193,6 +195,7 @@ class Trainer(Steered):
                     name: self._metrics(learner.model) if name in learned else self.pretrained[name]
                     for name, learner in self.engine.learners.items()
                 }
+                compared = {name: self._metrics(model) for name, model in fitted_baselines(self.engine, self.split)}
             except UserError:
                 raise
             except ValueError as error:
@@ -204,9 +207,10 @@ class Trainer(Steered):
                 self._tell("on_end")
         models = {name: learner.model for name, learner in self.engine.learners.items()}
         if self.folder is not None:
-            outcome = metrics, self.pretrained, self.history, self.stopped
+            outcome = metrics, self.pretrained, compared, self.history, self.stopped
             self.folder.finish(self.config, models, self.fingerprint, *outcome)
-        return Result(models["teacher"], models["student"], self.history, metrics, self.pretrained, self.stopped)
+        pair = models["teacher"], models["student"]
+        return Result(*pair, self.history, metrics, self.pretrained, compared, self.stopped)
 
     def _tell_unfused(self) -> None:
         """Say which models train without the fused step, and why."""
@@ -237,7 +241,7 @@ class Trainer(Steered):
         self._tell("on_phase", phase, epochs, steps)
         if not self.progress.started:
             self.progress.started = True
-            self._end_epoch()
+            self._end_epoch(evaluated=not self.engine.fitted(phase))
         while self.progress.epoch < epochs and not self._over(names) and self._run_epoch(steps, interrupt):
             self.progress.epoch, self.progress.step = self.progress.epoch + 1, 0
             self._end_epoch(evaluated=self.progress.epoch % train.eval_every == 0 or self.progress.epoch == epochs)
@@ -254,6 +258,8 @@ class Trainer(Steered):
 
     def _run_epoch(self, steps: int, interrupt: Interrupt) -> bool:
         """The steps of an epoch that are not done yet. Whether the epoch is whole: a callback may end it."""
+        if self.engine.fitted(self.progress.phase):
+            return self._fit_models()
         progress, every, distilling = self.progress, self.config.run.checkpoint_steps, self._distilling() is not None
         size = self.config.train.batch_size
         with self._timed("steps"):
@@ -274,6 +280,13 @@ class Trainer(Steered):
                 self.save()
             if stop:
                 raise KeyboardInterrupt
+        return True
+
+    def _fit_models(self) -> bool:
+        """The one epoch of a phase in which a model is fitted."""
+        with self._timed("fit"):
+            for name in learn_in(self.progress.phase, self.config):
+                self.engine.fit(name)
         return True
 
     def step(self, users: Tensor, positives: Tensor, step: int) -> None:
@@ -329,11 +342,6 @@ class Trainer(Steered):
         return self.engine.device
 
     @property
-    def distiller(self) -> Distiller | None:
-        """Draws the items on which the models follow each other; None where they do not."""
-        return self.engine.objective.distiller
-
-    @property
     def interactions(self) -> int:
         """Training interactions of an epoch."""
         return len(self.engine.users)
@@ -364,18 +372,6 @@ class Trainer(Steered):
         if self.progress.phase == "joint" and self.config.distill.method != "none":
             remedy += f" or {' or '.join(f'distill.lambda_{name}' for name in names)}, or raise distill.tau_learner"
         return UserError(f"{' and '.join(names)} diverged {progress}: {remedy}")
-
-    def _most_epochs(self, phase: str) -> int:
-        """How many a phase has, if it does not end early."""
-        return self.config.train.epochs if phase == "joint" else self.config.train.pretrain_epochs
-
-    def _place(self, name: str, state: State) -> Place:
-        """Where a model was in the checkpoint of this state."""
-        phase = state.progress.phase
-        learned = name in learn_in(phase, self.config)
-        rows = [row for row in rows_of(state.history, phase) if row["epoch"] and learned]
-        values = [row.get(f"{name}/{self.config.train.monitor}") for row in rows]
-        return Place(self._most_epochs(phase), values, joint=learned and phase == "joint")
 
     def _over(self, names: Sequence[str]) -> bool:
         """Whether a phase ends before its last epoch: no model gets better, or a callback has asked for it."""
@@ -412,72 +408,6 @@ class Trainer(Steered):
         self.pretrained[name] = self._metrics(self.engine.learners[name].model)
         if self.folder is not None:
             self.folder.save_pretrained(name, self.engine.learners[name].model, self.fingerprint)
-
-    def save(self) -> None:
-        """Write a checkpoint into the run folder, if there is one."""
-        if self.folder is None:
-            return
-        tensors: dict[str, Tensor] = {}
-        state: dict[str, Any] = {
-            "progress": asdict(self.progress),
-            "history": self.history,
-            "pretrained": self.pretrained,
-        }
-        columns = self.partition.columns("save", [float(total) for total in self.sums.values()])
-        state |= {"stopped": self.stopped, "notes": self.notes}
-        state["sums"] = dict(zip(self.sums, columns, strict=True))
-        for name, learner in self.engine.learners.items():
-            own, state[name] = learner.state()
-            tensors |= {f"{name}.{key}": value for key, value in own.items()}
-        if self.distiller is not None:
-            tensors |= {f"method.{key}": value for key, value in self.distiller.tensors().items()}
-        with self.folder.held():
-            self.folder.save(self.config, self.fingerprint, tensors, state)
-
-    def _load_grown(self, tensors: dict[str, Tensor], state: State, growth: Growth) -> None:
-        """`_load` of a state from before users or items were added. Saves what comes of it."""
-        assert self.folder is not None
-        with self._fitting():
-            for name, learner in self.engine.learners.items():
-                learner.load_grown(
-                    below(f"{name}.", tensors), getattr(state, name).model_dump(), growth, self._place(name, state)
-                )
-            if self.distiller is not None:
-                models = {name: learner.model for name, learner in self.engine.learners.items()}
-                self.distiller.load_grown(below("method.", tensors), growth, models)
-        self.progress, self.history = Progress(**state.progress.model_dump() | {"step": 0}), state.history
-        self.stopped = state.stopped
-        for name in state.pretrained:
-            model = self.engine.new_model(name)
-            self.folder.grow_pretrained(name, model, growth, self.fingerprint)
-            self.pretrained[name] = self._metrics(model)
-        self.save()
-
-    def _load(self, tensors: dict[str, Tensor], state: State) -> None:
-        with self._fitting():
-            for name, learner in self.engine.learners.items():
-                numbers = getattr(state, name).model_dump()
-                learner.load_state(below(f"{name}.", tensors), numbers, self._place(name, state))
-            if self.distiller is not None:
-                self.distiller.load_tensors(below("method.", tensors))
-        self.progress = Progress(**state.progress.model_dump())
-        self.history, self.pretrained = state.history, state.pretrained
-        self.stopped, self.notes = state.stopped, {**state.notes}
-        for name, sums in state.sums.items():
-            self.sums[name] = self.partition.own(sums)
-
-    @contextmanager
-    def _fitting(self) -> Iterator[None]:
-        """Inside, tensors or numbers of another model than the settings describe are a UserError."""
-        try:
-            yield
-        except UserError:
-            raise
-        except (KeyError, RuntimeError, TypeError, ValueError, IndexError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"the checkpoint does not hold the tensors of this run ({reason}): restore it, or start again"
-            ) from error
 
     def _tell(self, event: str, *arguments: Any) -> None:
         for callback in self.callbacks:
