@@ -15,11 +15,15 @@ BENCH = [
     "topk/b",
     "evaluate/e",
     "loss/step",
+    "softmax/25k-50",
+    "softmax/25k-5",
+    "softmax/1m-50",
+    "softmax/1m-5",
     "epoch/f",
     "threads/b",
 ]
 FULL = [*BENCH, "sample/c", "sample/1e7", "rank/product-16", "rank/product-128"]
-TINY = ["sample/a", *BENCH[4:6], *BENCH[7:]]  # one of each kind
+TINY = ["sample/a", *BENCH[4:6], *BENCH[7:11], *BENCH[14:]]  # one of each kind
 GPU = ["sample/a", "sample/b", "sample/c", "sample/10m", "topk/b", "loss/step"]
 SUITES = {  # cases, rounds, seconds after which a peer sits out
     "bench": (BENCH, 7, 6.0),

@@ -27,6 +27,10 @@ TABLES = {  # result file: heading, and what the reader must know
     "topk": ("Top-k", "k = 100, nothing excluded; several chunk sizes of torch.topk, the fastest is the peer."),
     "evaluate": ("Evaluation", "the rank of one held-out item a user; several chunk sizes, the fastest is the peer."),
     "loss": ("Training step", "one model, 4 negatives and 8 distilled items a row; loss, gradients, SparseAdam."),
+    "softmax": (
+        "Softmax of many negatives",
+        "one model, batch 4,096, fused_step with SparseAdam, nothing distilled: softmax of 64 negatives, and BCE of 4 and 64.",
+    ),
     "epoch": (
         "Epoch",
         "ours: fused steps of sparse_adam; bdkernels adam: the default optimizer, whose steps are eager. published: the faster of"

@@ -78,6 +78,11 @@ TARGETS = [
     Target("topk k=100 at (b), against faiss-cpu IndexFlatIP", 1.2, False, "x faster", faster("topk/b", "faiss")),
     Target("training step (loss, backward, update), batch 1,024, against eager", 3, False, "x faster",
            faster("loss/step", "eager")),
+    *(
+        Target(f"step, softmax of 64 negatives against BCE of 4, {n} items, d = {d}", 2.5, True, "x its time",
+               lambda rows, case=f"softmax/{n}-{d}": rows[case, "bdkernels"]["median_s"] / rows[case, "bce_4"]["median_s"])
+        for n in ("25k", "1m") for d in (50, 5)
+    ),
     Target("epoch (f) with fresh draws, against published, ranks of every tenth epoch", 10, False, "x faster",
            faster("epoch/f", "published_every_tenth_epoch")),
     Target("epoch (f) with fresh draws, against published, ranks of every epoch", 40, False, "x faster",
