@@ -13,11 +13,32 @@
 
 namespace bdkernels::cpu {
 
-// V only makes one copy of the code for each instruction set.
+// V makes one copy of the code for each instruction set. Where it can load and store some lanes alone, the numbers that are
+// left past whole vectors do not go through memory one by one: a lane that is not loaded adds 0 to a sum, which changes no
+// bit of it, since a sum that begins at 0 is never -0.
 template <class V>
 struct Row {
+  static constexpr bool kMasks = requires { V::load_some(nullptr, 0); };
+
   static void dots(const float* __restrict user, const float* const* rows, int64_t n, int64_t d, float* __restrict out) {
     constexpr int64_t kSums = 16;  // partial sums of a product, then added up pairwise
+    if constexpr (kMasks && 2 * V::lanes == kSums) {
+      const int64_t whole = d - d % kSums, rest = d - whole;
+      const auto user_low = V::load_some(user + whole, rest),
+                 user_high = V::load_some(user + whole + V::lanes, rest - V::lanes);
+      for (int64_t j = 0; j < n; ++j) {
+        const float* row = rows[j];
+        auto low = V::set(0), high = V::set(0);
+        for (int64_t k = 0; k < whole; k += kSums) {
+          low = V::add(low, V::mul(V::load(user + k), V::load(row + k)));
+          high = V::add(high, V::mul(V::load(user + k + V::lanes), V::load(row + k + V::lanes)));
+        }
+        low = V::add(low, V::mul(user_low, V::load_some(row + whole, rest)));
+        high = V::add(high, V::mul(user_high, V::load_some(row + whole + V::lanes, rest - V::lanes)));
+        out[j] = V::sum(V::add(low, high));
+      }
+      return;
+    }
     for (int64_t j = 0; j < n; ++j) {
       const float* __restrict row = rows[j];
       float sums[kSums] = {};
@@ -36,6 +57,14 @@ struct Row {
   static void add_rows(const float* const* rows, const float* weights, int64_t n, int64_t d, float* __restrict out) {
     constexpr int64_t kBlock = 16;  // two blocks of sums stay in registers over all rows
     int64_t k = 0;
+    if constexpr (kMasks) {
+      for (; k < d; k += 4 * V::lanes) {
+        const int64_t vectors = (d - k + V::lanes - 1) / V::lanes;
+        constexpr decltype(&add_block<1>) kBlocks[] = {add_block<1>, add_block<2>, add_block<3>, add_block<4>};
+        kBlocks[std::min<int64_t>(vectors, 4) - 1](rows, weights, n, k, d, out);
+      }
+      return;
+    }
     for (; k + 2 * kBlock <= d; k += 2 * kBlock) {
       float low[kBlock], high[kBlock];
       for (int64_t i = 0; i < kBlock; ++i) low[i] = out[k + i];
@@ -52,6 +81,24 @@ struct Row {
     for (int64_t j = 0; j < n; ++j) {
       for (int64_t i = k; i < d; ++i) out[i] += weights[j] * rows[j][i];
     }
+  }
+
+  // `add_rows` for the numbers from k on: N vectors, the last of which may end before its lanes do.
+  template <int N>
+  static void add_block(const float* const* rows, const float* weights, int64_t n, int64_t k, int64_t d,
+                        float* __restrict out) {
+    const int64_t last = (N - 1) * V::lanes, in_last = d - k - last;
+    typename V::T sums[N];
+    for (int v = 0; v < N - 1; ++v) sums[v] = V::load(out + k + v * V::lanes);
+    sums[N - 1] = V::load_some(out + k + last, in_last);
+    for (int64_t j = 0; j < n; ++j) {
+      const auto weight = V::set(weights[j]);
+      const float* row = rows[j] + k;
+      for (int v = 0; v < N - 1; ++v) sums[v] = V::add(sums[v], V::mul(weight, V::load(row + v * V::lanes)));
+      sums[N - 1] = V::add(sums[N - 1], V::mul(weight, V::load_some(row + last, in_last)));
+    }
+    for (int v = 0; v < N - 1; ++v) V::store(out + k + v * V::lanes, sums[v]);
+    V::store_some(out + k + last, in_last, sums[N - 1]);
   }
 
   // See Simd::exps.
