@@ -33,6 +33,8 @@ class Step:
 
     def __init__(self, cf: str, tables: list[Tensor], batches: list[Any]) -> None:
         self.cf, self.optimizer, self.batches = cf, bd.SparseAdam([t.clone() for t in tables], lr=LR), batches
+        for each in self.optimizer.row_state():
+            each.zero_()  # or the first steps on each row would wait for the system to give memory
         self.turn = itertools.cycle(batches)
         none = batches[0][0].new_empty(len(batches[0][0]), 0)
         self.draws, self.guide = bd.Draws(none, none.bool()), none.float()
