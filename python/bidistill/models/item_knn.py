@@ -23,7 +23,7 @@ class ItemKNNSettings:
     """k: neighbours of each item. shrink: makes items that few users have less similar; 0: the plain cosine."""
 
     k: int = 100
-    shrink: float = 10.0
+    shrink: float = 50.0
 
     def __post_init__(self) -> None:
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
@@ -45,7 +45,7 @@ class ItemKNN(HistoryModel):
     places: Tensor
     values: Tensor
 
-    def __init__(self, n_users: int, n_items: int, *, k: int = 100, shrink: float = 10.0, seed: int = 0) -> None:
+    def __init__(self, n_users: int, n_items: int, *, k: int = 100, shrink: float = 50.0, seed: int = 0) -> None:
         super().__init__(n_users, n_items)
         self.k, self.shrink = min(k, n_items), shrink
         n = n_items * self.k

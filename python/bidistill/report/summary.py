@@ -15,7 +15,9 @@ from bidistill.training.phases import learn_in
 def described(config: ModelConfig) -> str:
     """What a model of these settings is, in a few words."""
     kind = "" if config.kind == "mf" else f"{config.kind}, "
-    return f"{kind}{config.dim} numbers for each user and item" if takes(config.kind, "dim") else config.kind
+    if takes(config.kind, "dim"):
+        return f"{kind}{config.dim} numbers for each user and item"
+    return str(config.args.get("module", config.kind))  # of a module that a program gave, its class
 
 
 def summary(run: FinishedRun, found: Results, comparison: Comparison) -> str:
