@@ -2,11 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from bidistill import Config, Trainer, UserError, evaluate
 from bidistill.data import split
+from bidistill.data.splits import Split
 from bidistill.data.synthetic import generate
+from bidistill.models.base import tables_of
 from torch import nn
 
 BASE = {
@@ -41,7 +44,7 @@ def test_a_step_is_that_of_dense_scores(parts):
     trainer = Trainer(config(), parts)
     learner = trainer.engine.learners["teacher"]
     users, items = (torch.from_numpy(t[:100]) for t in parts.part("train"))
-    tables = [t.clone().requires_grad_() for t in learner.model.tables()]
+    tables = [t.clone().requires_grad_() for t in tables_of(learner.model)]
     scores = tables[0][users] @ tables[1].T + tables[2]
     want = nn.functional.cross_entropy(scores, items)
     want.backward()
@@ -49,7 +52,7 @@ def test_a_step_is_that_of_dense_scores(parts):
     optimizer.step()
     losses = trainer.engine.step("pretrain_teacher", users, items, 0)
     assert losses["teacher/loss_cf"].item() == pytest.approx(want.item(), rel=1e-6)
-    for found, table in zip(learner.model.tables(), tables, strict=True):
+    for found, table in zip(tables_of(learner.model), tables, strict=True):
         torch.testing.assert_close(found, table.detach(), rtol=1e-3, atol=1e-4)  # Adam's first step is lr * sign
 
 
@@ -104,12 +107,7 @@ def test_what_is_refused(parts):
 
 def test_a_user_who_has_seen_everything_may_learn():
     """Nothing has to be drawn for them."""
-    pairs = {"train": ([0, 0, 0, 1], [0, 1, 2, 0])}
-    from bidistill.data.splits import Split
-
-    n = {name: tuple(map(torch.tensor, each)) for name, each in pairs.items()}
-    train = tuple(each.numpy() for each in n["train"])
-    held = (torch.tensor([1]).numpy(), torch.tensor([1]).numpy())
-    parts = Split.of({"train": train, "val": held, "test": held}, torch.arange(2).numpy(), torch.arange(3).numpy())
+    train, held = (np.array([0, 0, 0, 1]), np.array([0, 1, 2, 0])), (np.array([1]), np.array([1]))
+    parts = Split.of({"train": train, "val": held, "test": held}, np.arange(2), np.arange(3))
     settings = config(eval__ks=(2,), train__monitor="ndcg@2", distill__method="none")
     assert math.isfinite(Trainer(settings, parts).fit().metrics["teacher"]["val"]["ndcg@2"])
