@@ -121,13 +121,14 @@ class RowOptimizer(torch.optim.Optimizer):
             given, lr = lr.detach().double(), 0.0
         else:
             given, lr = None, float(lr)
-            checks.within("lr", lr, ranges.LR)
+            if lr not in ranges.LR:
+                checks.within("lr", lr, ranges.LR)
         rule = self._rule(lr)
         if isinstance(count, Tensor) and rule.kind == "adam":
             return rule, given, count
         if given is not None:
             return rule, rate(rule, given, count).to(self.user_table.dtype), None
-        return rule._replace(lr=rate(rule, lr, count)), None, None
+        return self._rule(rate(rule, lr, count)) if rule.kind == "adam" else rule, None, None
 
     def _rule(self, lr: float) -> Rule:
         """The numbers of the rule as they are now, but for lr."""

@@ -110,8 +110,9 @@ def _fused_step(u: UpdateInputs, backend: str) -> tuple[Tensor, Tensor]:
         number = float(number)  # where nobody may wait for its value, it is not asked for
     if number not in ranges.STEP_SIZE:
         checks.within("lr", number, ranges.STEP_SIZE)
-    if not on_device or type(rule.lr) is not float:  # a Scalar may be an integer
-        rule = rule._replace(lr=float(rule.lr if on_device else number))
+    own = rule.lr if on_device else number
+    if type(own) is not float or own is not rule.lr:  # a Scalar may be an integer
+        rule = rule._replace(lr=float(own))
     mapped.trainable(*s.tables)
     tables = s.named_tables
     checks.own_memory(tables, state)

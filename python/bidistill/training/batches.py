@@ -49,6 +49,7 @@ class Objective:
     ) -> None:
         self.config, self.models, self.strategy, self.partition = config, models, strategy, partition
         self.negatives = NegativeSampler(seen, partition.n_items)
+        self.drawn_negatives = config.train.drawn_negatives
         distill = config.distill
         if config.train.joint == "student":  # the teacher stays as it is, so that no copy of it is needed
             distill = replace(distill, guide="live")
@@ -105,12 +106,13 @@ class Objective:
         """
         share = self.partition.share(users)
         users, positives = share.users, share.keep(positives)
-        negatives = self.negatives.draw(users, self.config.train.drawn_negatives, generator, share)
+        negatives = self.negatives.draw(users, self.drawn_negatives, generator, share)
         drawn: dict[str, Draws] = {}
+        pair = self.pair
         guides = {name: self.models[GUIDES[name]] for name in names}
         if self.distiller is not None and joint:
-            drawn = self.distiller.draw(*self.pair, users, step, generator, share)
-            guides |= self.distiller.guides(*self.pair)
+            drawn = self.distiller.draw(*pair, users, step, generator, share)
+            guides |= self.distiller.guides(*pair)
         nothing = Draws(negatives.ids[:, :0], negatives.mask[:, :0])
         own = drawn and self.config.distill.negatives_from_samples
         batches = {}
@@ -118,4 +120,4 @@ class Objective:
             distill = drawn.get(name, nothing)
             unscored = torch.empty(distill.ids.shape, device=users.device)
             batches[name] = Batch(users, positives, distill if own else negatives, distill, unscored)
-        return self.strategy.guided(self.models, guides, batches, share.everyone.shape[0], fuse=self.fuse)
+        return self.strategy.guided(self.models, guides, batches, share.everyone.shape[0], fuse=not self.unfused)
