@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bdkernels import checks
 from bdkernels.backends import native, precision, reference
-from bdkernels.backends.backend import Backend, Steps, for_gpus, only_losses
+from bdkernels.backends.backend import Backend, Steps, for_gpus
 from bdkernels.backends.reference import distill_loss, distill_loss_backward
 from bdkernels.types.factors import Factors
 from bdkernels.types.round import Round
@@ -26,7 +26,6 @@ LIBRARY = Path(
 )
 CHOICES = ("BDKERNELS_CUDA_LIBRARY",)  # environment variables that ask for something of this backend
 BLOCKS = 0  # that the GPU runs at once, 0 = as it says; tests change it, results do not
-LOSSES = ("bce", "bpr")  # of fused steps
 MOST_TOPK = 2048  # kMostTopK of csrc/cuda/kernels.h
 # Of topk, 0 = chosen: blocks that the device runs at once, and items whose k best are the first bar. Tests change them,
 # results do not.
@@ -153,7 +152,6 @@ def topk(f: Factors, k: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
 
 def fused_gradient(s: StepInputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Ids out of range are asserted on devices that assert."""
-    only_losses("cuda", LOSSES, s.cf, s.distill_kind)
     batch, counts, sizes = native.batch(s), s.users.new_ones(2), (s.user_table.shape[0], s.item_table.shape[0])
     torch.ops.bdkernels_cuda.step_counts(*batch, *sizes, counts)
     checks.queued_ids(counts[1], *sizes)
@@ -166,7 +164,6 @@ def fused_step(
     """`lr`: float32 [] on the device, in the place of the rule's; `count`: `steps_done` of `UpdateInputs`. Ids out
     of range are asserted on devices that assert.
     """
-    only_losses("cuda", LOSSES, s.cf, s.distill_kind)
     batch, counts, sizes = native.batch(s), s.users.new_ones(2), (s.user_table.shape[0], s.item_table.shape[0])
     keys = torch.ops.bdkernels_cuda.step_keys(*batch, *sizes, counts)
     checks.queued_ids(counts[1], *sizes)

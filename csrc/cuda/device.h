@@ -21,6 +21,7 @@
 #define BDKERNELS_NO_UNROLL
 #endif
 
+#include <cmath>
 #include <type_traits>
 
 #include "../core/order.h"
@@ -231,6 +232,12 @@ __device__ void mma(const uint32_t (&a)[4], const uint32_t (&b)[2], float& s0, f
 template <class V>
 __device__ V warp_sum(V v) {
   for (int distance = kWarp / 2; distance > 0; distance /= 2) v += __shfl_xor_sync(kAllLanes, v, distance);
+  return v;
+}
+
+// The largest number of a warp that is not NaN, in every lane of it.
+__device__ inline float warp_max(float v) {
+  for (int distance = kWarp / 2; distance > 0; distance /= 2) v = std::fmax(v, __shfl_xor_sync(kAllLanes, v, distance));
   return v;
 }
 

@@ -16,6 +16,7 @@
 // pieces. So the same batch gives the same bits in every run, and what else is in the batch changes none of a row's.
 #include "../core/step.h"
 #include "device.h"
+#include "terms.h"
 
 namespace bdkernels::cuda {
 namespace {
@@ -53,47 +54,13 @@ __device__ void score_row(const float* user, const Rows& items, const float* bia
   __syncwarp();
 }
 
-// Scores become slopes of the CF loss; returns the sum of its terms, in every lane.
-__device__ double cf_terms(const Batch& batch, bool bpr, float* slopes) {
-  const int lane = threadIdx.x % kWarp;
-  const float n = static_cast<float>(batch.b), positive = slopes[0];
-  double sum = 0;
-  float pushes = 0;
-  for (int64_t j = 1 + lane; j <= batch.m; j += kWarp) {
-    const Logistic of = logistic(bpr ? slopes[j] - positive : slopes[j]);
-    slopes[j] = of.sigmoid / n;
-    pushes += slopes[j];
-    sum += of.softplus;
-  }
-  pushes = warp_sum(pushes);
-  sum = warp_sum(sum);
-  __syncwarp();  // every lane has read the positive's score
-  const Logistic pull = logistic(-positive);
-  if (lane == 0) slopes[0] = bpr ? -pushes : -pull.sigmoid / n;
-  return bpr ? sum : sum + pull.softplus;
+// What the distillation loss is divided by: how many entries count, or rows, at least 1. `live`: null where it is rows.
+__device__ double divisor(const Batch& batch, const int64_t* live) {
+  const int64_t count = live ? *live : batch.b;
+  return count > 0 ? static_cast<double>(count) : 1.0;
 }
 
-// The same for the distillation loss; `slopes` begin at the first distilled item.
-__device__ double distill_terms(const Batch& batch, const Objective& objective, int64_t row, float* slopes) {
-  const int lane = threadIdx.x % kWarp;
-  const auto tau_learner = static_cast<float>(objective.tau_learner), tau_guide = static_cast<float>(objective.tau_guide);
-  const auto scale = static_cast<float>(objective.lambda / (objective.tau_learner * objective.count));
-  double sum = 0;
-  for (int64_t j = lane; j < batch.k; j += kWarp) {
-    const float x = slopes[j] / tau_learner;
-    slopes[j] = 0;
-    if (!batch.live(row, j)) continue;
-    const float target = sigmoid(batch.guide[row * batch.k + j] / tau_guide);
-    const Logistic of = logistic(x);
-    slopes[j] = scale * (of.sigmoid - target);
-    sum += of.softplus - x * target;
-  }
-  return warp_sum(sum);
-}
-
-// What the distillation loss is divided by: how many entries count, at least 1.
-__device__ double divisor(const int64_t* live) { return *live > 0 ? static_cast<double>(*live) : 1.0; }
-
+template <CfLoss kCf, DistillLoss kDistill>
 __global__ void __launch_bounds__(kThreads) step_kernel(Rows users, Rows items, const float* bias, Batch batch,
                                                         Objective objective, const int64_t* live, StepOut out) {
   const int64_t row = warp_of_grid(), width = batch.width(), d = users.d;
@@ -102,9 +69,10 @@ __global__ void __launch_bounds__(kThreads) step_kernel(Rows users, Rows items, 
   const float* user = users.row(batch.users[row]);
   float* slopes = out.slopes + row * width;
   score_row(user, items, bias, batch, row, slopes);
-  objective.count = divisor(live);
-  const double cf = cf_terms(batch, objective.cf == CfLoss::kBpr, slopes);
-  const double distill = distill_terms(batch, objective, row, slopes + 1 + batch.m);
+  objective.count = divisor(batch, live);
+  const double cf = kCf == CfLoss::kSoftmax ? softmax_terms(batch, slopes) : cf_terms(batch, kCf == CfLoss::kBpr, slopes);
+  const auto distill_of = kDistill == DistillLoss::kListwise ? listwise_terms : distill_terms;
+  const double distill = distill_of(batch, objective, row, slopes + 1 + batch.m);
   if (lane == 0) {
     out.cf[row] = cf;
     out.distill[row] = distill;
@@ -151,7 +119,7 @@ __device__ void sum_losses(const Batch& batch, const int64_t* live, const StepOu
   double totals[2] = {0, 0};
   for (int p = 0; p < 2 * kWarps; ++p) totals[p % 2] += parts[p];
   *out.cf_loss = static_cast<float>(totals[0] / (batch.b > 0 ? static_cast<double>(batch.b) : 1.0));
-  *out.distill_loss = static_cast<float>(totals[1] / divisor(live));
+  *out.distill_loss = static_cast<float>(totals[1] / divisor(batch, live));
 }
 
 __global__ void __launch_bounds__(kThreads) sum_kernel(Batch batch, const int64_t* live, StepOut out) {
@@ -446,6 +414,23 @@ void update_rows(const Batch& batch, const int64_t* live, const StepOut& out, co
   launch(finish_kernel<Key>, grid_of(div_up(touches.n, kPiece)), dim3(kThreads), 0, stream, update);
 }
 
+template <CfLoss kCf>
+auto step_of(DistillLoss distill) {
+  return distill == DistillLoss::kListwise ? step_kernel<kCf, DistillLoss::kListwise> : step_kernel<kCf, DistillLoss::kBce>;
+}
+
+// The kernel for these losses.
+auto step_of(const Objective& objective) {
+  return objective.cf == CfLoss::kSoftmax ? step_of<CfLoss::kSoftmax>(objective.distill)
+         : objective.cf == CfLoss::kBpr   ? step_of<CfLoss::kBpr>(objective.distill)
+                                          : step_of<CfLoss::kBce>(objective.distill);
+}
+
+// For `divisor`.
+const int64_t* counted(const Objective& objective, const int64_t* live) {
+  return objective.distill == DistillLoss::kListwise ? nullptr : live;
+}
+
 }  // namespace
 
 void step_keys(const Batch& batch, int64_t n_users, int64_t n_items, void* keys, bool wide, int64_t* counts, Stream stream) {
@@ -464,15 +449,18 @@ void rate(const Rate& of, float* out, Stream stream) { launch(rate_kernel, dim3(
 
 void fused_gradient(const Rows& users, const Rows& items, const float* bias, const Batch& batch, const Objective& objective,
                     const int64_t* live, const StepOut& out, Stream stream) {
-  launch(step_kernel, grid_of(batch.b), dim3(kThreads), 0, stream, users, items, bias, batch, objective, live, out);
+  live = counted(objective, live);
+  launch(step_of(objective), grid_of(batch.b), dim3(kThreads), 0, stream, users, items, bias, batch, objective, live, out);
   launch(sum_kernel, dim3(1), dim3(kThreads), 0, stream, batch, live, out);
 }
 
 void fused_step(const Training& of, const Batch& batch, const Objective& objective, const int64_t* live, const StepOut& out,
                 const Rule& rule, const float* lr, const Touches& touches, float* partials, Stream stream) {
+  live = counted(objective, live);
   const Rows users{of.users.data, of.users.n, of.users.d, of.users.stride};
   const Rows items{of.items.data, of.items.n, of.items.d, of.items.stride};
-  launch(step_kernel, grid_of(batch.b), dim3(kThreads), 0, stream, users, items, of.bias.data, batch, objective, live, out);
+  launch(step_of(objective), grid_of(batch.b), dim3(kThreads), 0, stream, users, items, of.bias.data, batch, objective, live,
+         out);
   (touches.wide ? update_rows<int64_t> : update_rows<int32_t>)(batch, live, out, of, rule, lr, touches, partials, stream);
 }
 

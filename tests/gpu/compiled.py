@@ -22,6 +22,8 @@ from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
 
+from bdkernels.ranges import DISTILL_LOSSES, FUSED_LOSSES
+
 INSTRUCTION = re.compile(
     r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P[T\d]+\s+)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)([^;]*);", re.MULTILINE
 )
@@ -226,9 +228,11 @@ def in_library(library: Path) -> list[Kernel]:
 
 
 def plain_name(entry: str) -> str:
-    """Without namespaces and arguments; of a product its tile alone: count_above_kernel<Fma<float, 64, 64>>."""
+    """Without namespaces and arguments; of a product its tile alone: count_above_kernel<Fma<float, 64, 64>>. Losses by name."""
     name = _tool("c++filt", entry).strip()
     name = re.sub(r"bdkernels::cuda::|bdkernels::|\(anonymous namespace\)::|^void |\((?:int|unsigned int)\)", "", name)
+    name = re.sub(r"\(CfLoss\)(\d)", lambda found: FUSED_LOSSES[int(found[1])], name)
+    name = re.sub(r"\(DistillLoss\)(\d)", lambda found: DISTILL_LOSSES[int(found[1])], name)
     name = re.sub(r"Product<((?:[^<>]|<[^<>]*>)*?) ?>", r"\1", name)
     depth = 0
     for at, letter in enumerate(name):

@@ -23,6 +23,8 @@ CALLS = {
     "merge": "[setattr(cuda, 'PLACES', 32),"
     " bd.topk(bd.Factors(torch.ones(2, 1), torch.arange(4096.0)[:, None] * 397 % 4096), 90, backend='cuda')]",
     "step": "bd.fused_loss(torch.ones(1, 5), torch.ones(9, 5), None, *batch, sparse=False, backend='cuda')",
+    "shares": "bd.fused_loss(torch.ones(1, 5), torch.ones(9, 5), None, *batch, cf='softmax', distill_kind='listwise',"
+    " sparse=False, backend='cuda')",
     "cores": "[os.environ.update(BDKERNELS_PRECISION='bf16'),"
     " bd.rank(bd.Factors(torch.ones(3, 36), torch.ones(70, 36)), torch.zeros(3, 2, dtype=int), backend='cuda')]",
     "update": "bd.fused_step(bd.SGD((torch.ones(1, 5), torch.ones(9, 5)), lr=0.1), *batch, backend='cuda')",
@@ -275,10 +277,31 @@ FAULTS = {
     ),
     "loss: no warp barrier": Fault(
         RACE,
-        "loss.cu",
+        "terms.h",
         "__syncwarp();  // every lane has read",
         "if (!FAULT) __syncwarp();  // every lane has read",
         "step",
+    ),
+    "loss: no warp barrier in the softmax": Fault(
+        RACE,
+        "terms.h",
+        "__syncwarp();  // no lane reads",
+        "if (!FAULT) __syncwarp();  // no lane reads",
+        "shares",
+    ),
+    "loss: a share too many": Fault(
+        GLOBAL,
+        "terms.h",
+        "j < batch.k; j += kWarp) {\n    const float x = slopes[j], g",
+        "j < batch.k + (FAULT ? 1 : 0); j += kWarp) {\n    const float x = slopes[j], g",
+        "shares",
+    ),
+    "loss: a maximum of some": Fault(
+        "lanes of one mask meet at different collectives",
+        "terms.h",
+        "of.top = warp_max(of.top);",
+        "if (!FAULT || lane < 8) of.top = warp_max(of.top);",
+        "shares",
     ),
     "loss: past the parts of the sum": Fault(
         SHARED, "loss.cu", "p < 2 * kWarps;", "p < 2 * kWarps + (FAULT ? 1 : 0);", "step"

@@ -1,5 +1,7 @@
 """The CUDA kernels of the stage loss against the reference in float64, by the error of the reference in float32."""
 
+from itertools import product
+
 import pytest
 import torch
 from torch.utils._pytree import tree_map_only
@@ -7,6 +9,7 @@ from torch.utils._pytree import tree_map_only
 import bdkernels as bd
 from bdkernels import backends, checks
 from bdkernels.backends import reference
+from bdkernels.ranges import DISTILL_LOSSES, FUSED_LOSSES
 from bdkernels.types.rule import Rule
 from bdkernels.types.step import StepInputs
 
@@ -25,6 +28,9 @@ SHAPES = [
     (9, 1, 1, 2),
     (0, 4, 1, 1),
 ]
+
+
+LOSSES = list(product(FUSED_LOSSES, DISTILL_LOSSES))
 
 
 @pytest.fixture
@@ -64,18 +70,25 @@ def assert_close(got, want, exact):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("cf", ["bpr", "bce"])
-@pytest.mark.parametrize(("bias", "masked"), [(True, True), (False, False)])
-def test_step(cuda, cuda_device, shape, cf, bias, masked):
-    inputs = step_inputs(*shape, cuda_device, bias, masked)._replace(cf=cf)
+@pytest.mark.parametrize(
+    ("cf", "kind", "bias", "masked"),
+    [
+        *((*losses, True, True) for losses in LOSSES),
+        ("bce", "bce", False, False),
+        ("softmax", "listwise", False, False),
+    ],
+)
+def test_step(cuda, cuda_device, shape, cf, kind, bias, masked):
+    inputs = step_inputs(*shape, cuda_device, bias, masked)._replace(cf=cf, distill_kind=kind)
     assert_close(
         cuda.fused_gradient(inputs), reference.fused_gradient(inputs), reference.fused_gradient(in_float64(inputs))
     )
 
 
-def test_nothing_live(cuda, cuda_device):
+@pytest.mark.parametrize("kind", DISTILL_LOSSES)
+def test_nothing_live(cuda, cuda_device, kind):
     """A mask without an entry: no distillation loss, no gradient of it, and no ids looked at."""
-    inputs = step_inputs(5, 4, 1, 3, cuda_device)
+    inputs = step_inputs(5, 4, 1, 3, cuda_device)._replace(distill_kind=kind)
     ids, mask = torch.full_like(inputs.distill_ids, -1), torch.zeros_like(inputs.distill_mask)
     _, loss, _, g_items, slopes = cuda.fused_gradient(inputs._replace(distill_ids=ids, distill_mask=mask))
     assert loss.item() == 0.0
@@ -84,17 +97,17 @@ def test_nothing_live(cuda, cuda_device):
 
 
 def test_extreme_scores_stay_finite(cuda, cuda_device):
-    for cf in ("bpr", "bce"):
-        inputs = step_inputs(5, 4, 2, 3, cuda_device, objective=(cf, "bce", 0.5, 0.1, 0.1))
+    for losses in LOSSES:
+        inputs = step_inputs(5, 4, 2, 3, cuda_device, objective=(*losses, 0.5, 0.1, 0.1))
         inputs.user_table.mul_(1e4)
         assert all(t.isfinite().all() for t in cuda.fused_gradient(inputs))
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.kind)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("cf", "bias"), [("bpr", True), ("bce", False)])
-def test_update(cuda, cuda_device, rule, shape, cf, bias):
-    inputs = step_inputs(*shape, cuda_device, bias)._replace(cf=cf)
+@pytest.mark.parametrize(("cf", "kind", "bias"), [("bpr", "bce", True), ("softmax", "listwise", False)])
+def test_update(cuda, cuda_device, rule, shape, cf, kind, bias):
+    inputs = step_inputs(*shape, cuda_device, bias)._replace(cf=cf, distill_kind=kind)
     tables = [t for t in inputs.tables if t is not None]
     state = [torch.rand_like(t) for t in tables for _ in range(["sgd", "adagrad", "adam"].index(rule.kind))]
 
@@ -122,13 +135,16 @@ def test_one_row_touched_by_all(cuda, cuda_device, d):
         assert_close(mine.tables, other.tables, exact.tables)
 
 
-def test_the_rest_of_a_batch_changes_no_bit_of_a_row(cuda, cuda_device):
+@pytest.mark.parametrize(("losses", "k"), [(("bpr", "bce"), 0), (("softmax", "listwise"), 3)], ids=str)
+def test_the_rest_of_a_batch_changes_no_bit_of_a_row(cuda, cuda_device, losses, k):
     """Long runs of touches, alone in a batch and behind others in one of twice the size, where all slopes are halved exactly."""
-    alone = step_inputs(256, 7, 1, 0, cuda_device, masked=False)
+    alone = step_inputs(256, 7, 1, k, cuda_device, masked=False, objective=(*losses, 0.5, 0.7, 2.0))
+    alone.distill_ids.copy_(torch.randint(6, 9, (256, k)))
     alone.positives.copy_(torch.randint(6, 8, (256,)))
     alone.negatives.copy_(torch.randint(6, 9, (256, 1)))
     alone.users.clamp_(min=3, max=5)
     others = alone._replace(users=alone.users * 0, positives=alone.positives * 0 + 1, negatives=alone.negatives - 4)
+    others = others._replace(distill_ids=alone.distill_ids - 4)
     both = [torch.cat(pair) for pair in zip(alone.batch[:-1], others.batch[:-1], strict=True)]
     results = []
     for batch, lr in ((alone.batch[:-1], 0.125), (both, 0.25)):
