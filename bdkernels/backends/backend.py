@@ -24,16 +24,6 @@ class BackendError(RuntimeError):
     """An explicitly chosen backend is unknown, absent, not for this device, or without a stage that the call needs."""
 
 
-def only_losses(backend: str, known: tuple[str, ...], *losses: str) -> None:
-    """Raise BackendError where one of the losses is not among those that a backend's kernels know."""
-    for loss in losses:
-        if loss not in known:
-            raise BackendError(
-                f"backend={backend}: its kernels have no loss {loss!r}, only {' and '.join(known)}: choose another loss, or"
-                " backend='reference'"
-            )
-
-
 class Missing:
     """A stage that a backend does not supply: a call is a BackendError."""
 

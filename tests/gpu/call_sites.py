@@ -11,6 +11,7 @@ from compiled import call
 import bdkernels as bd
 from bdkernels.backends import precision
 from bdkernels.backends.triton import loss, rank, round, sample, score, topk, update, values
+from bdkernels.ranges import DISTILL_LOSSES, FUSED_LOSSES, LISTWISE
 from bdkernels.types.round import Round
 from bdkernels.types.rule import RULES, Rule
 from bdkernels.types.step import StepInputs
@@ -58,10 +59,10 @@ def call_sites(d: int = 64, dtype: torch.dtype = torch.float32, ks: tuple[int, .
         state = Round(*models, rows_seen, rows, rows, weights, (1024, 16, 4096), *numbers)
         yield named, lambda s=state: call(round.draw_round, s, 0, 512)
     batch = rows, rows, ids[:, :1], ids, scores
-    for cf, covered in product(("bce", "bpr"), (None, mask)):
-        flags = (bias, *batch, covered, cf, "bce", 0.5, 1.0, 1.0)
+    for (cf, kind), covered in product(product(FUSED_LOSSES, DISTILL_LOSSES), (None, mask)):
+        flags = (bias, *batch, covered, cf, kind, 0.5, 1.0, 1.0)
         yield (
-            f"loss {cf}{' masked' if covered is not None else ''}",
+            f"loss {cf}{f', {kind}' if kind in LISTWISE else ''}{' masked' if covered is not None else ''}",
             lambda a=flags: call(loss.fused_gradient, StepInputs(users, items, *a)),
         )
     for kind in RULES:
@@ -69,9 +70,11 @@ def call_sites(d: int = 64, dtype: torch.dtype = torch.float32, ks: tuple[int, .
         rule = Rule(kind, 0.1, 0.0, 0.9, 0.999, 1e-8)
         inputs = StepInputs(users, items, bias, *batch, None, "bce", "bce", 0.5, 1.0, 1.0)
         yield f"update {kind}", lambda a=(inputs, state, rule): call(update.fused_step, *a)
-    for covered in (None, mask):
-        named = "distill" if covered is None else "distill masked"
-        both = scores, scores, 1.0, 2.0, covered, "bce"
+    listed = inputs._replace(cf="softmax", distill_kind="listwise")
+    yield "update listwise", lambda: call(update.fused_step, listed, state, rule)
+    for kind, covered in product(DISTILL_LOSSES, (None, mask)):
+        named = f"distill{f' {kind}' if kind in LISTWISE else ''}{' masked' if covered is not None else ''}"
+        both = scores, scores, 1.0, 2.0, covered, kind
         yield named, lambda a=both: call(loss.distill_loss, *a)
         yield f"{named} backward", lambda a=both: call(loss.distill_loss_backward, torch.ones(()), *a)
 

@@ -27,8 +27,10 @@ SITES += (
     "topk 20",
     "topk 100",
     "loss bce masked",
+    "loss softmax, listwise masked",
     "update adam",
     "distill masked",
+    "distill listwise masked",
 )
 TILE = ("D", "USERS", "ITEMS", "COLUMNS", "K")  # constants of a kernel that a row names
 WORKLOADS = ((1024, 1_000_000, 64, 16), (1024, 1_000_000, 128, 32))  # users, items, factors of teacher and student

@@ -30,6 +30,7 @@ from bdkernels.backends.triton import rank
 
 PROOF = os.environ.get("BDKERNELS_PROOF") == "1"
 LARGE = ("rank ieee", "rank tf32", "rank biased, seen, live", "round", "topk 100", "loss bce masked")
+LARGE += ("loss softmax, listwise masked",)
 LONG = (20, 100, 256, 512)
 # Of scores, ranks, draws and lists. In the losses the logarithm of a number from 1 to 2 is made of instructions that flush.
 DECIDING = ("score_pairs", "count_tiles", "count_seen", "best_of_run", "propose_block", "accept_block")

@@ -16,6 +16,7 @@ from torch import Tensor
 from bdkernels import checks
 from bdkernels.backends.triton.loss import BLOCK, ROWS, flags, step, sum_losses
 from bdkernels.backends.triton.score import FUSED
+from bdkernels.ranges import LISTWISE
 from bdkernels.types.rule import RULES, Rule, rate
 from bdkernels.types.step import StepInputs
 
@@ -152,7 +153,7 @@ def update_rows(
     users, user_first, user_second, items, item_first, item_second, item_bias, bias_first, bias_second,
     keys, places, sources, slopes, partials, cf_rows, distill_rows, live_count, cf_loss, distill_loss, device_lr,
     n_touches, n_listed, n_rows, width, n_items, d, user_stride, item_stride, lr, weight_decay, new1, new2, eps,
-    RULE: tl.constexpr, BIAS: tl.constexpr, RATE: tl.constexpr,
+    RULE: tl.constexpr, BIAS: tl.constexpr, RATE: tl.constexpr, LISTWISE: tl.constexpr,
     D: tl.constexpr, TOUCHES: tl.constexpr, PIECE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """The first program sums the losses. In the others the rule on a row, by the program at the first of its touches where they
@@ -160,7 +161,7 @@ def update_rows(
     """
     at = tl.program_id(0).to(tl.int64) - 1
     if at < 0:
-        sum_losses(cf_rows, distill_rows, live_count, cf_loss, distill_loss, n_rows, ROWS)
+        sum_losses(cf_rows, distill_rows, live_count, cf_loss, distill_loss, n_rows, LISTWISE, ROWS)
     else:
         key = tl.load(keys + at)
         first = (at == 0) | (tl.load(keys + tl.maximum(at - 1, 0)) != key)
@@ -255,7 +256,8 @@ def fused_step(
     }  # fmt: skip
     read = *touches, sources, slopes, partials
     update_rows[(1 + n,)](
-        *tables, *read, *losses, counts, cf_loss, loss, lr, *sizes, *numbers, ROWS=ROWS, **given
+        *tables, *read, *losses, counts, cf_loss, loss, lr, *sizes, *numbers,
+        LISTWISE=s.distill_kind in LISTWISE, ROWS=ROWS, **given,
     )  # fmt: skip
     if n:
         finish_rows[(triton.cdiv(n, PIECE),)](*tables, *read, lr, *sizes, *numbers, **given)

@@ -1,5 +1,7 @@
 """The Triton kernels of the loss against the reference: ids and rows exactly, sums within float32 rounding."""
 
+from itertools import product
+
 import pytest
 import torch
 from dispatches import dispatched
@@ -9,13 +11,14 @@ import bdkernels as bd
 from bdkernels import backends
 from bdkernels.backends import reference
 from bdkernels.backends.triton import loss, update
+from bdkernels.ranges import DISTILL_LOSSES, FUSED_LOSSES
 from bdkernels.types.rule import RULES, Rule
 from bdkernels.types.step import StepInputs
 
 SIZES = [(5, 2, 3, 5), (1, 1, 0, 8), (3, 0, 4, 1), (3, 9, 13, 33), (0, 1, 2, 4), (2, 0, 0, 3)]  # rows, M, k, d
 
 
-def step(b, m, k, d, bias=True, masked=True, n_users=9, n_items=11, cf="bce"):
+def step(b, m, k, d, bias=True, masked=True, n_users=9, n_items=11, cf="bce", kind="bce"):
     """What is masked out is an impossible id and a NaN, and rows are wider than they look."""
     tables = [torch.randn(n, d + 3)[:, 1 : d + 1] for n in (n_users, n_items)]
     mask = torch.rand(b, k) < (0.6 if masked else 2)
@@ -29,7 +32,7 @@ def step(b, m, k, d, bias=True, masked=True, n_users=9, n_items=11, cf="bce"):
         (3 * torch.randn(b, k)).masked_fill(~mask, torch.nan),
         mask if masked else None,
         cf,
-        distill_kind="bce",
+        distill_kind=kind,
         distill_weight=0.7,
         tau_learner=1.3,
         tau_guide=2.1,
@@ -46,25 +49,36 @@ def assert_close(got, want):
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("cf", "bias", "masked"), [("bpr", True, True), ("bce", False, True), ("bce", True, False)])
-def test_step(size, cf, bias, masked):
-    inputs = step(*size, bias, masked, cf=cf)
+@pytest.mark.parametrize(
+    ("cf", "kind", "bias", "masked"),
+    [
+        ("bpr", "bce", True, True),
+        ("bce", "bce", False, True),
+        ("bce", "bce", True, False),
+        ("softmax", "listwise", True, True),
+        ("softmax", "bce", False, False),
+        ("bpr", "listwise", False, False),
+    ],
+)
+def test_step(size, cf, kind, bias, masked):
+    inputs = step(*size, bias, masked, cf=cf, kind=kind)
     assert_close(loss.fused_gradient(inputs), reference.fused_gradient(inputs))
 
 
 def test_extreme_scores_stay_finite():
-    for cf in ("bpr", "bce"):
-        inputs = step(3, 2, 2, 4, masked=False, cf=cf)
+    for cf, kind in product(FUSED_LOSSES, DISTILL_LOSSES):
+        inputs = step(3, 2, 2, 4, masked=False, cf=cf, kind=kind)
         inputs.user_table.mul_(100)
         assert_close(loss.fused_gradient(inputs), reference.fused_gradient(inputs))
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(
-    ("kind", "cf", "bias"), [("sgd", "bce", True), ("adagrad", "bpr", False), ("adam", "bpr", True)]
+    ("kind", "losses", "bias"),
+    [("sgd", ("bce", "bce"), True), ("adagrad", ("bpr", "bce"), False), ("adam", ("softmax", "listwise"), True)],
 )
-def test_update(size, kind, cf, bias):
-    inputs, rule = step(*size, bias, cf=cf), Rule(kind, 0.1, 0.01, 0.9, 0.99, 1e-6)
+def test_update(size, kind, losses, bias):
+    inputs, rule = step(*size, bias, cf=losses[0], kind=losses[1]), Rule(kind, 0.1, 0.01, 0.9, 0.99, 1e-6)
     tables = inputs.tables[: 2 + bias]
     state = [torch.rand(t.shape) for t in tables for _ in range(RULES.index(kind))]
     results = []
@@ -139,25 +153,41 @@ def test_ids_out_of_range_are_noted():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(7, 3), (1,), (0, 3), (41, 50)])
-def test_distill_loss(shape, dtype):
+@pytest.mark.parametrize("kind", DISTILL_LOSSES)
+@pytest.mark.parametrize("shape", [(7, 3), (1,), (0, 3), (3, 0), (41, 50), (2, 3, 70)])
+def test_distill_loss(monkeypatch, kind, shape, dtype):
+    monkeypatch.setattr(loss, "LIST", 32)
     z, g = (4 * torch.randn(2, *shape)).to(dtype)
     for mask in (None, torch.rand(shape) < 0.5, torch.zeros(shape, dtype=torch.bool)):
-        arguments = z, g, 1.2, 3.0, mask, "bce"
+        arguments = z, g, 1.2, 3.0, mask, kind
         assert_close([loss.distill_loss(*arguments)], [reference.distill_loss(*arguments)])
         got, want = (backend.distill_loss_backward(torch.tensor(1.5), *arguments) for backend in (loss, reference))
         assert got.dtype == want.dtype
         torch.testing.assert_close(got, want, rtol=1e-5 if dtype == torch.float32 else 1e-2, atol=1e-6)
 
 
+def test_lists_of_numbers_that_overflow():
+    """Falling, rising, and apart by more than float32 has an exponential for; minus infinity has no share."""
+    z = torch.tensor([[1e4, 0.0, -1e4, 3.0], [-3e38, 1e4, 2e4, 3e38], [5.0, -torch.inf, 4.0, -torch.inf]])
+    g = z.flip(1).where(z.flip(1).isfinite(), -1.0)
+    g[2, 1] = g[2, 3] = -torch.inf
+    for given in (None, torch.tensor([[True, True, False, True]]).expand(3, 4)):
+        arguments = z, g, 1e-3, 2.0, given, "listwise"
+        got, want = (backend.distill_loss_backward(torch.tensor(1.5), *arguments) for backend in (loss, reference))
+        assert got.isfinite().all()
+        torch.testing.assert_close(got, want)
+        assert_close([loss.distill_loss(*arguments)], [reference.distill_loss(*arguments)])
+
+
+@pytest.mark.parametrize("kind", DISTILL_LOSSES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_distill_loss_through_the_operator(monkeypatch, dtype):
+def test_distill_loss_through_the_operator(monkeypatch, kind, dtype):
     """Value and gradient come from the kernels: the reference's are not there to help."""
     z, g, mask = torch.randn(6, 9).to(dtype), torch.randn(6, 9), torch.rand(6, 9) < 0.5
     results = []
     for backend in ("reference", "triton"):
         leaf = z.clone().requires_grad_()
-        value = bd.distill_loss(leaf, g, 1.2, 3.0, mask, backend=backend)
+        value = bd.distill_loss(leaf, g, 1.2, 3.0, mask, kind=kind, backend=backend)
         (2 * value).backward()
         results.append((value.detach(), leaf.grad))
         monkeypatch.setattr(reference, "distill_loss", None)
