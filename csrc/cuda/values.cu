@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t begin = seen.begin(row), end = seen.end(row);
     const bool inside = begin >= 0 && begin <= end && end <= n_seen;  // else nothing of it is read
     wrong |= !inside;
-    for (int64_t i = begin + threadIdx.x; inside && i < end; i += kThreads) {
+    for (int64_t i = inside ? begin + threadIdx.x : end; i < end; i += kThreads) {
       const int64_t before = i > begin ? seen.indices[i - 1] : -1;
       wrong |= seen.indices[i] <= before || seen.indices[i] >= limit;
     }
