@@ -70,7 +70,7 @@ def softmax_loss(factors: Factors, rows: Tensor, positives: Tensor, *, backend: 
     which is the negative log-likelihood of the interactions where each is a draw from its user's distribution over all items
     (multinomial likelihood; Liang et al., "Variational autoencoders for collaborative filtering", WWW 2018). Each row of the user
     factors is scored once, however many interactions it has, so put those of a user into the same call. That is 6 R N d
-    operations with the gradients, and one block of scores in memory: 16 MB on a CPU, 0.5 GB on a GPU, or one user's.
+    operations with the gradients, and one block of scores in memory: 8 MB on a CPU, 0.5 GB on a GPU, or one user's.
 
     Args:
         factors: user_factors [R, d], item_factors [N, d], item_bias [N] or None, float32 or float64; where they require it they

@@ -36,6 +36,7 @@ leaves = [f.clone().requires_grad_() for f in few[1][:2]]
 one = [f._replace(user_factors=f.user_factors[:1]) for f in (t, s)]
 bd.sample(*small, 32, user_ids=torch.arange(len(small[0].user_factors)), step=0), bd.topk(small[0], 10)  # libraries, thread pools
 bd.rank(Scorer(small[0]), ids[:2] % 5000)
+bd.softmax_loss(bd.Factors(*(t.clone().requires_grad_() for t in small[1][:2])), ids[:2, 0] % 2, ids[:2, 1] % 5000).backward()
 run = {
     "rank": lambda: bd.rank(t, ids, seen),
     "rank one query": lambda: bd.rank(t, ids[:, :1], seen),

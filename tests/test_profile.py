@@ -16,6 +16,7 @@ from bdkernels.tools.measure import Peaks, Work, device_seconds, extra_mb, peaks
 SMALL = ["--users", "3", "--items", "50", "--repeats", "2"]
 # Operators that the public ones call:
 INNER = {"score_forward", "score_backward", "distill_loss_forward", "distill_loss_backward", "fused_gradient"}
+INNER |= {"softmax_loss_forward", "softmax_gradient"}
 
 
 @pytest.fixture(autouse=True)

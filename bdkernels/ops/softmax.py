@@ -17,10 +17,8 @@ from bdkernels.ops.define import define
 from bdkernels.storage import mapped
 from bdkernels.types.factors import Factors
 
-SCORES = {
-    "cpu": 1 << 22,
-    "cuda": 1 << 27,
-}  # in memory at a time: 16 MB, near the caches; 0.5 GB, large enough a product
+# Numbers in memory at a time: 8 MB, near the caches, and 0.5 GB, for products that are large enough.
+SCORES = {"cpu": 1 << 21, "cuda": 1 << 27}
 LEAST = SCORES["cpu"]
 
 
@@ -105,7 +103,8 @@ def _run(s: SoftmaxInputs, backend: str, gradients: tuple[Tensor, Tensor, Tensor
         gradients[0].index_add_(0, rows, other, alpha=-share)
         gradients[1].index_add_(0, positives, own, alpha=-share)
         gradients[2].index_add_(0, positives, torch.ones_like(scores), alpha=-share)
-    none_or_nan = sum((t - t).sum() for t in s.factors if t is not None)  # a loss may be finite where a gradient is not
+    ends = [end for t in s.factors if t is not None and t.numel() for end in torch.aminmax(t)]
+    none_or_nan = sum(end - end for end in ends)  # a loss may be finite where a gradient is not
     loss = (logs[rows, 0] - scores).sum(dtype=torch.float64).mul_(share).to(users.dtype) + none_or_nan
     checks.finite_losses(loss, torch.zeros_like(loss))
     return loss

@@ -116,6 +116,19 @@ def distill_loss(args: argparse.Namespace) -> Workload:
     return Workload(call, Work(learner.numel(), 0, nbytes(learner, guide, learner)))
 
 
+def softmax_loss(args: argparse.Namespace) -> Workload:
+    users, items = (table(args, rows, args.dims).requires_grad_() for rows in (args.users, args.items))
+    rows, positives = torch.randint(0, args.users, (args.batch,), device=args.device), ids(args, 1, args.batch)[:, 0]
+
+    def call() -> None:
+        users.grad = items.grad = None
+        losses.softmax_loss(Factors(users, items), rows, positives, backend=args.backend).backward()
+
+    pairs = args.users * args.items
+    work = Work(pairs, 6 * pairs * args.dims, nbytes(rows, positives) + 2 * nbytes(users, items))
+    return Workload(call, work)
+
+
 def fused_loss(args: argparse.Namespace) -> Workload:
     users, items = (table(args, rows, args.dims).requires_grad_() for rows in (args.users, args.items))
     batch = step_batch(args)
@@ -158,6 +171,7 @@ OPERATORS: dict[str, tuple[Callable[[argparse.Namespace], Workload], tuple[str, 
     "topk": (topk, ("dims", "k", "seen")),
     "sample": (sample, ("dims", "k", "seen")),
     "distill_loss": (distill_loss, ("k",)),
+    "softmax_loss": (softmax_loss, ("dims", "batch")),
     "fused_loss": (fused_loss, ("dims", "k", "negatives", "batch")),
     "fused_step": (fused_step, ("dims", "k", "negatives", "batch")),
 }

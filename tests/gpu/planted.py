@@ -69,7 +69,11 @@ FAULTS = {
     "values: ids past the last": Fault(GLOBAL, "values.cu", "at < n_ids &&", "(FAULT || at < n_ids) &&", "values"),
     "values: a row too many": Fault(GLOBAL, "values.cu", "if (row < rows) {", "if (FAULT || row < rows) {", "values"),
     "values: rows that are not in order": Fault(
-        GLOBAL, "values.cu", "inside ? begin + threadIdx.x : end;", "(FAULT || inside) ? begin + threadIdx.x : end;", "values"
+        GLOBAL,
+        "values.cu",
+        "inside ? begin + threadIdx.x : end;",
+        "(FAULT || inside) ? begin + threadIdx.x : end;",
+        "values",
     ),
     "score: an item too many": Fault(
         GLOBAL, "score.cu", "if (pair < pairs) out[pair]", "if (FAULT || pair < pairs) out[pair]", "listed"
