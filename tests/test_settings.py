@@ -78,6 +78,9 @@ GROUPS = {
         **COLUMNS, "data.split": "leave_one", "train.joint": "student", "distill.lambda_teacher": 0.0, "distill.samples": 0,
         "distill.guide": "frozen",
     },
+    "whole catalog": {
+        **COLUMNS, "data.split": "leave_one", "train.loss": "full_softmax", "train.order": "users",
+    },
     "none, and auto": {
         **COLUMNS, "data.split": "leave_one", "distill.method": "none", "distill.subset": "auto",
     },

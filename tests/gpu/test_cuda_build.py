@@ -27,7 +27,8 @@ PYTHONS = [sys.executable, *OTHERS]
 def test_no_kernel_spills(cuda_library):
     report = (ROOT / "build" / cuda_library.stem / "resources.txt").read_text()
     frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report)
-    assert len(frames) == report.count("Compiling entry function") >= 20
+    # Of kernels, and of functions of CUDA's own that they call, such as the power of a double.
+    assert len(frames) == report.count("Function properties for") >= report.count("Compiling entry function") >= 20
     assert set(frames) == {("0", "0", "0")}
 
 
