@@ -49,7 +49,7 @@ ORDER = {  # rooms and files from the ground up: each imports from its own line 
         ["distributed"],
         ["distill", "evaluation", "runs"],
         ["training"],
-        ["report", "plan"],
+        ["report", "plan", "tuning"],
         ["cli"],
         ["__main__"],
     ],

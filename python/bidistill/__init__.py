@@ -28,6 +28,7 @@ from bidistill.training.callbacks import Callback, Run
 from bidistill.training.control import matched
 from bidistill.training.finished import FinishedRun, open_run
 from bidistill.training.trainer import Result, Trainer
+from bidistill.tuning.search import Tuned, tune
 
 __all__ = [
     "LOSSES",
@@ -46,6 +47,7 @@ __all__ = [
     "Run",
     "Split",
     "Trainer",
+    "Tuned",
     "UserError",
     "UserRanks",
     "build_model",
@@ -64,4 +66,5 @@ __all__ = [
     "register_optimizer",
     "register_scheduler",
     "split",
+    "tune",
 ]

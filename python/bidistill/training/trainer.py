@@ -177,10 +177,48 @@ class Trainer(Resumed):
                 self._open(self.folder)
                 return self._fit()
 
+    @enough_memory()
+    def pretrain(self, name: str) -> float:
+        """Train the "teacher" or the "student" alone, as its pretraining does, and nothing else. It ends in its best state.
+
+        Returns:
+            the best value of `train.monitor` on validation.
+
+        Raises:
+            UserError: another name, the training diverged, or the settings name a run folder, which holds whole runs.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        self.engine.learner(name)
+        if self.folder is not None:
+            raise UserError(f"run.out is {self.folder.path}, but the {name} alone is no whole run: unset run.out")
+        self.progress = Progress(f"pretrain_{name}")
+        with self._training() as interrupt:
+            self._run_phase(self.progress.phase, interrupt)
+        return self.engine.learner(name).best_score
+
     def _fit(self) -> Result:
         if self.progress == Progress("joint"):  # a warm start
             for name in self.engine.learners:
                 self._end_pretraining(name)
+        with self._training() as interrupt:
+            for phase in PHASES[PHASES.index(self.progress.phase) :]:
+                self._run_phase(phase, interrupt)
+            learned = learn_in("joint", self.config)
+            metrics = {
+                name: self._metrics(learner.model) if name in learned else self.pretrained[name]
+                for name, learner in self.engine.learners.items()
+            }
+            compared = {name: self._metrics(model) for name, model in fitted_baselines(self.engine, self.split)}
+        models = {name: learner.model for name, learner in self.engine.learners.items()}
+        if self.folder is not None:
+            outcome = metrics, self.pretrained, compared, self.history, self.stopped
+            self.folder.finish(self.config, models, self.fingerprint, *outcome)
+        pair = models["teacher"], models["student"]
+        return Result(*pair, self.history, metrics, self.pretrained, compared, self.stopped)
+
+    @contextmanager
+    def _training(self) -> Iterator[Interrupt]:
+        """Inside, Ctrl-C waits for the end of a step, torch's random numbers are the run's own, and what diverges says so."""
         with (
             Interrupt(launched=self.partition.launched) as interrupt,
             torch.random.fork_rng([self.device] if self.device.type == "cuda" else []),
@@ -188,14 +226,7 @@ class Trainer(Resumed):
             self.partition.stop_when(lambda: interrupt.asked or bool(self.stopped or self.progress.ended))
             try:
                 self._tell_unfused()
-                for phase in PHASES[PHASES.index(self.progress.phase) :]:
-                    self._run_phase(phase, interrupt)
-                learned = learn_in("joint", self.config)
-                metrics = {
-                    name: self._metrics(learner.model) if name in learned else self.pretrained[name]
-                    for name, learner in self.engine.learners.items()
-                }
-                compared = {name: self._metrics(model) for name, model in fitted_baselines(self.engine, self.split)}
+                yield interrupt
             except UserError:
                 raise
             except ValueError as error:
@@ -205,12 +236,6 @@ class Trainer(Resumed):
                 raise
             finally:
                 self._tell("on_end")
-        models = {name: learner.model for name, learner in self.engine.learners.items()}
-        if self.folder is not None:
-            outcome = metrics, self.pretrained, compared, self.history, self.stopped
-            self.folder.finish(self.config, models, self.fingerprint, *outcome)
-        pair = models["teacher"], models["student"]
-        return Result(*pair, self.history, metrics, self.pretrained, compared, self.stopped)
 
     def _tell_unfused(self) -> None:
         """Say which models train without the fused step, and why."""
