@@ -1,6 +1,7 @@
 """The search for settings: what it finds, that it goes on as if it had not been stopped, and what it refuses."""
 
 import csv
+import itertools
 import json
 import os
 import re
@@ -15,6 +16,8 @@ import tomlkit
 from bidistill import Config, Trainer, UserError, generate, split, tune
 from bidistill.cli import main, train
 from bidistill.data.write import write_interactions
+from bidistill.distill.method import list_sizes
+from bidistill.runs.folder import RunFolder
 from bidistill.training.phases import rows_of
 from bidistill.tuning import search, study
 from bidistill.tuning.space import Choices, Range, read_space
@@ -66,6 +69,15 @@ def test_finds_better_settings_than_a_bad_start_and_says_what_each_is_worth(part
         assert max(row["student/ndcg@10"] for row in rows) == value
 
 
+def test_one_model_alone_is_no_run(parts, tmp_path):
+    with pytest.raises(UserError, match=r"run\.out is .*, but the student alone is no whole run: unset run\.out"):
+        Trainer(config(run__out=str(tmp_path / "run")), parts).pretrain("student")
+    with pytest.raises(UserError, match="found 'both'"):
+        Trainer(config(), parts).pretrain("both")
+    found = tune(config(run__out=str(tmp_path / "run")), parts, space=LR, trials=1)
+    assert found.config == config() and not (tmp_path / "run").exists()
+
+
 def test_never_returns_something_worse_than_the_settings_as_they_stand(parts):
     good = config(student__lr=0.02)
     found = tune(good, parts, space={"student.lr": {"choices": [1e-6, 2e-6]}}, trials=3)
@@ -80,20 +92,24 @@ def test_the_test_is_not_looked_at(parts):
 
 
 def test_goes_on_as_if_it_had_not_been_stopped(parts, tmp_path, monkeypatch):
-    whole = tune(config(), parts, space=LR, trials=12)
+    whole = tune(config(), parts, space=LR, trials=10)
     out = tmp_path / "search"
     assert len(tune(config(), parts, space=LR, trials=2, out=out).trials) == 2
     with monkeypatch.context() as patch:  # Ctrl-C in the middle of a trial
         patch.setattr(Watch, "on_step", lambda self, run: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
-            tune(config(), parts, space=LR, trials=12, out=out)
+            tune(config(), parts, space=LR, trials=10, out=out)
     assert told(tune(config(), parts, space=LR, trials=3, out=out)) == told(whole)[:3]
-    # A process that was killed has left a trial that runs, a line that is not whole, and a lock.
-    study.Study(out, 0, "median", 5).ask(3, True, {})
+    # A process that was killed has left a trial that runs, a line that is not whole, and a lock; one before it has left a
+    # trial that was over, but not told to be so.
+    with monkeypatch.context() as patch:
+        patch.setattr(study.Study, "_end", lambda *_: None)
+        assert told(tune(config(), parts, space=LR, trials=4, out=out)) == told(whole)[:4]
+    study.Study(out, 0, "median", 5).ask(4, True, {})
     with (out / "study.log").open("a") as file:
         file.write('{"op_code": 6, "wor')
     (out / "study.log.lock").symlink_to("gone")
-    found = tune(config(), parts, space=LR, trials=12, out=out)
+    found = tune(config(), parts, space=LR, trials=10, out=out)
     assert told(found) == told(whole) and found.config == whole.config
     # Nothing is left to do, and less was asked for.
     assert told(tune(config(), parts, space=LR, trials=5, out=out)) == told(whole)
@@ -148,6 +164,8 @@ def test_a_folder_of_others_and_a_damaged_search_are_refused(parts, searched, tm
     with pytest.raises(UserError, match=r"study\.log is damaged"):
         tune(config(), parts, space=LR, trials=2, out=searched)
     journal.write_text(before)
+    with RunFolder(searched).held(), pytest.raises(UserError, match="is in use by process"):
+        tune(config(), parts, space=LR, trials=2, out=searched)
 
 
 def test_hopeless_trials_are_given_up_and_counted(parts, tmp_path):
@@ -251,6 +269,18 @@ def test_the_spaces_of_this_package_have_what_can_be_trained(parts):
         search._space(config(), parts, "student", False, None, ("train.negative",))
 
 
+@pytest.mark.parametrize("method", ["bidirectional", "cd", "rd", "rrd", "dcd", "rce_kd", "top_discrepancy"])
+def test_whatever_is_drawn_suits_the_method(parts, method):
+    settings = config(distill__method=method, distill__lambda_teacher=0.0)
+    space = search._space(settings, parts, "student", True, None, ())
+    assert "distill.lambda_student" in {each.name for each in space}
+    for drawn in itertools.product(*(each.each() for each in space)):
+        changed = settings.with_overrides({name: value for one in drawn for name, value in one.items()})
+        assert list_sizes(changed.distill)[1] > 0
+    with pytest.raises(UserError, match=r"by distill\.method 'rrd' only the student learns"):
+        tune(config(distill__method="rrd"), parts, distill=True, trials=2)
+
+
 def test_a_space_is_read_by_the_names_of_options(tmp_path):
     file = tmp_path / "space.toml"
     file.write_text(
@@ -295,8 +325,8 @@ def test_the_spaces_of_the_page_are_read():
         ({"teacher.lr": {"choices": [0.1]}}, "teacher.lr is of the teacher, but the search is for the student alone"),
         ({"distill.pool": {"choices": [3]}}, "distill.pool changes nothing that a model alone is compared by"),
         ({"train.monitor": {"choices": ["ndcg@10"]}}, "train.monitor changes nothing"),
-        ({"train.negatives": {"lo": 1, "hi": 500}}, "train.negatives cannot be 500 with the other settings as they stand"),
-        ({"student.optimizer": {"choices": ["adam", "sparse_adam"]}}, "cannot be 'sparse_adam'"),
+        ({"train.negatives": {"lo": 1, "hi": 500}}, "cannot search train.negatives = 500 with the other settings as they stand"),
+        ({"student.optimizer": {"choices": ["adam", "sparse_adam"]}}, "cannot search student.optimizer = 'sparse_adam'"),
     ],
 )  # fmt: skip
 def test_a_space_that_cannot_be_searched_is_refused(parts, space, words):
@@ -318,7 +348,7 @@ def test_a_space_that_cannot_be_searched_is_refused(parts, space, words):
         ({"distill": True, "config": config(distill__method="none")}, "no distillation to tune"),
         ({"distill": True, "config": config(distill__lambda_student=0.0)}, "lambda_student is 0"),
         ({"distill": True, "space": LR}, "student.lr is no option of the joint phase"),
-        ({"distill": True, "space": {"distill.loss": {"choices": ["listwise"]}}}, "distill.loss cannot be 'listwise'"),
+        ({"distill": True, "space": {"distill.loss": {"choices": ["listwise"]}}}, "cannot search distill.loss = 'listwise'"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_refused(parts, asked, words):

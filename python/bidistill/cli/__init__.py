@@ -24,6 +24,7 @@ EXAMPLES = """first steps:
   bidistill demo                                        see it work on MovieLens-100K (a few minutes)
   bidistill data describe ratings.csv                   what is in a file of your own
   bidistill train --data-path ratings.csv --control     train on it; the control shows what distillation adds
+  bidistill tune --data-path ratings.csv                better settings of the student, by validation
   bidistill recommend runs/ratings --users 17 42 -k 10  the student's ten best unseen items for two users
 
 `bidistill COMMAND --help` explains a command."""

@@ -86,7 +86,7 @@ def tune(
     pretraining. Values are drawn by Optuna's TPE sampler, seeded by `run.seed`.
 
     Args:
-        config: the settings as they stand. `run.out` says nothing here.
+        config: the settings as they stand; `run.out` is unset in those that are returned.
         split: the data.
         model: "teacher" or "student": which one is tuned alone. The other is not trained.
         distill: tune how the student learns in the joint phase instead. Both models keep their settings, and are pretrained once.
@@ -104,7 +104,7 @@ def tune(
     optuna()
     Partition.find(config.run, split.n_users, split.n_items).require_whole("a search runs")
     _check_arguments(config, model, distill, trials, timeout, prune)
-    split = without_test(split)
+    config, split = config.with_overrides({"run.out": None}), without_test(split)
     found = _space(config, split, model, distill, space, tuple(keep))
     if out is None:
         with TemporaryDirectory() as folder:
@@ -339,13 +339,15 @@ def _check_arguments(config: Config, model: str, distill: bool, trials: int, tim
         raise UserError("distill.method is none, so there is no distillation to tune: set distill.method to a method")
     if not config.distill.lambda_student:
         raise UserError("distill.lambda_student is 0, so the student does not learn from the teacher: raise it")
+    list_sizes(config.distill)  # refuses what its method does not take
 
 
 def _space(
     config: Config, split: Split, model: str, distill: bool, space: SpaceLike | None, keep: tuple[str, ...]
 ) -> Space:
     """The space, in which everything may be trained: what may not is left out of that of this package, and else refused."""
-    learns = model_sizes(config, Sizes.of_split(split, config))[model].learns
+    sizes = model_sizes(config, Sizes.of_split(split, config))
+    learns = sizes[model].learns
     if space is None and not learns and not distill:
         raise UserError(
             f"the {model} ({config.model(model).kind}) is fitted in one call, so it has neither rate nor loss: give a space of"
@@ -363,10 +365,15 @@ def _space(
         for name in each.names:
             _check_name(name, model, distill, learns)
     if space is None:
+        if distill and not sizes["teacher"].learns:  # it stays as it is in any case
+            found = tuple(each for each in found if "train.joint" not in each.names)
         return tuple(left for each in found if (left := _allowed(each, config, split)) is not None)
     for each in found:
         for settings in each.each():
-            _check_settings(config, split, settings)
+            if refusal := _refusal(config, split, settings):
+                raise UserError(
+                    f"space: cannot search {refusal}: leave that out, or set what belongs together in one table of choices"
+                )
     return found
 
 
@@ -388,9 +395,8 @@ def _check_name(name: str, model: str, distill: bool, learns: bool) -> None:
         raise UserError(f"space: {name} changes nothing, since the {model} is fitted in one call: leave it out")
 
 
-def _check_settings(config: Config, split: Split, settings: Mapping[str, Any]) -> None:
-    """Raise UserError where these settings in the place of those that stand cannot be trained."""
-    names = ", ".join(settings)
+def _refusal(config: Config, split: Split, settings: Mapping[str, Any]) -> str:
+    """Why these settings in the place of those that stand cannot be trained, or ""."""
     try:
         changed = config.with_overrides(settings)
         changed.check_catalog(split.n_items)
@@ -400,24 +406,30 @@ def _check_settings(config: Config, split: Split, settings: Mapping[str, Any]) -
         if any(name.startswith("distill.") for name in settings):
             list_sizes(changed.distill)
     except UserError as error:
-        raise UserError(
-            f"space: {names} cannot be {', '.join(map(repr, settings.values()))} with the other settings as they stand ({error}):"
-            " leave that out, or set what belongs together in one table of choices"
-        ) from error
+        values = ", ".join(f"{name} = {value!r}" for name, value in settings.items())
+        return f"{values} with the other settings as they stand ({error})"
+    return ""
 
 
 def _allowed(each: Range | Choices, config: Config, split: Split) -> Range | Choices | None:
     """An entry of this package's space without what cannot be trained here; None where nothing is left to choose."""
     if isinstance(each, Range):
         most = min(each.hi, split.n_items) if each.name == "train.negatives" else each.hi
-        return replace(each, hi=most) if each.lo < most else None
+        each = replace(each, hi=most)
+        for settings in each.each():
+            if refusal := _refusal(config, split, settings):
+                _say_left_out(config, refusal)
+                return None
+        return each if each.lo < most else None
     left = []
     for settings in each.sets:
-        try:
-            _check_settings(config, split, settings)
-        except UserError as error:
-            log.info(f"left out of the search: {error}")
-            continue
-        if split.n_items <= MANY_ITEMS or not over_catalog(settings.get("train.loss", config.train.loss)):
+        if refusal := _refusal(config, split, settings):
+            _say_left_out(config, refusal)
+        elif split.n_items <= MANY_ITEMS or not over_catalog(settings.get("train.loss", config.train.loss)):
             left.append(settings)
     return replace(each, sets=tuple(left)) if len(left) > 1 else None
+
+
+def _say_left_out(config: Config, refusal: str) -> None:
+    if config.run.progress:
+        log.info(f"left out of the search: {refusal}")

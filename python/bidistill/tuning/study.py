@@ -104,7 +104,8 @@ class Study:
                 storage=storage, study_name=NAME, direction="maximize", load_if_exists=True, pruner=pruner
             )
             for trial in self.study.get_trials(states=[library.trial.TrialState.RUNNING]):  # of a process that died
-                self.study.tell(trial.number, state=library.trial.TrialState.FAIL)
+                about = json.loads(trial.user_attrs.get("about", '{"state": "failed", "value": null}'))
+                self._end(trial.number, about["state"], about["value"])
         except OSError as error:
             raise unwritable(self.path, error) from error
         except Exception as error:  # a damaged journal fails in a dozen ways: JSON, keys, numbers, ...
@@ -130,21 +131,35 @@ class Study:
         )
         if not drawn:
             self.study.sampler = library.samplers.PartialFixedSampler(standing, self.study.sampler)
-        return self.study.ask()
+        with self._written():
+            return self.study.ask()
 
     def tell(self, trial: Any, about: Trial) -> None:
         """Record how a trial ended."""
-        states = optuna().trial.TrialState
         values = {name: value for name, value in vars(about).items() if name != "number"}
-        trial.set_user_attr("about", json.dumps(values))
-        if about.state == DONE:
-            self.study.tell(trial, about.value)
-        else:
-            self.study.tell(trial, state=states.PRUNED if about.state == PRUNED else states.FAIL)
+        with self._written():
+            trial.set_user_attr("about", json.dumps(values))
+            self._end(trial, about.state, about.value)
 
     def drop(self, trial: Any) -> None:
         """End a trial that was interrupted: it does not count."""
-        self.study.tell(trial, state=optuna().trial.TrialState.FAIL)
+        with self._written():
+            self._end(trial, FAILED, None)
+
+    def _end(self, trial: Any, state: str, value: float | None) -> None:
+        states = optuna().trial.TrialState
+        if state == DONE:
+            self.study.tell(trial, value)
+        else:
+            self.study.tell(trial, state=states.PRUNED if state == PRUNED else states.FAIL)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """Inside, an error of the disk is a UserError."""
+        try:
+            yield
+        except OSError as error:
+            raise unwritable(self.path, error) from error
 
     def importance(self) -> dict[str, float]:
         """How much each entry of the space mattered to be among the best, in shares of 1 (PED-ANOVA, Watanabe et al., IJCAI

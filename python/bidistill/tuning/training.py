@@ -15,7 +15,7 @@ from bidistill.config import Config, ModelConfig
 from bidistill.data import Split
 from bidistill.errors import UserError
 from bidistill.files.access import present
-from bidistill.training.callbacks import Callback, Run
+from bidistill.training.callbacks import Callback, ProgressBar, Run
 from bidistill.training.phases import Row, epochs_of, rows_of
 from bidistill.training.trainer import Trainer
 from bidistill.tuning.study import optuna
@@ -47,7 +47,7 @@ def without_test(split: Split) -> Split:
 
 def alone(config: Config, name: str) -> Config:
     """Settings for the training of one model alone: the other one, which is not trained, is next to nothing."""
-    config = silent(config).with_overrides({"distill.method": "none"})
+    config = silent(config).with_overrides({"distill.method": "none", "train.epochs": 0})
     other = ModelConfig(dim=1)
     return replace(config, teacher=other) if name == "student" else replace(config, student=other)
 
@@ -127,16 +127,17 @@ class Work:
             TimeUp, KeyboardInterrupt: it did not come to an end.
         """
         config = self.config.with_overrides(settings)
-        watch = Watch(trial, self.column, self.phase, prune, deadline)
+        watch: list[Callback] = [Watch(trial, self.column, self.phase, prune, deadline)]
+        watch += [ProgressBar()] if config.run.progress else []
         pruned = False
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always", UserWarning)
             try:
                 if self.distill:
-                    trainer = Trainer(silent(config), self.split, callbacks=[watch], warm_start=self.folder / START)
+                    trainer = Trainer(silent(config), self.split, callbacks=watch, warm_start=self.folder / START)
                     trainer.fit()
                 else:
-                    trainer = Trainer(alone(config, self.name), self.split, callbacks=[watch])
+                    trainer = Trainer(alone(config, self.name), self.split, callbacks=watch)
                     trainer.pretrain(self.name)
             except optuna().TrialPruned:
                 pruned = True
