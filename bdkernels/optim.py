@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from bdkernels import checks, ranges
+from bdkernels.backends import steps
 from bdkernels.backends.reference import update_rows
 from bdkernels.storage import mapped
 from bdkernels.storage.pages import large_pages
@@ -320,7 +322,8 @@ def sparse_step(optimizer: RowOptimizer, **rows: tuple[Tensor, Tensor]) -> None:
     """One step of the optimizer on the named rows of its tables, in place: what `fused_step` does after the gradient.
 
     Gradients of equal ids are summed, in the order in which they stand (on a GPU in any), before the rule is applied once to the
-    row. A table that is not named stays as it is. On an error nothing has changed.
+    row. A table that is not named stays as it is. On an error nothing has changed. The backend "cpu" has a kernel for it, whose
+    bits are the same for every thread count and instruction set; elsewhere the reference does it.
 
     Args:
         optimizer: `SGD`, `Adagrad` or `SparseAdam`; its `step_count` rises by one, also where no row is named.
@@ -347,10 +350,13 @@ def sparse_step(optimizer: RowOptimizer, **rows: tuple[Tensor, Tensor]) -> None:
     rule = optimizer.rule()
     checks.within("lr", rule.lr, ranges.STEP_SIZE)
     checks.rule(rule)
+    update = steps(found[0].device, dtype=found[0].dtype).update_rows or update_rows
     with torch.no_grad():
         for i, (name, table) in enumerate(tables.items()):
             if name in rows:
-                update_rows(table, state[i * each : (i + 1) * each], *rows[name], rule)
+                own = state[i * each : (i + 1) * each]
+                update(table, own, *rows[name], rule)
+                increment_version([table, *own])  # a kernel writes behind autograd's back
     optimizer.count_step()
 
 

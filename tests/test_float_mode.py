@@ -80,6 +80,7 @@ def trained(f: bd.Factors) -> list[torch.Tensor]:
     losses = [bd.fused_step(optimizer, *batch, draws, guide, backend="cpu") for _ in range(3)]
     found = [f.user_factors, f.item_factors, f.item_bias, *batch, draws.ids, guide, draws.mask]
     rows = torch.ops.bdkernels.fused_gradient(*found, "bpr", "bce", 1e-30, 1.0, 2.0, backend="cpu")
+    bd.sparse_step(optimizer, user_table=(batch[0], rows[2]))
     return [*(loss.cf for loss in losses), *(loss.distill for loss in losses), *tables, *optimizer.row_state(), *rows]
 
 

@@ -74,6 +74,10 @@ GROUPS = {
         "distill.negatives_from_samples": True,
         "distill.independent_directions": True, "distill.to_student.eps": 0.1, "distill.to_teacher.alpha": 1.0,
     },
+    "shared negatives": {
+        **COLUMNS, "data.split": "leave_one", "train.loss": "softmax", "train.negatives": 9, "train.negative_source": "batch",
+        "teacher.optimizer": "sparse_adam",
+    },
     "student alone": {
         **COLUMNS, "data.split": "leave_one", "train.joint": "student", "distill.lambda_teacher": 0.0, "distill.samples": 0,
         "distill.guide": "frozen",

@@ -400,8 +400,9 @@ def test_the_learning_rate_may_change(backend):
 
 @pytest.mark.parametrize("rule", OPTIMIZERS)
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_apply_rows_is_the_rule_on_the_sum_of_a_rows_gradients(rule, weight_decay):
+def test_apply_rows_is_the_rule_on_the_sum_of_a_rows_gradients(rule, weight_decay, backend, monkeypatch):
     """Against torch.optim with sparse gradients, over steps that touch other rows, some of them none."""
+    monkeypatch.setenv("BDKERNELS_BACKEND", backend)
     tables = [torch.randn(11, 3), torch.randn(7, 3), torch.randn(7)]
     ours = make(rule, tables, weight_decay=weight_decay)
     theirs = [torch.nn.Parameter(t.clone()) for t in tables]
@@ -419,6 +420,27 @@ def test_apply_rows_is_the_rule_on_the_sum_of_a_rows_gradients(rule, weight_deca
     for table, parameter in zip(ours.tables().values(), theirs, strict=True):
         torch.testing.assert_close(table, parameter.detach(), rtol=1e-5, atol=1e-6)
     assert ours.step_count == 4
+
+
+@pytest.mark.parametrize("rule", OPTIMIZERS)
+def test_apply_rows_is_the_update_of_fused_step(rule, two_threads):
+    """Bit for bit, by one thread and by two, given the gradients of the scores' slopes one by one."""
+    if (reason := backends.missing("cpu")) is not None:
+        pytest.skip(f"backend cpu: {reason}")
+    tables, batch = tables_and_batch(700, 2, 0, n_users=200, n_items=400)
+    fused = make(rule, tables, weight_decay=0.02)
+    bd.fused_step(fused, *batch, backend="cpu")
+    twins = [t.clone().requires_grad_() for t in tables]
+    bd.fused_loss(*twins, *batch, backend="cpu").loss.backward()
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        apart = make(rule, tables, weight_decay=0.02)
+        rows = {name: (t.grad._indices()[0], t.grad._values()) for name, t in zip(apart.tables(), twins, strict=True)}
+        before = apart.item_table._version
+        bd.sparse_step(apart, **rows)
+        assert apart.item_table._version > before
+        assert torch.equal(apart.user_table, fused.user_table) and torch.equal(apart.item_bias, fused.item_bias)
+        torch.testing.assert_close(apart.item_table, fused.item_table, rtol=1e-6, atol=1e-7)  # slope * user, rounded
 
 
 def test_apply_rows_changes_the_named_tables_alone_and_nothing_on_an_error():

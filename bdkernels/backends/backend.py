@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bdkernels.types.factors import Factors
 from bdkernels.types.round import Round
+from bdkernels.types.rule import Rule
 from bdkernels.types.seen import Seen
 from bdkernels.types.step import StepInputs
 from bdkernels.weights import WeightCode
@@ -65,6 +66,8 @@ class Steps(NamedTuple):
     # What `checks` asks of ids of a device that asserts, in one launch where a backend has that: (ids or None, seen or None,
     # limit) -> int64 [2], not 0 where all ids are in [0, limit), and where the rows of `seen` are in order.
     values: Callable[[Tensor | None, Seen | None, int], Tensor] | None = None
+    # The update of `sparse_step` for one table, in place, where a backend has that; else the reference does it.
+    update_rows: Callable[[Tensor, list[Tensor], Tensor, Tensor, Rule], None] | None = None
     # No step waits for the device, and count_above takes `live`, int64 []: only so many rows, the first, have to be counted.
     # fused_step takes `lr`, [] of the tables' dtype, in the place of the rule's, and `count`, the `steps_done` of `UpdateInputs`.
     # It and fused_gradient assert the ids of their batch themselves where the device asserts; what is masked out may be any id

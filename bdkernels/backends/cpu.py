@@ -146,8 +146,12 @@ def fused_step(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, 
     )
 
 
+def update_rows(table: Tensor, state: list[Tensor], ids: Tensor, grads: Tensor, rule: Rule) -> None:
+    torch.ops.bdkernels_cpu.update_rows(table, state, ids.contiguous(), grads.contiguous(), *native.rule(rule))
+
+
 STEPS = Steps(
     score, score_block, count_above, count_above_block, propose, accept, topk,
-    distill_loss, distill_loss_backward, fused_gradient, fused_step, draw,
+    distill_loss, distill_loss_backward, fused_gradient, fused_step, draw, update_rows=update_rows,
 )  # fmt: skip
 BACKEND = Backend("cpu", STEPS, default_on=("cpu",), load=load, variables=CHOICES, detail=isa)

@@ -106,6 +106,18 @@ std::tuple<Tensor, Tensor> fused_step(const Tensor& user_table, const Tensor& it
   return out.as(user_table);
 }
 
+// grads [n, d] of the rows ids [n] of one table.
+void update_rows(Tensor table, std::vector<Tensor> state, const Tensor& ids, const Tensor& grads, int64_t kind, double lr,
+                 double weight_decay, double beta1, double beta2, double eps) {
+  const Rule rule = rule_of(kind, lr, weight_decay, beta1, beta2, eps);
+  const auto training = trained_of(table, state, 0, static_cast<size_t>(kind));
+  const float* grad = data<float>(grads, ScalarType::Float, "grads");
+  STD_TORCH_CHECK(grads.numel() == ids.numel() * training.d, "bdkernels: grads: wrong size");
+  const auto touched = cpu::sort_touches(longs(ids, "ids"), ids.numel(), training.n);
+  parallel_for(0, touched.size(), kTouches,
+               [&](int64_t a, int64_t b) { cpu::update_own(training, grad, rule, touched, a, b); });
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cpu, m) {
@@ -118,11 +130,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(bdkernels_cpu, m) {
       "Tensor positives, Tensor negatives, Tensor distill_ids, Tensor guide, Tensor mask, int cf, int distill_kind, "
       "float distill_weight, float tau_learner, float tau_guide, int kind, float lr, float weight_decay, float beta1, "
       "float beta2, float eps) -> (Tensor, Tensor)");
+  m.def(
+      "update_rows(Tensor(a!) table, Tensor(b!)[] state, Tensor ids, Tensor grads, int kind, float lr, float weight_decay, "
+      "float beta1, float beta2, float eps) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bdkernels_cpu, CPU, m) {
   m.impl("fused_gradient", BDKERNELS_BOX(&fused_gradient));
   m.impl("fused_step", BDKERNELS_BOX(&fused_step));
+  m.impl("update_rows", BDKERNELS_BOX(&update_rows));
 }
 
 }  // namespace bdkernels::binding

@@ -25,13 +25,14 @@ from bidistill.metrics import cut_off, heading, names_of
 from bidistill.optimizers import check_optimizer, check_scheduler, wants_sparse
 from bidistill.options import Option, option, options_of
 from bidistill.presets import PRESETS
-from bidistill.registry import LOSSES, METHODS, METRICS, MODELS, OPTIMIZERS, SCHEDULERS
+from bidistill.registry import METHODS, METRICS, MODELS, OPTIMIZERS, SCHEDULERS
+from bidistill.train_options import TrainConfig
 
 # What the operators take, so that no value is refused after hours of training.
 TAU: dict[str, Any] = {"least": ranges.TAU.low, "most": ranges.TAU.high}
 LAMBDA: dict[str, Any] = {"least": ranges.LAMBDA.low, "most": ranges.LAMBDA.high, "or_zero": True}
 DECAY: dict[str, Any] = {"least": ranges.WEIGHT_DECAY.low, "most": ranges.WEIGHT_DECAY.high, "or_zero": True}
-MOST_DRAWS, MOST_STEPS = int(ranges.DRAWS.high), int(ranges.STEP.high) + 1
+MOST_DRAWS = int(ranges.DRAWS.high)
 MOST_LR = 1e37  # Adam divides it by 0.1 in its first step, and the quotient is a float32 too
 MOST_THREADS = 1024  # see `start.set_threads`
 MOST_SECONDS = 365 * 86_400
@@ -89,41 +90,6 @@ class ModelConfig:
             return replace(self, lr=lr)
         name = None if self.joint_lr_scheduler == "constant" else self.joint_lr_scheduler
         return replace(self, lr=lr, lr_scheduler=name, lr_scheduler_args=self.joint_lr_scheduler_args)
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    loss: str = option("bce", "collaborative-filtering loss", choices=LOSSES)
-    negatives: int = option(
-        4, "unseen items drawn for each training interaction; a loss over the whole catalog takes none", least=1
-    )
-    order: str = option(
-        "interactions",
-        "what is shuffled in an epoch: all interactions, or users, whose interactions then lie together: with the loss"
-        " full_softmax that takes far less time",
-        choices=("interactions", "users"),
-    )
-    batch_size: int = option(2048, "training interactions in a step", least=1)
-    pretrain_epochs: int = option(100, "most epochs of each model alone, before distillation", least=0, most=MOST_STEPS)
-    epochs: int = option(
-        30, "most epochs of the joint phase, where the models learn from each other", least=0, most=MOST_STEPS
-    )
-    joint: str = option(
-        "both",
-        "who learns in the joint phase; student: the teacher stays as its pretraining left it, and takes no time",
-        choices=("both", "student"),
-    )
-    patience: int = option(10, "evaluations without a better validation score before a phase ends; 0: never", least=0)
-    eval_every: int = option(1, "epochs between evaluations", least=1)
-    monitor: str = option(
-        "ndcg@50",
-        lambda: f"validation metric that picks the best epoch: {', '.join(names_of('K'))}, with a K of eval.ks",
-    )
-
-    @property
-    def drawn_negatives(self) -> int:
-        """Negatives of a training interaction; none where the loss is over the whole catalog."""
-        return 0 if over_catalog(self.loss) else self.negatives
 
 
 @dataclass(frozen=True)
@@ -319,6 +285,11 @@ class Config:
             raise UserError(
                 "train.joint student lets the teacher stay as it is, but distill.lambda_teacher is"
                 f" {self.distill.lambda_teacher:g}: set distill.lambda_teacher to 0, or train.joint to both"
+            )
+        self.train.check_negatives()
+        if self.train.shares_negatives and self.distill.negatives_from_samples:
+            raise UserError(
+                f"distill.negatives_from_samples is set, but train.negative_source is {self.train.negative_source}: unset one"
             )
         if over_catalog(self.train.loss):
             if self.distill.negatives_from_samples:

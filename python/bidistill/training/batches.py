@@ -17,9 +17,9 @@ from bidistill.distill.method import GUIDES
 from bidistill.distributed.partition import Partition
 from bidistill.models import Recommender
 from bidistill.training.fusion import unfused
-from bidistill.training.negatives import NegativeSampler
+from bidistill.training.negatives import NegativeSampler, SharedSampler
 from bidistill.training.strategy import Strategy
-from bidistill.training.types import Batch, Terms
+from bidistill.training.types import Batch, SharedNegatives, Terms
 
 
 class Objective:
@@ -48,14 +48,20 @@ class Objective:
         popularity: Tensor | None = None,
     ) -> None:
         self.config, self.models, self.strategy, self.partition = config, models, strategy, partition
-        self.negatives = NegativeSampler(seen, partition.n_items)
+        self.negatives: NegativeSampler | SharedSampler
+        if config.train.shares_negatives:
+            assert popularity is not None
+            self.negatives = SharedSampler(seen, popularity, config.train.negative_source, config.train.negatives)
+        else:
+            self.negatives = NegativeSampler(seen, partition.n_items)
         self.drawn_negatives = config.train.drawn_negatives
         distill = config.distill
         if config.train.joint == "student":  # the teacher stays as it is, so that no copy of it is needed
             distill = replace(distill, guide="live")
         self.distiller = Distiller.from_config(distill, seen, config.run.seed, partition, popularity)
         self.unfused = unfused(config)
-        if not partition.all("negatives", self.negatives.always):
+        always = isinstance(self.negatives, SharedSampler) or self.negatives.always
+        if not partition.all("negatives", always):
             self.unfused = "a user has seen every item, and has no negative"
 
     @property
@@ -80,7 +86,7 @@ class Objective:
         method = None if self.distiller is None else self.distiller.method
         own = partial(method.loss, name) if method is not None and method.own_loss else None
         losses = self.config.train.loss, distill.loss
-        return Terms(*losses, weight, distill.tau_learner, distill.tau_guide, own)
+        return Terms(*losses, weight, distill.tau_learner, distill.tau_guide, own, self.config.train.shares_negatives)
 
     def batches(
         self,
@@ -106,14 +112,19 @@ class Objective:
         """
         share = self.partition.share(users)
         users, positives = share.users, share.keep(positives)
-        negatives = self.negatives.draw(users, self.drawn_negatives, generator, share)
+        negatives: Draws | SharedNegatives
+        if isinstance(self.negatives, SharedSampler):
+            negatives = self.negatives.draw(users, positives, generator)
+        else:
+            negatives = self.negatives.draw(users, self.drawn_negatives, generator, share)
         drawn: dict[str, Draws] = {}
         pair = self.pair
         guides = {name: self.models[GUIDES[name]] for name in names}
         if self.distiller is not None and joint:
             drawn = self.distiller.draw(*pair, users, step, generator, share)
             guides |= self.distiller.guides(*pair)
-        nothing = Draws(negatives.ids[:, :0], negatives.mask[:, :0])
+        none = users.new_empty(len(users), 0)
+        nothing = Draws(none, none.bool())
         own = drawn and self.config.distill.negatives_from_samples
         batches = {}
         for name in names:

@@ -15,7 +15,12 @@ from bidistill.optimizers import no_fused_form
 
 
 def unfused(config: Config) -> str:
-    """What in the settings no fused step can do, whatever the models; "" where there is nothing."""
+    """What in the settings no fused step can do, whatever the models; "" where there is nothing.
+
+    Where negatives are shared, what stands for the fused step takes every loss: see `SharedUpdate`.
+    """
+    if config.train.shares_negatives:
+        return ""
     if config.train.loss not in FUSED_LOSSES:
         return f"the loss {config.train.loss!r} has no fused form"
     if config.distill.negatives_from_samples:

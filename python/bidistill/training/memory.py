@@ -106,12 +106,13 @@ def step(config: Config, sizes: Sizes, fused: bool, found: Mapping[str, ModelSiz
     """
     negatives, samples = config.train.drawn_negatives, list_sizes(config.distill)[1]
     lists = STEP_NEGATIVE * negatives + STEP_SAMPLE * samples
-    eager = [
-        size.listed
-        for name, size in found.items()
-        if size.learns and (unfused_settings(config.model(name)) or not fused or size.width is None)
-    ]
-    rows = max(eager, default=0) * (1 + negatives + samples)
+    eager = []
+    for name, size in found.items():
+        model = config.model(name)
+        if size.learns and (unfused_settings(model) or not fused or size.width is None):
+            in_products = config.train.shares_negatives and size.width is not None and not wants_sparse(model.optimizer)
+            eager.append(size.listed * (1 + (1 if in_products else negatives) + samples))
+    rows = max(eager, default=0)
     return min(config.train.batch_size, sizes.train) * (lists + rows)
 
 

@@ -100,7 +100,7 @@ def problems(history: History, config: Config, phase: str, model: str) -> list[s
 
 def untrained_loss(config: Config) -> float:
     """The collaborative-filtering loss of a model that scores everything 0; infinite where that depends on the catalog."""
-    if over_catalog(config.train.loss):
+    if over_catalog(config.train.loss) or config.train.negative_source == "batch":
         return math.inf
     most = max(config.train.negatives, list_sizes(config.distill)[1] if config.distill.negatives_from_samples else 0)
     negatives = torch.zeros(1, most)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bdkernels import rank_error
-from bidistill.config import MOST_STEPS, Config, RunConfig
+from bidistill.config import Config, RunConfig
 from bidistill.data import Split
 from bidistill.data.sizes import Sizes
 from bidistill.distributed.partition import Partition
@@ -20,6 +20,7 @@ from bidistill.losses import check_loss, over_catalog
 from bidistill.models.checks import check_model, require_trained_factors
 from bidistill.registry import MODELS
 from bidistill.runs.folder import versions
+from bidistill.train_options import MOST_STEPS
 from bidistill.training.engine import find_device
 from bidistill.training.fitted import settled
 from bidistill.training.memory import divided, gpu_memory_there, memory, model_sizes, shortage

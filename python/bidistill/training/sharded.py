@@ -60,6 +60,11 @@ class Sharded:
             )
         if config.train.joint != "both":
             raise UserError("train.joint student works on one process only: set it to both, or train without torchrun")
+        if config.train.shares_negatives:
+            raise UserError(
+                f"train.negative_source {config.train.negative_source} works on one process only, whose rows share items: set it"
+                " to row, or train without torchrun"
+            )
         if over_catalog(config.train.loss):
             raise UserError(
                 f"train.loss {config.train.loss} works on one process only: set it to softmax, or train without torchrun"
@@ -183,7 +188,7 @@ class ShardedUpdate(TableUpdate):
 
     def _fused(self, batch: Batch, rows: ModelRows) -> tuple[Tensor, ...]:
         """cf, distill, gradients of user rows [R, d] and of item rows with biases [R, C, d + 1], listed items [R, C]."""
-        cf, kind, _, tau_learner, tau_guide, _ = self.terms
+        cf, kind, _, tau_learner, tau_guide, *_ = self.terms
         listed = batch.listed(self.fuse)
         try:
             cf_loss, loss, users, items, bias = torch.ops.bdkernels.fused_gradient(

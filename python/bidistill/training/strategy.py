@@ -12,7 +12,7 @@ from bidistill.models.base import tables_of
 from bidistill.models.scoring import guide_scores
 from bidistill.training.fusion import obstacle
 from bidistill.training.types import Batch, Terms
-from bidistill.training.updates import EagerUpdate, FusedUpdate, Update
+from bidistill.training.updates import EagerUpdate, FusedUpdate, SharedUpdate, Update
 
 
 class Strategy(Protocol):
@@ -54,7 +54,7 @@ class Whole:
         """Fused where settings, model and optimizer allow it."""
         tables = tables_of(model)
         if fuse and tables is not None and not obstacle(model, config):
-            return FusedUpdate(model, tables, config, terms)
+            return (SharedUpdate if terms.shared else FusedUpdate)(model, tables, config, terms)
         return EagerUpdate(model, config, terms)
 
     def guided(
