@@ -123,7 +123,7 @@ class Objective:
         if self.distiller is not None and joint:
             drawn = self.distiller.draw(*pair, users, step, generator, share)
             guides |= self.distiller.guides(*pair)
-        none = users.new_empty(len(users), 0)
+        none = users.new_empty((users.shape[0], 0))
         nothing = Draws(none, none.bool())
         own = drawn and self.config.distill.negatives_from_samples
         batches = {}
