@@ -17,7 +17,7 @@ BENCH   := $(PY) -m pytest benchmarks/suite.py -q -s --timeout 3600 --results $(
 SOURCES := $(shell find csrc tests/sanitize tests/gpu -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize sanitize-quick gpu-proof gpu-model gpu-check gpu-quick gpu-libs fuzz lint format bench bench-full quality subset scale million bench-report clean
+.PHONY: help demo test sanitize sanitize-quick gpu-proof gpu-model gpu-check gpu-quick gpu-libs fuzz lint format bench bench-full quality subset experiments experiments-smoke scale million bench-report clean
 
 help:  ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -82,6 +82,14 @@ quality: $(VENV)/.built  ## Distilled against matched control on three seeds (mi
 
 subset: $(VENV)/.built  ## Ranks from a subset against exact ones: cost, error, quality (minutes); writes benchmarks/results/
 	$(PY) -m benchmarks.subset $(DATA)
+
+experiments: $(VENV)/.built $(VENV)/.tools-baselines  ## Train what is missing of benchmarks/experiments/*.toml (hours; Ctrl-C, and the same again goes on); writes runs/
+	for each in $(filter-out %/smoke.toml,$(wildcard benchmarks/experiments/*.toml)); do \
+	  $(PY) -m bidistill experiment $$each --cache .cache || exit; done
+
+experiments-smoke: $(VENV)/.built  ## A small experiment on made-up data, anew (two minutes); its report is in build/experiments/smoke
+	rm -rf build/experiments/smoke
+	$(PY) -m bidistill experiment benchmarks/experiments/smoke.toml
 
 scale: $(VENV)/.built  ## Steps by the catalog, refill by the cores, traffic by the processes (minutes); writes benchmarks/results/
 	$(PY) -m benchmarks.scale --results $(RESULTS)/scale.json

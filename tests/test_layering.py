@@ -49,6 +49,7 @@ ORDER = {  # rooms and files from the ground up: each imports from its own line 
         ["distributed"],
         ["distill", "evaluation", "runs"],
         ["training"],
+        ["experiments"],
         ["report", "plan", "tuning"],
         ["cli"],
         ["__main__"],

@@ -359,7 +359,7 @@ class Config:
         except (OSError, ValueError, TOMLKitError) as error:
             raise UserError(f"cannot read the settings {os.fspath(path)}: {error}") from error
         try:
-            return base.with_overrides(dict(_flatten(values)))
+            return base.with_overrides(dict(flattened(values)))
         except UserError as error:
             raise UserError(f"{os.fspath(path)}: {error}") from error
 
@@ -450,11 +450,12 @@ def _replace(section: Any, values: Mapping[str, Any]) -> Any:
     return replace(section, **changes)
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """("section.option", value) of nested tables, such as a TOML file has; an option that is a table stays whole."""
     tables = {each.name for each in options() if each.type is dict}
     for name, value in values.items():
         if isinstance(value, dict) and prefix + name not in tables:
-            yield from _flatten(value, f"{prefix}{name}.")
+            yield from flattened(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value
 

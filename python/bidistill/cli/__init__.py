@@ -10,13 +10,13 @@ from typing import Any
 
 from bdkernels import BackendError
 from bdkernels.distributed.catalog import ShardError
-from bidistill.cli import data, demo, evaluate, plan, recommend, report, train, tune
+from bidistill.cli import data, demo, evaluate, experiment, plan, recommend, report, train, tune
 from bidistill.cli.parser import Parser, with_flags
 from bidistill.errors import UserError, enough_memory
 from bidistill.logs import log, shown_in_terminal
 from bidistill.runs.folder import versions
 
-COMMANDS = (demo, train, tune, plan, evaluate, recommend, report, data)
+COMMANDS = (demo, train, tune, plan, evaluate, recommend, report, experiment, data)
 
 ABOUT = """Train a large recommender (the teacher) and a small one (the student) that improve each other:
 bidirectional distillation for top-K recommendation from clicks, purchases or ratings."""

@@ -43,18 +43,27 @@ def intervals(columns: np.ndarray, *, level: float = LEVEL, seed: int = 0) -> li
     users, width = columns.shape
     if users < 2:
         return [Interval(math.nan, math.nan)] * width
+    ends = np.quantile(resampled(columns, RESAMPLES, seed), [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return [Interval(float(low), float(high)) for low, high in ends.T]
+
+
+def resampled(columns: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """[resamples, columns] float64: the means of each column of [users, columns] float64 over users drawn with replacement, the
+    same ones for all columns. resamples: a multiple of CHUNK.
+    """
+    users = len(columns)
     rng = np.random.default_rng(seed)
     n = min(users, GROUPS)
     group = rng.permutation(users) % n
     sizes = np.bincount(group, minlength=n).astype(np.float64)
     sums = np.stack([*(np.bincount(group, column, n) for column in columns.T), sizes], axis=1)
     found = []
-    for _ in range(0, RESAMPLES, CHUNK):
+    for _ in range(0, resamples, CHUNK):
         drawn = rng.integers(n, size=(CHUNK, n)) + n * np.arange(CHUNK)[:, None]
         found.append(np.bincount(drawn.reshape(-1), minlength=CHUNK * n).reshape(CHUNK, n) @ sums)
     totals = np.concatenate(found)
-    ends = np.quantile(totals[:, :-1] / totals[:, -1:], [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return [Interval(float(low), float(high)) for low, high in ends.T]
+    means: np.ndarray = totals[:, :-1] / totals[:, -1:]
+    return means
 
 
 CHUNK = 250  # resamples at a time: at most 8 MB of draws
