@@ -128,7 +128,7 @@ def _finished(folder: ExperimentFolder, cell: Cell) -> bool:
 def _train(
     grid: Grid, folder: ExperimentFolder, cells: Sequence[Cell], prints: Mapping[str, str], jobs: int
 ) -> tuple[list[str], list[str]]:
-    """Names of the cells that were trained, and of those that failed."""
+    """Names of the cells that were trained, and of those that failed, in the order of the grid."""
     threads = max(1, cores() // jobs)
     tasks: dict[str, Task] = {}
     for cell in cells:
@@ -150,7 +150,8 @@ def _train(
         else:
             trained.append(job.cell.name)
         log.info(f"[{len(trained) + len(failed)} of {len(cells)}] {_line(folder, outcome)}")
-    return trained, failed
+    names = [cell.name for cell in cells]
+    return sorted(trained, key=names.index), sorted(failed, key=names.index)
 
 
 def _line(folder: ExperimentFolder, outcome: Outcome) -> str:
