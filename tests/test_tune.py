@@ -20,7 +20,7 @@ from bidistill.distill.method import list_sizes
 from bidistill.runs.folder import RunFolder
 from bidistill.training.phases import rows_of
 from bidistill.tuning import search, study
-from bidistill.tuning.space import Choices, Range, read_space
+from bidistill.tuning.space import Choices, Range, read_space, spread
 from bidistill.tuning.training import Watch, without_test
 
 pytestmark = [
@@ -105,7 +105,7 @@ def test_goes_on_as_if_it_had_not_been_stopped(parts, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(study.Study, "_end", lambda *_: None)
         assert told(tune(config(), parts, space=LR, trials=4, out=out)) == told(whole)[:4]
-    study.Study(out, 0, "median", 5).ask(4, True, {})
+    study.Study(out, 0, "median", 5).ask(4, {})
     with (out / "study.log").open("a") as file:
         file.write('{"op_code": 6, "wor')
     (out / "study.log.lock").symlink_to("gone")
@@ -279,6 +279,22 @@ def test_whatever_is_drawn_suits_the_method(parts, method):
         assert list_sizes(changed.distill)[1] > 0
     with pytest.raises(UserError, match=r"by distill\.method 'rrd' only the student learns"):
         tune(config(distill__method="rrd"), parts, distill=True, trials=2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_draws_lie_evenly(seed):
+    space = (
+        Range("a", 1e-6, 1.0, True, False),
+        Range("b", 10, 29, False, True),
+        Choices("c", ({"c": 1}, {"c": 2}, {"c": 3})),
+    )
+    drawn = [spread(space, number, seed) for number in range(8)]
+    assert drawn != [spread(space, number, seed + 1) for number in range(8)]
+    for low, high in ((1e-6, 1e-3), (1e-3, 1.0)):
+        assert 3 <= sum(low <= each["a"] < high for each in drawn) <= 5
+    assert all(10 <= each["b"] <= 29 and isinstance(each["b"], int) for each in drawn)
+    assert 3 <= sum(each["b"] < 20 for each in drawn) <= 5
+    assert {each["c"] for each in drawn} == set(space[2].labels)
 
 
 def test_a_space_is_read_by_the_names_of_options(tmp_path):

@@ -27,8 +27,8 @@ from bidistill.registry import MODELS
 from bidistill.runs.folder import RunFolder, recorded_settings, versions
 from bidistill.training.memory import model_sizes
 from bidistill.tuning.records import Search
-from bidistill.tuning.space import OWN, Choices, Range, Space, SpaceLike, read_space, space_values
-from bidistill.tuning.study import DONE, FAILED, PRUNED, PRUNERS, Study, Trial, optuna, quiet
+from bidistill.tuning.space import OWN, Choices, Range, Space, SpaceLike, read_space, space_values, spread
+from bidistill.tuning.study import AT_FIRST, DONE, FAILED, PRUNED, PRUNERS, Study, Trial, optuna, quiet
 from bidistill.tuning.training import OTHER, Outcome, TimeUp, Work, without_test
 
 SEARCH, TABLE, BEST = "tune.json", "trials.csv", "best.toml"
@@ -83,7 +83,7 @@ def tune(
 
     The test is taken out of the data before anything else. The first trial is the settings as they stand, so what is found is
     never worse than they are; with `distill` the second one is the control, which is trained without distillation from the same
-    pretraining. Values are drawn by Optuna's TPE sampler, seeded by `run.seed`.
+    pretraining. The next ones lie evenly in the space, and later ones are drawn by Optuna's TPE sampler; all by `run.seed`.
 
     Args:
         config: the settings as they stand; `run.out` is unset in those that are returned.
@@ -165,7 +165,9 @@ class _Search:
         number = len(done)
         kind = "as_is" if number == 0 else "control" if self.distill and number == 1 else "drawn"
         standing = {each.name: value for each in self.space if (value := each.standing(self.config)) is not None}
-        asked = study.ask(number, kind == "drawn", standing)
+        first = sum(trial.kind == "drawn" for trial in done)
+        even = spread(self.space, first, self.config.run.seed) if first < AT_FIRST else {}
+        asked = study.ask(number, even if kind == "drawn" else standing)
         settings = {"distill.method": "none"} if kind == "control" else self._draw(asked, kind, standing)
         began = time.monotonic()
         about = Trial(number, kind, FAILED, None, settings)

@@ -17,6 +17,7 @@ from tomlkit.exceptions import TOMLKitError
 from bidistill.config import Config, options
 from bidistill.errors import UserError
 from bidistill.registry import METHODS, MODELS
+from bidistill.seeds import seed_of
 
 MODEL = "model."  # stands for the model that is tuned, in the names of a space
 OWN = Path(__file__).parent  # where the spaces of this package are
@@ -42,6 +43,11 @@ class Range:
         """What an Optuna trial takes, as options."""
         suggest = trial.suggest_int if self.whole else trial.suggest_float
         return {self.name: suggest(self.name, self.lo, self.hi, log=self.log)}
+
+    def at(self, share: float) -> int | float:
+        """The value at a share, from 0 to below 1, of the range."""
+        value = self.lo * (self.hi / self.lo) ** share if self.log else self.lo + (self.hi - self.lo) * share
+        return min(max(round(value) if self.whole else value, self.lo), self.hi)
 
     def standing(self, config: Config) -> Any:
         """The value that the settings have, if it is in the range; else None."""
@@ -81,6 +87,10 @@ class Choices:
     def draw(self, trial: Any) -> dict[str, Any]:
         """What an Optuna trial takes, as options."""
         return self.sets[self.labels.index(trial.suggest_categorical(self.name, self.labels))]
+
+    def at(self, share: float) -> str:
+        """The label at a share, from 0 to below 1, of the choices."""
+        return self.labels[int(share * len(self.sets))]
 
     def standing(self, config: Config) -> Any:
         """The label of what the settings have, if that is among the choices; else None."""
@@ -127,6 +137,20 @@ def read_space(space: SpaceLike, model: str) -> Space:
 def space_values(space: Space) -> dict[str, Any]:
     """The space by its names, for JSON; `read_space` takes it back."""
     return {each.name: each.values() for each in space}
+
+
+def spread(space: Space, number: int, seed: int) -> dict[str, Any]:
+    """What an Optuna trial of this number takes, where those of following numbers lie evenly in the whole space.
+
+    Entry j of d has the share frac(shift_j + number / g^(j + 1)), where g^(d + 1) = g + 1 (Roberts 2018, a generalised golden
+    ratio) and the shift is at random.
+    """
+    golden = 2.0
+    for _ in range(64):
+        golden = (1 + golden) ** (1 / (len(space) + 1))
+    shifts = (seed_of(seed, "tune", each.name) / 2**56 for each in space)
+    shares = ((shift + number / golden ** (j + 1)) % 1 for j, shift in enumerate(shifts))
+    return {each.name: each.at(share) for each, share in zip(space, shares, strict=True)}
 
 
 def value_of(config: Config, name: str) -> Any:

@@ -18,7 +18,7 @@ from bidistill.seeds import seed_of
 
 JOURNAL = "study.log"
 NAME = "bidistill"
-AT_RANDOM = 8  # trials before the sampler goes by what it has seen
+AT_FIRST = 8  # drawn trials that lie evenly in the space, before the sampler goes by what it has seen
 BEFORE_PRUNING = 4  # whole trials before any is given up
 KINDS = ("as_is", "control", "drawn")
 PRUNERS = ("median", "none")
@@ -122,15 +122,11 @@ class Study:
                 found.append(Trial(number=len(found), **about))
         return found
 
-    def ask(self, number: int, drawn: bool, standing: dict[str, Any]) -> Any:
-        """The Optuna trial of this number. drawn: from the space; else its values are those that stand there."""
-        library = optuna()
-        seed = seed_of(self.seed, "tune", number) % 2**32
-        self.study.sampler = library.samplers.TPESampler(
-            seed=seed, n_startup_trials=AT_RANDOM, multivariate=False, constant_liar=False
-        )
-        if not drawn:
-            self.study.sampler = library.samplers.PartialFixedSampler(standing, self.study.sampler)
+    def ask(self, number: int, fixed: dict[str, Any]) -> Any:
+        """The Optuna trial of this number. fixed: what it takes for entries of the space; the others are drawn."""
+        samplers, seed = optuna().samplers, seed_of(self.seed, "tune", number) % 2**32
+        sampler = samplers.TPESampler(seed=seed, n_startup_trials=AT_FIRST, multivariate=False, constant_liar=False)
+        self.study.sampler = samplers.PartialFixedSampler(fixed, sampler) if fixed else sampler
         with self._written():
             return self.study.ask()
 
@@ -168,7 +164,7 @@ class Study:
         library = optuna()
         done = self.study.get_trials(states=[library.trial.TrialState.COMPLETE])
         trials = [each for each in done if json.loads(each.user_attrs["about"])["kind"] == "drawn"]
-        if len(trials) < 2 * AT_RANDOM or len(set.intersection(*(set(each.params) for each in trials))) < 2:
+        if len(trials) < 2 * AT_FIRST or len(set.intersection(*(set(each.params) for each in trials))) < 2:
             return {}
         study = library.create_study(direction="maximize")
         study.add_trials(trials)
