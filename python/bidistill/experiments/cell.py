@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from bdkernels import topk
-from bidistill.config import Config, EvalConfig, ModelConfig, TrainConfig
+from bidistill.config import Config, EvalConfig, ModelConfig
 from bidistill.data import Split
 from bidistill.errors import UserError
 from bidistill.evaluation.ranks import held_out, ranks, seen_items
@@ -76,7 +76,7 @@ def pretraining_config(config: Config) -> Config:
         config,
         teacher=models["teacher"],
         student=models["student"],
-        train=replace(train, epochs=0, joint=TrainConfig.joint),
+        train=replace(train, epochs=0, joint=default.train.joint),
         distill=replace(default.distill, method="none"),
         eval=replace(config.eval, baselines=EvalConfig.baselines),
     )
