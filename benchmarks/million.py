@@ -1,8 +1,9 @@
 """The whole job at three sizes, up to a million users x a million items: `python -m benchmarks.million [--sizes ...]`.
 
 As a user does it, each command a process of its own: make the data up, ask `bidistill plan`, train; then set what was planned
-beside what it took. Exact full-catalog draws, their pool refilled in the course of the steps. Writes
-benchmarks/results/million.json with the log of each run. A million takes about an hour and 10 GB of disk.
+beside what it took, and NDCG as a share of that of the model which made the data up. Exact full-catalog draws, their pool
+refilled in the course of the steps. Writes benchmarks/results/million.json with the log of each run. A million takes about an
+hour and 10 GB of disk.
 """
 
 import argparse
@@ -17,7 +18,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from bidistill.data.generator import path_beside
 from bidistill.presets import PRESETS
+from bidistill.report import open_run
+from bidistill.report.comparison import MODELS
+from bidistill.training.baselines import CEILING
 
 from benchmarks.machine import machine
 
@@ -27,8 +32,7 @@ SIZES = {
     "middle": (200_000, 200_000, 4_000_000),
     "million": (10**6, 10**6, 2 * 10**7),
 }
-# One epoch alone and one together; a pool is refilled once in eight epochs, so an eighth of them in this one.
-SETTINGS: dict[str, Any] = PRESETS["large"] | {"train.pretrain_epochs": 1, "train.epochs": 1}
+SETTINGS: dict[str, Any] = PRESETS["large"]  # a pool is refilled once in eight epochs, so an eighth of them in one
 
 
 def command(arguments: list[str], log: Path) -> dict[str, Any]:
@@ -56,7 +60,8 @@ def one_size(name: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any
     command(["plan", *sizes, *flags, "--json"], folder / "plan.json")
     plan = json.loads((folder / "plan.json").read_text())
     print(f"{name}: planned {plan['total_s']:,.0f} s and {plan['peak_bytes'] / 1e9:.2f} GB", flush=True)
-    trained = command(["train", "--overwrite", "--data-path", str(data), *flags], folder / "train.log")
+    given = ["--overwrite", "--data-path", str(data), "--eval-generator", str(path_beside(data))]
+    trained = command(["train", *given, *flags], folder / "train.log")
     print(f"{name}: took {trained['seconds']:,.0f} s and {trained['peak_gb']:.2f} GB", flush=True)
     with (run / "metrics.csv").open(newline="") as file:
         epochs = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
@@ -72,8 +77,20 @@ def one_size(name: str, folder: Path, settings: dict[str, Any]) -> dict[str, Any
         "generate": made,
         "plan": {key: plan[key] for key in ("seconds", "peak_gb", "times", "memory")},
         "train": trained | {"disk_gb": round(disk / 1e9, 2)},
+        "quality": quality(run),
         "epochs": epochs,
         "log": log,
+    }
+
+
+def quality(run: Path) -> dict[str, Any]:
+    """The monitored metric on the test part: the generating model's own, and the share of it that each model reaches."""
+    found = open_run(run)
+    metric = found.config.train.monitor
+    values = {name: each["test"][metric] for name, each in (found.metrics | found.baselines).items()}
+    own = values[CEILING]
+    return {"metric": metric, "generator": own} | {
+        f"{name}_share": values[name] / own for name in (*MODELS, "popularity")
     }
 
 
@@ -84,16 +101,24 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="file to write")
     parser.add_argument("--folder", type=Path, help="where data and runs go, and stay (default: a temporary folder)")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=1,
+        help="of each model alone, and of both together (default: 1, to see what it costs)",
+    )
     args = parser.parse_args()
-    result = {"machine": machine(), "settings": SETTINGS, "sizes": []}
+    settings = SETTINGS | {"train.pretrain_epochs": args.epochs, "train.epochs": args.epochs}
+    result = {"machine": machine(), "settings": settings, "sizes": []}
     with TemporaryDirectory(prefix="bidistill.") as temporary:
         folder = args.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         for name in args.sizes:
-            result["sizes"].append(one_size(name, folder, SETTINGS))  # type: ignore[attr-defined]
+            result["sizes"].append(one_size(name, folder, settings))  # type: ignore[attr-defined]
             if args.folder is None:
                 shutil.rmtree(folder / name)
-                (folder / f"{name}.csv").unlink()
+                for path in (folder / f"{name}.csv", path_beside(folder / f"{name}.csv")):
+                    path.unlink()
             args.results.parent.mkdir(exist_ok=True)
             args.results.write_text(json.dumps(result, indent=1) + "\n")
 

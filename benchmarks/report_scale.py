@@ -2,15 +2,19 @@
 
 from typing import Any
 
+from bidistill.metrics import heading
+
 PHASES = {"pretrain_teacher": "teacher alone", "pretrain_student": "student alone", "joint": "both together"}
 
 
 def million_table(result: dict[str, Any], where: str) -> list[str]:
     """What was planned beside what it took, at each size, and the epochs of the largest."""
     s = result["settings"]
+    number = "one" if s["train.epochs"] == 1 else str(s["train.epochs"])
+    epochs = f"{number} epoch{'' if number == 'one' else 's'} of each alone and {number} of both"
     lines = [
         f"**The whole job, as planned and as it was** (`make million`; {where}). Teacher {s['teacher.dim']}, student",
-        f"{s['student.dim']}, one epoch of each alone and one of both, batch {s['train.batch_size']:,}; exact draws over the",
+        f"{s['student.dim']}, {epochs}, batch {s['train.batch_size']:,}; exact draws over the",
         f"full catalog, each user's pool drawn anew once in {s['distill.resample_every']} epochs, as the steps go; evaluation on",
         f"{s['eval.users']:,} users. Planned: by `bidistill plan` before the run. Each command a process of its own:\n",
         "| users x items, interactions | data made in | planned | took | planned / took | planned peak | peak | disk |",
@@ -29,6 +33,18 @@ def million_table(result: dict[str, Any], where: str) -> list[str]:
             f"{train['disk_gb']:.1f} GB",
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    shared = [row for row in sorted(result["sizes"], key=lambda row: row["users"]) if "quality" in row]
+    if shared:
+        metric = heading(shared[0]["quality"]["metric"])
+        lines += [
+            f"\n{metric} on the test part as a share of that of the model which made the data up:\n",
+            f"| users x items | {metric} of that model | teacher | student | popularity |",
+            "|---|---|---|---|---|",
+        ]
+    for row in shared:
+        found = row["quality"]
+        cells = [f"{found[f'{name}_share']:.1%}" for name in ("teacher", "student", "popularity")]
+        lines.append(f"| {row['users']:,} x {row['items']:,} | {found['generator']:.4f} | {' | '.join(cells)} |")
     largest = max(result["sizes"], key=lambda row: row["users"])
     lines += [
         f"\nThe epochs of {largest['users']:,} x {largest['items']:,}:\n",

@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from bidistill import LOSSES, MF, Config, Split, Trainer, UserError, cli, generate, register_model, split
+from bidistill import LOSSES, MF, Config, Split, Trainer, UserError, cli, evaluate, generate, register_model, split
+from bidistill.data.generator import write_generator
 from bidistill.distill import distiller
 from bidistill.distributed.processes import Processes, restarted, using
+from bidistill.models.generator import Generator
 from bidistill.runs.checkpoint import load_model
 from bidistill.training import trainer
 from bidistill.training.callbacks import Callback
@@ -290,6 +292,19 @@ def what_differs_is_named(c: Check) -> None:
     with raises(UserError, "diverged"):
         Trainer(settings("usual", teacher__lr=1e30, train__pretrain_epochs=0), data()).fit()
     assert not Path(out).exists()
+
+
+@check([3])
+def the_generating_model_is_evaluated(c: Check) -> None:
+    """Each process with its rows of it."""
+    path = c.folder / "made.generator.safetensors"
+    _, users, items = generate(53, 71, 450, dim=3, seed=1)
+    if c.rank == 0:
+        write_generator(path, users, items)
+    dist.barrier(c.group)
+    found = Trainer(settings("usual", eval__generator=str(path), train__epochs=0), data()).fit().baselines["generator"]
+    model = Generator(torch.from_numpy(users), torch.from_numpy(items))
+    assert found == {part: evaluate(model, data(), part, (3, 5)) for part in ("val", "test")}
 
 
 @check([3])

@@ -41,8 +41,11 @@ def test_million(tmp_path, monkeypatch, capsys):
         assert row["train"]["seconds"] > 0 and row["train"]["peak_gb"] > 0.1 and row["plan"]["seconds"] > 0
         assert [each["phase"] for each in row["epochs"] if int(each["epoch"])] == list(PHASES)
         assert not [line for line in row["log"] if str(tmp_path) in line]
+        assert row["quality"]["metric"] == "ndcg@50" and 0 < row["quality"]["generator"] < 1
+        assert row["quality"]["student_share"] > 0 and row["quality"]["popularity_share"] < 1
     text = rendered(tmp_path)
     assert "| 300 x 200, 6,000 |" in text and "| both together |" in text
+    assert "one epoch of each alone and one of both" in text and "| users x items | NDCG@50 of that model |" in text
     assert (tmp_path / "work" / "million.csv").exists()  # the folder that was asked for keeps all
 
 

@@ -1,8 +1,9 @@
 """Settings: every option from Python, TOML and text; mistakes name the option."""
 
 import pytest
-from bidistill.config import Config, EvalConfig, ModelConfig, TrainConfig, WeightConfig, options
+from bidistill.config import Config, ModelConfig, TrainConfig, WeightConfig, options
 from bidistill.errors import UserError
+from bidistill.eval_options import EvalConfig
 from bidistill.presets import PRESETS
 
 OPTIONS = {option.name: option for option in options()}

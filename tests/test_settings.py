@@ -12,6 +12,7 @@ from bidistill.cli import main
 from bidistill.cli import plan as plan_command
 from bidistill.cli import train as train_command
 from bidistill.config import MOST_LR, MOST_SECONDS, options
+from bidistill.data.generator import write_generator
 from bidistill.options import INT64
 from bidistill.training import memory as arrays
 from bidistill.training import settings as automatic
@@ -53,7 +54,7 @@ GROUPS = {
         "distill.lambda_teacher": 0.3, "distill.lambda_student": 1.0, "distill.tau_learner": 2.0, "distill.tau_guide": 5.0,
         "distill.side": "under", "distill.samples": 2, "distill.resample_every": 0, "distill.to_student.kind": "exp",
         "distill.to_student.alpha": 3.0, "distill.to_teacher.kind": "tanh", "distill.to_teacher.eps": 0.1,
-        "eval.baselines": ("popularity", "item_knn"), "eval.batch_size": 16, "eval.users": 20,
+        "eval.baselines": ("popularity", "item_knn"), "eval.generator": "made.generator", "eval.batch_size": 16, "eval.users": 20,
         "run.seed": 3, "run.threads": 1, "run.checkpoint_every": 2,
         "run.checkpoint_steps": 2, "run.timeout": 60,
     },
@@ -106,8 +107,9 @@ def _as_before():
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory, parts):
-    """rows.csv with a header and stars, and train.csv, val.csv and test.csv."""
+    """rows.csv with a header and stars, train.csv, val.csv and test.csv, and what made them up."""
     folder = tmp_path_factory.mktemp("settings")
+    write_generator(folder / "made.generator", *generate(60, 80, 1200, dim=4, seed=1)[1:])
     rows = []
     for name in ("train", "val", "test"):
         pairs = np.stack(parts.part(name), axis=1)

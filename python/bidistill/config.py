@@ -19,9 +19,10 @@ from bdkernels import ranges
 from bdkernels.checks import MAX_ITEMS
 from bidistill.data_options import DataConfig
 from bidistill.errors import UserError
+from bidistill.eval_options import EvalConfig
 from bidistill.files.access import replacing
 from bidistill.losses import over_catalog
-from bidistill.metrics import cut_off, heading, names_of
+from bidistill.metrics import names_of
 from bidistill.optimizers import check_optimizer, check_scheduler, wants_sparse
 from bidistill.options import Option, option, options_of
 from bidistill.presets import PRESETS
@@ -197,23 +198,6 @@ class DistillConfig:
     def pool_size(self) -> int:
         """Items in a user's pool."""
         return self.pool + self.pool_top + self.pool_uniform
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    ks: tuple[int, ...] = option((10, 50), lambda: f"list lengths of {', '.join(map(heading, cut_off()))}", least=1)
-    batch_size: int = option(256, "users ranked at a time", least=1)
-    baselines: tuple[str, ...] = option(
-        ("popularity",),
-        "kinds of models that are fitted when the run ends, for the tables of results: popularity, which is always there, als,"
-        " ease, item_knn and other kinds with a method fit",
-        choices=MODELS,
-    )
-    users: int = option(
-        0,
-        "evaluate on so many users, picked at random, the same ones every time; 0: on all who have held-out items",
-        least=0,
-    )
 
 
 @dataclass(frozen=True)

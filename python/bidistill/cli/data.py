@@ -19,8 +19,9 @@ from tqdm import tqdm
 from bidistill.cli.parser import add_command, add_options, count, overrides, tell
 from bidistill.config import Config
 from bidistill.data import Interactions, Split, is_split, load, read, write_interactions
+from bidistill.data.generator import path_beside, write_generator
 from bidistill.data.splits import PARTS
-from bidistill.data.synthetic import Population
+from bidistill.data.synthetic import TASTES, Population
 from bidistill.data.write import Block, refuse_format, write_blocks
 from bidistill.errors import UserError
 from bidistill.files.access import new_folder
@@ -74,9 +75,10 @@ def add(subparsers: Any) -> None:
         "generate",
         make,
         "make up interactions",
-        "Make up interactions with times: a long tail of popularity, and tastes that follow latent vectors. Any size: the\n"
-        "rows are written as they are made, so memory holds the users, the items and a few rows. An item that no user meets has\n"
-        "no row, so it is not in the file: the last line says how many items are.",
+        "Make up interactions with times: a long tail of popularity, and tastes that follow latent vectors (docs/data.md has\n"
+        "the formula). Any size: the rows are written as they are made, so memory holds the users, the items and a few rows. An\n"
+        "item that no user meets has no row, so it is not in the file: a line says how many items are. The vectors go into a\n"
+        "file beside it: `bidistill train --eval-generator` shows what they reach, the most that any model can expect.",
         "  bidistill data generate --users 1000 --items 500 --interactions 20000 --out made.csv\n"
         "  bidistill data generate --users 1000000 --items 1000000 --interactions 20000000 --out million.parquet",
     )
@@ -85,6 +87,13 @@ def add(subparsers: Any) -> None:
     making.add_argument("--out", required=True, metavar="FILE", help="file to write: .csv .tsv .parquet or .npz")
     making.add_argument("--dim", type=int, default=16, metavar="N", help="length of the latent vectors (default: 16)")
     making.add_argument("--zipf", type=float, default=1.0, metavar="X", help="0: no long tail (default: 1)")
+    making.add_argument(
+        "--tastes",
+        type=float,
+        default=TASTES,
+        metavar="X",
+        help=f"how much users differ: standard deviation of their tastes; 0: popularity alone (default: {TASTES:g})",
+    )
     making.add_argument("--seed", type=int, default=0, metavar="N", help="seed (default: 0)")
 
 
@@ -123,12 +132,16 @@ def make(arguments: argparse.Namespace) -> None:
         raise UserError(f"--seed must be at least 0, found {arguments.seed}")
     refuse_format(arguments.out)
     users, items, rows = arguments.users, arguments.items, arguments.interactions
-    population = Population.of(users, items, rows, dim=arguments.dim, seed=arguments.seed, zipf=arguments.zipf)
+    options = {name: getattr(arguments, name) for name in ("dim", "seed", "zipf", "tastes")}
+    population = Population.of(users, items, rows, **options)
+    beside = path_beside(arguments.out)
     with _tidy_end():
         ids = np.arange(users), np.arange(items)
         written = write_blocks(arguments.out, _shown(population.blocks(), rows), rows, *ids)
+        write_generator(beside, population.user_factors, population.item_factors)
     met = "" if written.items == items else f" of the {items:,} asked for; the others met no user"
     print(f"{arguments.out}: {rows:,} interactions of {written.users:,} users with {written.items:,} items{met}")
+    print(f"{beside}: the model that made them up; bidistill train --eval-generator {beside} shows what it reaches")
 
 
 def _shown(blocks: Iterable[Block], rows: int) -> Iterator[Block]:

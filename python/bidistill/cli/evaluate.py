@@ -14,7 +14,7 @@ from bidistill.evaluation.intervals import LEVEL
 from bidistill.evaluation.ranks import MAPPED_USERS
 from bidistill.metrics import listed, means, metrics_of, names_of
 from bidistill.report import open_run, table
-from bidistill.report.comparison import MODELS, tabulated
+from bidistill.report.comparison import MODELS, shared_ceiling, shares, tabulated
 
 ABOUT = """Rank every held-out item of a finished run among the full catalog, without the items that its user already has, and
 print {metrics}, each with a 95 % interval over users, and how often the
@@ -57,14 +57,17 @@ def run(arguments: argparse.Namespace) -> None:
         kept = {name: parts[part] for name, parts in finished.baselines.items()}
         asked = [*names_of(ks), "users"]
         found = replace(found, baselines={name: {key: each[key] for key in asked} for name, each in kept.items()})
-    shares = {"student_better": pair.student_better, "teacher_better": pair.teacher_better}
+        monitor = finished.config.train.monitor
+        found = replace(found, notes=shared_ceiling(found, monitor if monitor in asked else asked[0]))
+    better = {"student_better": pair.student_better, "teacher_better": pair.teacher_better}
     if arguments.json:
         of_users = [metrics_of(pair.users, ranks, ks) for ranks in (pair.teacher_ranks, pair.student_ranks)]
         plain = {model: means(each) for model, each in zip(MODELS, of_users, strict=True)}
         ends = {model: {line.metric: line.ends[0] for line in found.models[model]} for model in MODELS}
         about = {"part": part, "users": found.users, "items": n_items}
         compared = {"baselines": found.baselines} if found.baselines else {}
-        print(json.dumps({**about, **plain, **compared, "intervals": ends, "level": LEVEL, **shares}, indent=2))
+        compared |= {"share_of_generator": of_ceiling} if (of_ceiling := shares(found)) else {}
+        print(json.dumps({**about, **plain, **compared, "intervals": ends, "level": LEVEL, **better}, indent=2))
         return
     print(f"{finished.path}, each model in its best epoch\n")
     print(table(found))

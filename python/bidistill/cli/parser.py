@@ -136,7 +136,7 @@ def with_flags(message: str, prog: str) -> str:
     """A message whose arguments in backticks, which are those of a Python function, are named by the command's flags."""
     if prog.endswith(" generate"):
         flags = {f"n_{name}": f"--{name}" for name in ("users", "items", "interactions")}
-        flags |= {name: f"--{name}" for name in ("dim", "seed", "zipf")}
+        flags |= {name: f"--{name}" for name in ("dim", "seed", "zipf", "tastes")}
     else:
         flags = {each.field: each.flag for each in options() if each.section == "data"}
         flags |= {"seed": flags["split_seed"], "method": flags["split"]}

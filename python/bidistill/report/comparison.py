@@ -14,7 +14,7 @@ from bidistill.evaluation.evaluate import Comparison, compare
 from bidistill.evaluation.intervals import Interval, decimals, intervals
 from bidistill.metrics import heading, means, metrics_of, names_of
 from bidistill.models.kinds import takes
-from bidistill.training.baselines import baselines
+from bidistill.training.baselines import CEILING, baselines
 from bidistill.training.finished import FinishedRun
 from bidistill.training.phases import PHASES, Epochs, epochs_of, problems
 
@@ -71,8 +71,7 @@ class Results:
         epochs: {"teacher": of each training, "student": ...}; None: not known.
         notes: what to keep in mind, a sentence each.
         distilled: what DISTILLED is called.
-        baselines: means over the same users of models that were fitted for comparison, by their names: see
-            `training.baselines`.
+        baselines: means over the same users of models that these are compared with, by their names: see `training.baselines`.
     """
 
     part: str
@@ -138,7 +137,8 @@ def results(run: FinishedRun, compared: Mapping[str, Comparison] | None = None) 
     found = tabulated(compared, run.part, run.split.n_items, ks, epochs, notes)
     fitted = {name: parts[run.part] for name, parts in run.baselines.items()}
     found = replace(found, distilled=distilled_title(run.config), baselines=fitted)
-    return replace(found, notes=[*found.notes, *beaten(run.config, found)])
+    told = [*beaten(run.config, found), *shared_ceiling(found, run.config.train.monitor)]
+    return replace(found, notes=[*found.notes, *told])
 
 
 def beaten(config: Config, found: Results) -> list[str]:
@@ -150,13 +150,39 @@ def beaten(config: Config, found: Results) -> list[str]:
         better = [
             f"{name} ({values[metric]:.4f})"
             for name, values in found.baselines.items()
-            if value < values[metric] and (not takes(kinds[name].kind, "dim") or kinds[name].dim <= dim)
+            if name != CEILING
+            and value < values[metric]
+            and (not takes(kinds[name].kind, "dim") or kinds[name].dim <= dim)
         ]
         if better:
             sentences.append(
                 f"the {model}, {heading(metric)} {value:.4f} on the {PARTS[found.part]} part, is below {', '.join(better)}"
             )
     return sentences
+
+
+def shares(found: Results) -> dict[str, dict[str, float]]:
+    """{"teacher": {"ndcg@50": 0.6, ...}, "student": ..., "popularity": ...}: each mean as a share of that of the model which
+    made the data up; empty where that is not known."""
+    ceiling = found.baselines.get(CEILING)
+    if ceiling is None:
+        return {}
+    values = {model: {line.metric: line.values[-1] for line in found.models[model]} for model in MODELS}
+    values |= {name: each for name, each in found.baselines.items() if name != CEILING}
+    return {
+        name: {
+            metric: value / ceiling[metric] for metric, value in each.items() if metric != "users" and ceiling[metric]
+        }
+        for name, each in values.items()
+    }
+
+
+def shared_ceiling(found: Results, metric: str) -> list[str]:
+    """A sentence on the shares of this metric, where there are any."""
+    told = "; ".join(f"{name}: {each[metric]:.1%}" for name, each in shares(found).items() if metric in each)
+    own = found.baselines[CEILING][metric] if told else 0.0
+    words = f"{heading(metric)} on the {PARTS[found.part]} part as a share of the generating model's own ({own:.4f})"
+    return [f"{words}: {told}"] if told else []
 
 
 def distilled_title(config: Config) -> str:

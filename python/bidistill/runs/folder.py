@@ -404,7 +404,7 @@ def recorded_settings(folder: Path, values: dict[str, Any], source: Path) -> Con
 
 def _free(name: str) -> bool:
     """Whether a resumed run may change the setting."""
-    return name.startswith(("data.", "run.", "eval.baselines")) and name != "run.seed"
+    return name.startswith(("data.", "run.", "eval.baselines", "eval.generator")) and name != "run.seed"
 
 
 def _locked(folder: Path) -> BinaryIO:

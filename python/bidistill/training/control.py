@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from bidistill.config import Config, EvalConfig
+from bidistill.config import Config
 from bidistill.errors import UserError
+from bidistill.eval_options import EvalConfig
 from bidistill.training.callbacks import Run
 from bidistill.training.phases import History, rows_of
 
@@ -34,4 +35,5 @@ def matched(run: Run) -> Config:
     check_matchable(run)
     epochs = joint_epochs(run.history)
     alike = {"distill.method": "none", "train.epochs": epochs, "train.patience": 0}
-    return run.config.with_overrides(alike | {"eval.baselines": EvalConfig.baselines})  # the run itself has the others
+    others = {"eval.baselines": EvalConfig.baselines, "eval.generator": None}  # the run itself has them
+    return run.config.with_overrides(alike | others)

@@ -12,6 +12,7 @@ import torch
 from bdkernels import rank_error
 from bidistill.config import Config, RunConfig
 from bidistill.data import Split
+from bidistill.data.generator import check_generator
 from bidistill.data.sizes import Sizes
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
@@ -48,6 +49,8 @@ def resolve_config(
     config.check_catalog(split.n_items)
     for name, model in models.items():
         check_model(name, model, split.n_users, split.n_items)
+    if config.eval.generator is not None:
+        check_generator(config.eval.generator, split)
     config = settled(config, model_sizes(config, Sizes.of_split(split, config), models))
     _check_steps(config, split)
     _check_memory(partition, config, split, models)

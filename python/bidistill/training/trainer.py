@@ -26,7 +26,7 @@ from bidistill.models import Recommender
 from bidistill.runs.folder import RunFolder
 from bidistill.runs.growth import Growth
 from bidistill.runs.records import Metrics
-from bidistill.training.baselines import fitted_baselines
+from bidistill.training.baselines import baseline_models
 from bidistill.training.callbacks import Callback, standard_callbacks
 from bidistill.training.engine import Engine, with_given
 from bidistill.training.interrupt import Interrupt
@@ -45,7 +45,8 @@ class Result:
         history: one row an epoch; see `Callback`.
         metrics: {"teacher": {"val": {...}, "test": {...}}, "student": ...}, as `evaluate` gives them.
         pretrained: the same for the best states of the pretraining, where the joint phase began.
-        baselines: {"popularity": {"val": {...}, "test": {...}}, ...}, the same for what `eval.baselines` asks for.
+        baselines: {"popularity": {"val": {...}, "test": {...}}, ...}, the same for what `eval.baselines`
+            and `eval.generator` ask for.
         stopped: why a callback stopped the run, or "".
     """
 
@@ -226,7 +227,18 @@ class Trainer(Resumed):
             self.partition.stop_when(lambda: interrupt.asked or bool(self.stopped or self.progress.ended))
             try:
                 self._tell_unfused()
+<<<<<<< HEAD
                 yield interrupt
+=======
+                for phase in PHASES[PHASES.index(self.progress.phase) :]:
+                    self._run_phase(phase, interrupt)
+                learned = learn_in("joint", self.config)
+                metrics = {
+                    name: self._metrics(learner.model) if name in learned else self.pretrained[name]
+                    for name, learner in self.engine.learners.items()
+                }
+                compared = {name: self._metrics(model) for name, model in baseline_models(self.engine, self.split)}
+>>>>>>> 9ba3e22 (Made-up data in which tastes matter, drawn by Plackett-Luce from a known model; eval.generator: its metrics as the ceiling)
             except UserError:
                 raise
             except ValueError as error:
