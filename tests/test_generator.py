@@ -129,7 +129,7 @@ def test_what_is_no_generator_of_the_data_is_refused_at_once(made, tmp_path):
             Trainer(config(made, eval__generator=str(path)), split)
         return str(caught.value)
 
-    assert f"cannot read {tmp_path / 'none'}" in refused(tmp_path / "none")
+    assert f"{tmp_path / 'none'}: there is no such file" in refused(tmp_path / "none")
     (tmp_path / "text").write_text("user,item")
     assert "is damaged" in refused(tmp_path / "text")
     whole = path_beside(made).read_bytes()
@@ -167,7 +167,12 @@ def default_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("default")
     made, users, items = generate(800, 400, 28_000, seed=1)
     write_generator(folder / "generator", users, items)
-    settings = {"train.pretrain_epochs": 25, "train.epochs": 3, "run.progress": False, "run.threads": 2}
+    settings: dict[str, object] = {
+        "train.pretrain_epochs": 25,
+        "train.epochs": 3,
+        "run.progress": False,
+        "run.threads": 2,
+    }
     settings |= {"run.out": str(folder / "run"), "eval.generator": str(folder / "generator")}
     return Trainer(Config().with_overrides(settings | {"eval.baselines": ("popularity", "ease")}), split(made)).fit()
 

@@ -43,7 +43,17 @@ ORDER = {  # rooms and files from the ground up: each imports from its own line 
     "bidistill": [
         ["errors", "seeds", "logs", "presets"],
         ["registry"],
-        ["options", "files", "models", "losses", "metrics", "optimizers", "data_options", "train_options", "eval_options"],
+        [
+            "options",
+            "files",
+            "models",
+            "losses",
+            "metrics",
+            "optimizers",
+            "data_options",
+            "train_options",
+            "eval_options",
+        ],
         ["config"],
         ["data"],
         ["distributed"],

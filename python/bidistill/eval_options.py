@@ -29,3 +29,7 @@ class EvalConfig:
         "file of the model that made the data up, which `bidistill data generate` writes beside them: tables then show its"
         " metrics too, as the ceiling, and what share of them each model reaches",
     )
+
+
+# Which models a run is compared with, which no training depends on, and the values that ask for as few as can be.
+COMPARED = {"eval.baselines": EvalConfig.baselines, "eval.generator": None}

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 
 from bdkernels import topk
-from bidistill.config import Config, EvalConfig, ModelConfig
+from bidistill.config import Config, ModelConfig
 from bidistill.data import Split
 from bidistill.errors import UserError
+from bidistill.eval_options import EvalConfig
 from bidistill.evaluation.ranks import held_out, ranks, seen_items
 from bidistill.experiments.folder import ExperimentFolder, settings_of
 from bidistill.experiments.grid import Cell
@@ -78,7 +79,7 @@ def pretraining_config(config: Config) -> Config:
         student=models["student"],
         train=replace(train, epochs=0, joint=default.train.joint),
         distill=replace(default.distill, method="none"),
-        eval=replace(config.eval, baselines=EvalConfig.baselines),
+        eval=replace(config.eval, baselines=EvalConfig.baselines, generator=None),
     )
 
 

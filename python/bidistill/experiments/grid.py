@@ -15,8 +15,9 @@ from typing import Any
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from bidistill.config import Config, EvalConfig, flattened
+from bidistill.config import Config, flattened
 from bidistill.errors import UserError
+from bidistill.eval_options import COMPARED
 from bidistill.presets import PRESETS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}")  # what may be a part of a path on every system
@@ -196,7 +197,7 @@ class Grid:
         layers = self.common | self.data[data].settings | chosen.settings | chosen.on.get(data, {})
         own: dict[str, Any] = {"run.seed": seed, "run.progress": False}
         if self.control not in ("", run):
-            own["eval.baselines"] = EvalConfig.baselines  # those of the control's cells are shown
+            own |= COMPARED  # those of the control's cells are shown
         config = Config.preset(chosen.preset or self.preset).with_overrides(layers | own)
         return config.with_overrides(swept) if swept else config
 

@@ -258,11 +258,11 @@ def _baselines(records: Sequence[CellRecord], part: str, metric: str) -> dict[st
 
 
 def _below(dim: int, value: float, fitted: Mapping[str, Summary], kinds: Mapping[str, ModelConfig]) -> dict[str, float]:
-    """Baselines that are better and have no more numbers for each user and item."""
+    """Baselines that are better and have no more numbers for each user and item. The model that made data up is the ceiling."""
     return {
         name: each.mean
         for name, each in fitted.items()
-        if value < each.mean and (not takes(kinds[name].kind, "dim") or kinds[name].dim <= dim)
+        if name in kinds and value < each.mean and (not takes(kinds[name].kind, "dim") or kinds[name].dim <= dim)
     }
 
 

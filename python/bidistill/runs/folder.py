@@ -20,6 +20,7 @@ from bidistill.data import Split
 from bidistill.distributed.partition import Partition
 from bidistill.distributed.processes import Processes, launch, restarted
 from bidistill.errors import UserError
+from bidistill.eval_options import COMPARED
 from bidistill.files.access import present, replacing, unwritable
 from bidistill.files.locks import lock
 from bidistill.files.records import checked, read_record, write_record
@@ -404,7 +405,7 @@ def recorded_settings(folder: Path, values: dict[str, Any], source: Path) -> Con
 
 def _free(name: str) -> bool:
     """Whether a resumed run may change the setting."""
-    return name.startswith(("data.", "run.", "eval.baselines", "eval.generator")) and name != "run.seed"
+    return name.startswith(("data.", "run.", *COMPARED)) and name != "run.seed"
 
 
 def _locked(folder: Path) -> BinaryIO:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bidistill.config import Config
 from bidistill.errors import UserError
-from bidistill.eval_options import EvalConfig
+from bidistill.eval_options import COMPARED
 from bidistill.training.callbacks import Run
 from bidistill.training.phases import History, rows_of
 
@@ -35,5 +35,4 @@ def matched(run: Run) -> Config:
     check_matchable(run)
     epochs = joint_epochs(run.history)
     alike = {"distill.method": "none", "train.epochs": epochs, "train.patience": 0}
-    others = {"eval.baselines": EvalConfig.baselines, "eval.generator": None}  # the run itself has them
-    return run.config.with_overrides(alike | others)
+    return run.config.with_overrides(alike | COMPARED)  # the run itself has the others

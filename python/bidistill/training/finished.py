@@ -13,6 +13,7 @@ import torch
 from bidistill.config import Config
 from bidistill.data import Split
 from bidistill.errors import UserError
+from bidistill.eval_options import COMPARED
 from bidistill.files.access import present
 from bidistill.files.records import read_record
 from bidistill.models import Recommender
@@ -144,7 +145,7 @@ def _mismatch(run: FinishedRun, control: FinishedRun) -> str:
         return f"its joint phase had {trained[1]} epochs, that of the run {trained[0]}"
     for name in run.config.differences(control.config):
         # They only say when the joint phase may end, and what else is fitted.
-        if name in ("train.epochs", "train.patience", "eval.baselines", "eval.generator"):
+        if name in ("train.epochs", "train.patience", *COMPARED):
             continue
         if not name.startswith(("distill.", "data.", "run.")) or name == "run.seed":
             return f"it was trained with {name} = {control.config[name]!r}, the run with {run.config[name]!r}"

@@ -209,7 +209,7 @@ class Trainer(Resumed):
                 name: self._metrics(learner.model) if name in learned else self.pretrained[name]
                 for name, learner in self.engine.learners.items()
             }
-            compared = {name: self._metrics(model) for name, model in fitted_baselines(self.engine, self.split)}
+            compared = {name: self._metrics(model) for name, model in baseline_models(self.engine, self.split)}
         models = {name: learner.model for name, learner in self.engine.learners.items()}
         if self.folder is not None:
             outcome = metrics, self.pretrained, compared, self.history, self.stopped
@@ -227,18 +227,7 @@ class Trainer(Resumed):
             self.partition.stop_when(lambda: interrupt.asked or bool(self.stopped or self.progress.ended))
             try:
                 self._tell_unfused()
-<<<<<<< HEAD
                 yield interrupt
-=======
-                for phase in PHASES[PHASES.index(self.progress.phase) :]:
-                    self._run_phase(phase, interrupt)
-                learned = learn_in("joint", self.config)
-                metrics = {
-                    name: self._metrics(learner.model) if name in learned else self.pretrained[name]
-                    for name, learner in self.engine.learners.items()
-                }
-                compared = {name: self._metrics(model) for name, model in baseline_models(self.engine, self.split)}
->>>>>>> 9ba3e22 (Made-up data in which tastes matter, drawn by Plackett-Luce from a known model; eval.generator: its metrics as the ceiling)
             except UserError:
                 raise
             except ValueError as error:

@@ -18,6 +18,7 @@ from bidistill.data.sizes import Sizes
 from bidistill.distill.method import list_sizes
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
+from bidistill.eval_options import COMPARED
 from bidistill.files.access import present, replacing
 from bidistill.files.records import read_record, write_record
 from bidistill.logs import log
@@ -227,7 +228,7 @@ class _Search:
                 )
         config = recorded_settings(self.folder, before.config, path)
         for name in config.differences(self.config):
-            if not name.startswith(("data.", "run.", "eval.baselines")) or name in ("run.seed", "run.device"):
+            if not name.startswith(("data.", "run.", *COMPARED)) or name in ("run.seed", "run.device"):
                 raise UserError(
                     f"{self.folder} holds a search with {name} = {config[name]!r}, now {self.config[name]!r}: {advice}"
                 )
