@@ -164,6 +164,9 @@ def test_a_folder_of_others_and_a_damaged_search_are_refused(parts, searched, tm
     with pytest.raises(UserError, match=r"study\.log is damaged"):
         tune(config(), parts, space=LR, trials=2, out=searched)
     journal.write_text(before)
+    with pytest.raises(UserError, match=r"run\.device 'nowhere' cannot be used here"):
+        tune(config(run__device="nowhere"), parts, space=LR, trials=1, out=tmp_path / "new")
+    assert not (tmp_path / "new" / "tune.json").exists()
     with RunFolder(searched).held(), pytest.raises(UserError, match="is in use by process"):
         tune(config(), parts, space=LR, trials=2, out=searched)
 
@@ -426,3 +429,14 @@ def test_without_optuna_the_command_says_how_to_get_it(work, monkeypatch, capsys
     assert main(["tune", "--data-path", "made.csv"]) == 2
     error = capsys.readouterr().err
     assert "tuning needs optuna" in error and "pip install 'bdkernels[tune]'" in error and error.count("\n") == 1
+
+
+def test_a_pretraining_that_was_stopped_is_not_taken_for_that_of_other_settings(parts, tmp_path, monkeypatch):
+    asked = {"distill": True, "space": {"distill.lambda_student": {"lo": 0.1, "hi": 5.0}}, "trials": 2}
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "on_step", lambda self, run: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            tune(config(), parts, out=tmp_path / "search", **asked)
+    with pytest.raises(UserError, match=r"teacher\.lr = 0\.007, now 0\.1"):
+        tune(config(teacher__lr=0.1), parts, out=tmp_path / "search", **asked)
+    assert told(tune(config(), parts, out=tmp_path / "search", **asked)) == told(tune(config(), parts, **asked))

@@ -138,18 +138,17 @@ class _Search:
     def run(self, trials: int, timeout: float | None) -> Tuned:
         """Begin or go on, until there are so many trials."""
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        begun = present(self.folder / SEARCH)
-        if begun:
+        if present(self.folder / SEARCH):
             self._check_same()
         else:
             self._check_free()
+            self.work.check()
+            write_record(self.folder / SEARCH, self.record)
         with quiet():
             epochs = self.config.train.epochs if self.distill else self.config.train.pretrain_epochs
             done: list[Trial] = []
             with suppress(TimeUp):
                 self.work.prepare(deadline)
-                if not begun:
-                    write_record(self.folder / SEARCH, self.record)
             study = Study(self.folder, self.config.run.seed, self.record.prune, max(WARM_UP[0], epochs // WARM_UP[1]))
             done = study.trials()
             self._say_start(done, trials)

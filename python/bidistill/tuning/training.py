@@ -97,10 +97,13 @@ class Work:
         self.phase = "joint" if distill else f"pretrain_{name}"
         self.column = f"{name}/{config.train.monitor}"
 
+    def check(self) -> None:
+        """Raise UserError where the settings as they stand cannot be trained."""
+        Trainer(silent(self.config) if self.distill else alone(self.config, self.name), self.split)
+
     def prepare(self, deadline: float) -> None:
-        """Refuse settings that cannot be trained, and do the pretraining that all trials begin from, unless it is there."""
+        """With `distill`, do the pretraining that all trials begin from, unless it is there."""
         if not self.distill:
-            Trainer(alone(self.config, self.name), self.split)
             return
         start = self.folder / START
         if present(start / "metrics.json"):
