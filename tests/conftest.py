@@ -31,6 +31,7 @@ LONG = (
     "test_interpreted.py",
     "test_cuda_operators.py",
     "test_million.py",
+    "test_experiment.py",
     "test_benchmarks_scale.py",
     "test_distributed.py",
     "test_models_outside.py",

@@ -3,6 +3,11 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -336,7 +341,8 @@ def test_the_report_shows_all_of_it(folder, capsys):
         assert "first/wild/0 failed: student diverged" in text.replace("\n", " ")
         assert "12 of 16 cells are finished, 4 failed" in text
         assert "3 + 3" in text  # epochs
-    assert texts[0].count("<svg") == 2 + 4 + 4  # gains, learning curves, the sweep
+    assert texts[0].count("<svg") == 2 + 4 + 2 + 4  # gains, learning curves, ranks, the sweep
+    assert "first/alone, " in texts[0]  # a sign that a phase did a model no good
     assert "http" not in re.sub(r'xmlns(:xlink)?="[^"]*"|<!doctype[^>]*>', "", texts[0])
     plain = json.loads((folder / "results.json").read_text())
     assert (
@@ -353,6 +359,40 @@ def test_no_results_yet(tmp_path):
 
 
 # The command
+
+
+def test_the_files_of_this_repository_are_whole():
+    files = sorted((Path(__file__).resolve().parents[1] / "benchmarks" / "experiments").glob("*.toml"))
+    assert len(files) > 1
+    assert len({Grid.read(path).folder for path in files}) == len(files)
+
+
+def test_ctrl_c_leaves_what_is_whole_and_the_way_on(tmp_path):
+    """The first cell is there, the second one, of very many epochs, is stopped."""
+    (tmp_path / "long.toml").write_text("""seeds = [0]
+jobs = 1
+[common]
+student.dim = 2
+train = {pretrain_epochs = 1, epochs = 1, patience = 0}
+[data.made]
+generate = {users = 40, items = 60, interactions = 900}
+split = "leave_one"
+[runs.short]
+[runs.long]
+train.epochs = 1_000_000
+""")
+    command = [sys.executable, "-m", "bidistill", "experiment", "long.toml"]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    told = next(line for line in process.stdout if "made/short/0" in line and "[1 of 2]" in line)
+    assert "NDCG@50 on validation" in told
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130 and "go on with: bidistill experiment long.toml" in errors
+    assert [path.name for path in (tmp_path / "runs/long/cells/made").iterdir()] == ["short"]
+    done = runner.run_experiment(
+        replace(Grid.read(tmp_path / "long.toml"), folder=str(tmp_path / "runs/long")), only=["*/short/*"]
+    )
+    assert done.there == ("made/short/0",) and done.left == ("made/long/0",)
 
 
 def test_the_command_and_its_exit_codes(tmp_path, capsys, monkeypatch):

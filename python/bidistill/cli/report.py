@@ -39,4 +39,5 @@ def show_experiment(folder: str) -> None:
     path, found = write_experiment_report(folder)
     for each in brief(found):
         print(f"\n{each.title}\n{each.text()}")
+    print("".join(f"\nnote: {note}" for note in found.notes))
     print(f"\nreport: {path}, with results.md and results.json beside it")

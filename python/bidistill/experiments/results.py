@@ -80,7 +80,7 @@ class ExperimentResults:
         sweeps: by the sweep's name and the data set: for each run, (value, variant).
         versions: what the cells were trained with, a text for each combination.
         finished: of the last cell, UTC.
-        notes: what to keep in mind.
+        notes: what to keep in mind. signs: that a phase did a model no good, by run.
     """
 
     name: str
@@ -94,6 +94,7 @@ class ExperimentResults:
     versions: list[str]
     finished: str
     notes: list[str] = field(default_factory=list)
+    signs: list[str] = field(default_factory=list)
 
     def row(self, data: str, variant: str) -> Row:
         """The row of this run."""
@@ -168,7 +169,13 @@ def experiment_results(folder: ExperimentFolder) -> ExperimentResults:
         {name: (sweep, _points(grid, sweep, rows)) for name, sweep in grid.sweeps.items()},
         versions,
         max(each.finished for each in records),
-        list(_notes(found, rows, versions)),
+        _notes(found, rows, versions),
+        [
+            f"{data}/{row.variant}, {times} of {len(found.of_variant(data, row.variant))} seeds: {note}"
+            for data, some in rows.items()
+            for row in some
+            for note, times in row.notes.items()
+        ],
     )
 
 
@@ -324,10 +331,6 @@ def _notes(found: Found, rows: Mapping[str, list[Row]], versions: Sequence[str])
                     )
             for seed, error in row.failed.items():
                 notes.append(f"{data}/{row.variant}/{seed} failed: {error}")
-            for note, times in row.notes.items():
-                notes.append(
-                    f"{data}/{row.variant}, {times} of {len(found.of_variant(data, row.variant))} seeds: {note}"
-                )
     return notes
 
 

@@ -143,7 +143,9 @@ def _train(
     for outcome in outcomes(list(tasks.values()), jobs):
         job = outcome.task.argument
         if outcome.task.target is pretrain:
-            continue  # where it failed, so do its cells
+            if not outcome.error:  # else its cells say so
+                log.info(f"the pretraining of {job.cell.name} is there")
+            continue
         if outcome.error:
             failed.append(job.cell.name)
             folder.write_cell(job.cell, failure(job, outcome.error, outcome.details))

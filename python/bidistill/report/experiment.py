@@ -67,6 +67,8 @@ def markdown(found: ExperimentResults) -> str:
         blocks += [f"## {table.title}", table.caption, table.markdown()]
     if found.notes:
         blocks += ["## Notes", "\n".join(f"- {note}" for note in found.notes)]
+    if found.signs:
+        blocks += ["## Training that did no good", "\n".join(f"- {note}" for note in found.signs)]
     return "\n\n".join(blocks) + "\n"
 
 
@@ -77,7 +79,12 @@ def html(found: ExperimentResults, home: ExperimentFolder) -> str:
     )
     pictures = [(title, caption, Markup(svg)) for title, caption, svg in figures(found, home)]
     return environment.get_template("experiment.html").render(
-        title=found.name, about=about(found), tables=tables(found), figures=pictures, notes=found.notes
+        title=found.name,
+        about=about(found),
+        tables=tables(found),
+        figures=pictures,
+        notes=found.notes,
+        signs=found.signs,
     )
 
 

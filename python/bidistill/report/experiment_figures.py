@@ -47,11 +47,19 @@ def figures(found: ExperimentResults, home: ExperimentFolder) -> Iterator[tuple[
                 yield (
                     f"{data}: learning curves of the {name}",
                     "Mean over seeds on validation, epoch by epoch as far as all seeds have it: the pretraining, then the joint"
-                    " phase, which goes on from the pretraining's best epoch. Runs that share a pretraining share its line.",
+                    " phase, which goes on from the pretraining's best epoch (of several seeds: its mean). Runs that share a"
+                    " pretraining share its line.",
                     lines_of(
                         f"x{next(number)}", curves, "epochs of training", heading(found.metric[data]), data, low=0.6
                     ),
                 )
+    for data in found.rows:
+        yield (
+            f"{data}: ranks under student and teacher",
+            "How many times lower the student ranks a held-out item than the teacher does, all seeds together. Left of the line"
+            " the student ranks it higher.",
+            rank_ratios(f"x{next(number)}", data, _ratios(cells, data, found.part)),
+        )
     for sweep, by_data in found.sweeps.values():
         for data, by_run in by_data.items():
             for name in reversed(MODELS):
@@ -135,6 +143,38 @@ def _rows(records: Sequence[object], phase: str, column: str, starts: Sequence[i
     ]
 
 
+def _ratios(cells: Found, data: str, part: str) -> dict[str, np.ndarray]:
+    """Of each run, float64 [n]: log2 of the student's rank over the teacher's, for the held-out items of all seeds."""
+    found = {}
+    for run in cells.grid.runs:
+        ranks = [cells.folder.ranks(cell, record) for cell, record in cells.of_variant(data, run).values()]
+        if ranks:
+            found[run] = np.concatenate([np.log2(each[f"{part}_student"] / each[f"{part}_teacher"]) for each in ranks])
+    return found
+
+
+@styled
+def rank_ratios(name: str, data: str, ratios: Mapping[str, np.ndarray]) -> str:
+    """A histogram of each run. ratios: as `_ratios` gives them."""
+    figure, ax = new_figure(6.4, 4.0)
+    most = float(np.clip(np.ceil(max(np.quantile(np.abs(each), 0.995) for each in ratios.values())), 1, 30))
+    edges = np.linspace(-most, most, 49)
+    for at, (run, values) in enumerate(ratios.items()):
+        counts, _ = np.histogram(np.clip(values, -most, most), edges)
+        dashes = DASHES[at // len(COLOURS) % len(DASHES)]
+        ax.stairs(100 * counts / len(values), edges, color=COLOURS[at % len(COLOURS)], linestyle=dashes, label=run)
+    ax.axvline(0, color=GREY, linewidth=1.2)
+    ticks = [place for place in range(-int(most), int(most) + 1) if place % max(1, round(most / 4)) == 0]
+    ax.set_xticks(ticks, [f"{2**place:,}" if place >= 0 else f"1/{2**-place:,}" for place in ticks])
+    ax.set_xlabel("rank under the student / rank under the teacher")
+    ax.set_ylabel("held-out interactions, %")
+    figure.legend(loc="outside lower left", fontsize=9, ncols=2)
+    told = ", ".join(f"{run} {np.mean(values < 0):.0%}" for run, values in ratios.items())
+    return to_svg(
+        figure, name, f"Histogram: student's rank over teacher's on {data}. The student ranks higher: {told}."
+    )
+
+
 @styled
 def gains(name: str, data: str, lines: Mapping[str, Sequence[tuple[int, float]]]) -> str:
     """Dots for seeds and a bar for their mean, a row for each run; gains in percent."""
@@ -189,8 +229,8 @@ def lines_of(
         all_places = sorted({each[0] for line in lines.values() for each in line})
         if all_places[0] > 0 and all_places[-1] >= 20 * all_places[0]:
             ax.set_xscale("log")
-            ax.set_xticks(all_places, [f"{place:g}" for place in all_places])
-            ax.minorticks_off()
+        ax.set_xticks(all_places, [f"{place:g}" for place in all_places])
+        ax.minorticks_off()
     else:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     ax.set_xlabel(across)
