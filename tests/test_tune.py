@@ -258,10 +258,10 @@ def test_the_spaces_of_this_package_have_what_can_be_trained(parts):
 
     alone = names(config(), model="teacher", distill=False)
     assert (
-        set(alone) == {"teacher.lr", "teacher.weight_decay", "loss", "train.negatives"} and len(alone["loss"].sets) == 3
+        set(alone) == {"teacher.lr", "teacher.weight_decay", "loss", "train.negatives"} and len(alone["loss"].sets) == 4
     )
     sparse = names(config(student__optimizer="sparse_adam"), model="teacher", distill=False)
-    assert [each["train.loss"] for each in sparse["loss"].sets] == ["bce", "softmax"]
+    assert [each["train.loss"] for each in sparse["loss"].sets] == ["bce", "softmax", "softmax"]
     little = replace(parts, **{name: getattr(parts, name)[:0] for name in ("test_users", "test_items")})
     assert len(search._space(config(), little, "student", True, None, ())) == 6
     kept = search._space(config(), parts, "student", False, None, ("loss", "train.negatives"))
