@@ -17,7 +17,7 @@ from bdkernels.functional import (
     score,
     topk,
 )
-from bdkernels.losses import StepLoss, distill_loss, fused_loss, fused_step, softmax_loss
+from bdkernels.losses import SoftmaxLoss, StepLoss, distill_loss, fused_loss, fused_step, softmax_loss, softmax_losses
 from bdkernels.optim import SGD, Adagrad, RowOptimizer, SparseAdam, sparse_step
 from bdkernels.sampling.keys import occurrence
 from bdkernels.sampling.subset import PopularityStrata, rank_error, rank_errors
@@ -45,6 +45,7 @@ __all__ = [
     "Scorer",
     "Scores",
     "Seen",
+    "SoftmaxLoss",
     "SparseAdam",
     "StepLoss",
     "Tanh",
@@ -64,6 +65,7 @@ __all__ = [
     "sample",
     "score",
     "softmax_loss",
+    "softmax_losses",
     "sparse_step",
     "topk",
 ]

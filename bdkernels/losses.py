@@ -62,21 +62,39 @@ def distill_loss(
     )
 
 
-def softmax_loss(factors: Factors, rows: Tensor, positives: Tensor, *, backend: str | None = None) -> Tensor:
+class SoftmaxLoss(NamedTuple):
+    """What `softmax_losses` gives.
+
+    Attributes:
+        loss: scalar, with the gradient.
+        log_sums: [R], log sum_i exp(s(r, i)) of each row of the user factors, a constant: with them and a few scores, parts of
+            the loss are told apart, or chances of items computed.
+    """
+
+    loss: Tensor
+    log_sums: Tensor
+
+
+def softmax_loss(
+    factors: Factors, rows: Tensor, positives: Tensor, weights: Tensor | None = None, *, backend: str | None = None
+) -> Tensor:
     """Softmax cross entropy over the whole catalog, without a table of the users' scores.
 
-        loss = mean over the B interactions of log sum_i exp(s(rows[b], i)) - s(rows[b], positives[b])
+        loss = sum over the B interactions of weights[b] * (log sum_i exp(s(rows[b], i)) - s(rows[b], positives[b]))
 
-    which is the negative log-likelihood of the interactions where each is a draw from its user's distribution over all items
-    (multinomial likelihood; Liang et al., "Variational autoencoders for collaborative filtering", WWW 2018). Each row of the user
-    factors is scored once, however many interactions it has, so put those of a user into the same call. That is 6 R N d
-    operations with the gradients, and one block of scores in memory: 8 MB on a CPU, 0.5 GB on a GPU, or one user's.
+    which with the weights 1 / B is the negative log-likelihood of the interactions where each is a draw from its user's
+    distribution over all items (multinomial likelihood; Liang et al., "Variational autoencoders for collaborative filtering", WWW
+    2018). With other weights it is the cross entropy against soft targets (Hinton et al. 2015): a guide's chances of some of a
+    user's items are their weights. Each row of the user factors is scored once, however many interactions it has, so put
+    those of a user into the same call. That is 6 R N d operations with the gradients, and one block of scores in memory: 8 MB on
+    a CPU, 0.5 GB on a GPU, or one user's.
 
     Args:
         factors: user_factors [R, d], item_factors [N, d], item_bias [N] or None, float32 or float64; where they require it they
             get dense gradients. On a GPU the products follow torch's settings of TF32.
         rows: [B] int64 in [0, R), the user factors of each interaction.
         positives: [B] int64 item ids.
+        weights: [B] of the dtype of the factors, constants; None: 1 / B each, so that the loss is a mean.
         backend: see `score`; all take the products of torch. float64 is refused by "cpu", "cuda" and "triton".
 
     Returns:
@@ -85,8 +103,21 @@ def softmax_loss(factors: Factors, rows: Tensor, positives: Tensor, *, backend: 
     Raises:
         ValueError: an argument is wrong, or the loss is not finite. On a GPU it is returned as it is.
     """
+    return softmax_losses(factors, rows, positives, weights, backend=backend).loss
+
+
+def softmax_losses(
+    factors: Factors, rows: Tensor, positives: Tensor, weights: Tensor | None = None, *, backend: str | None = None
+) -> SoftmaxLoss:
+    """`softmax_loss`, and the logarithms of the sums that it went through."""
     _tensor("rows", rows), _tensor("positives", positives)
-    return torch.ops.bdkernels.softmax_loss(*_parts(factors), rows, positives, backend=_name(backend))
+    if weights is not None:
+        _tensor("weights", weights)
+        if weights.requires_grad:
+            raise ValueError("weights: expected constants, got a tensor that requires grad: give weights.detach()")
+    return SoftmaxLoss(
+        *torch.ops.bdkernels.softmax_loss(*_parts(factors), rows, positives, weights, backend=_name(backend))
+    )
 
 
 def fused_loss(

@@ -54,7 +54,7 @@ def arguments() -> dict[str, tuple]:
             torch.ones((), dtype=torch.float64),
         ),
         "softmax_loss": (*(x.clone().requires_grad_() for x in f), ids[:, 0] % b, ids[:, 1]),
-        "softmax_loss_forward": (*f, ids[:, 0] % b, ids[:, 1]),
+        "softmax_loss_forward": (*f, ids[:, 0] % b, ids[:, 1], None),
         "softmax_gradient": (*f, ids[:, 0] % b, ids[:, 1]),
         "fused_gradient": (*table, users, positives, negatives, ids, t, None, "softmax", "bce", 0.5, 1.0, 1.0),
         "fused_loss": (

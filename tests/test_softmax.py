@@ -15,25 +15,26 @@ def problem(rng, r=6, n=40, d=5, b=17, bias=True, dtype=torch.float32):
     return bd.Factors(users, items, given), rows, positives
 
 
-def dense(f, rows, positives):
+def dense(f, rows, positives, weights=None):
     """Loss and gradients, one interaction after the other."""
     users, items = (t.double().numpy() for t in f[:2])
     bias = np.zeros(len(items)) if f.item_bias is None else f.item_bias.double().numpy()
     loss, grads = 0.0, [np.zeros_like(users), np.zeros_like(items), np.zeros(len(items))]
-    for row, positive in zip(rows.tolist(), positives.tolist(), strict=True):
+    weights = [1 / len(rows)] * len(rows) if weights is None else weights.tolist()
+    for row, positive, weight in zip(rows.tolist(), positives.tolist(), weights, strict=True):
         scores = items @ users[row] + bias
         chances = np.exp(scores - scores.max()) / np.exp(scores - scores.max()).sum()
-        loss -= np.log(chances[positive])
-        slope = chances - (np.arange(len(items)) == positive)
+        loss -= weight * np.log(chances[positive])
+        slope = weight * (chances - (np.arange(len(items)) == positive))
         grads[0][row] += slope @ items
         grads[1] += slope[:, None] * users[row]
         grads[2] += slope
-    return loss / len(rows), [g / len(rows) for g in grads]
+    return loss, grads
 
 
-def run(f, rows, positives, **options):
+def run(f, rows, positives, weights=None):
     leaves = [t.clone().requires_grad_() for t in f if t is not None]
-    loss = bd.softmax_loss(bd.Factors(*leaves), rows, positives, **options)
+    loss = bd.softmax_loss(bd.Factors(*leaves), rows, positives, weights)
     loss.backward()
     return loss.detach(), [t.grad for t in leaves]
 
@@ -51,6 +52,34 @@ def test_against_numpy(rng, monkeypatch, scores, bias):
         for got, gradient in zip(found, gradients, strict=False):
             np.testing.assert_allclose(got.numpy(), gradient, atol=close)
         assert bd.softmax_loss(*arguments).item() == loss.item()  # the same without a gradient
+
+
+@pytest.mark.parametrize("scores", [1, 81, 10**6])
+def test_weights(rng, monkeypatch, scores):
+    """Any weights, 0 and negative ones too; those of a mean by hand are the mean."""
+    monkeypatch.setitem(softmax.SCORES, "cpu", scores)
+    for dtype, close in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        f, rows, positives = problem(rng, dtype=dtype)
+        weights = torch.from_numpy(rng.standard_normal(17)).to(dtype)
+        weights[3] = 0
+        want, gradients = dense(f, rows, positives, weights)
+        loss, found = run(f, rows, positives, weights)
+        np.testing.assert_allclose(loss.item(), want, rtol=close)
+        for got, gradient in zip(found, gradients, strict=True):
+            np.testing.assert_allclose(got.numpy(), gradient, atol=close)
+        assert bd.softmax_loss(f, rows, positives, weights).item() == loss.item()
+        even = torch.full_like(weights, 1 / 17)
+        torch.testing.assert_close(bd.softmax_loss(f, rows, positives, even), bd.softmax_loss(f, rows, positives))
+
+
+def test_log_sums(rng):
+    f, rows, positives = problem(rng, dtype=torch.float64)
+    users = f.user_factors.clone().requires_grad_()
+    found = bd.softmax_losses(f._replace(user_factors=users), rows, positives)
+    assert not found.log_sums.requires_grad
+    scores = f.user_factors @ f.item_factors.T + f.item_bias
+    torch.testing.assert_close(found.log_sums, scores.logsumexp(1))
+    torch.testing.assert_close(found.loss.detach(), (found.log_sums[rows] - scores[rows, positives]).mean())
 
 
 def test_gradcheck(rng):
@@ -119,6 +148,12 @@ def test_errors(rng):
         bd.softmax_loss(f, rows, positives - 40)
     with pytest.raises(ValueError, match=r"positives: expected shape \[17\]"):
         bd.softmax_loss(f, rows, positives[:3])
+    with pytest.raises(ValueError, match=r"weights: expected shape \[17\]"):
+        bd.softmax_loss(f, rows, positives, torch.ones(3))
+    with pytest.raises(ValueError, match="weights: expected float32"):
+        bd.softmax_loss(f, rows, positives, torch.ones(17, dtype=torch.float64))
+    with pytest.raises(ValueError, match="weights: expected constants"):
+        bd.softmax_loss(f, rows, positives, torch.ones(17, requires_grad=True))
     with pytest.raises(ValueError, match="user_factors: expected float32 or float64"):
         bd.softmax_loss(bd.Factors(*(t.half() for t in f)), rows, positives)
     with pytest.raises(bd.NonFiniteLoss):

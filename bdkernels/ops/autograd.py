@@ -141,18 +141,19 @@ class _SoftmaxLoss(torch.autograd.Function):
     """Loss of `torch.ops.bdkernels.softmax_gradient` with the gradients that the same call made."""
 
     @staticmethod
-    def forward(ctx: Any, backend: str, *arguments: Any) -> Tensor:
-        loss, *gradients = torch.ops.bdkernels.softmax_gradient(*arguments, backend=backend)
+    def forward(ctx: Any, backend: str, *arguments: Any) -> tuple[Tensor, Tensor]:
+        loss, logs, *gradients = torch.ops.bdkernels.softmax_gradient(*arguments, backend=backend)
         ctx.save_for_backward(*gradients)
         ctx.sources = arguments[:3]
-        return loss
+        ctx.mark_non_differentiable(logs)
+        return loss, logs
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         with torch.no_grad():
             wanted = ctx.needs_input_grad[1:4]
             grads = tuple(each * grad if of else None for each, of in zip(ctx.saved_tensors, wanted, strict=True))
-        return None, *_once("softmax_loss", (grad, *ctx.sources), grads), None, None
+        return None, *_once("softmax_loss", (grad, *ctx.sources), grads), *(None,) * (len(SoftmaxInputs._fields) - 1)
 
 
 def _score(*arguments: Any, sparse: bool = False, backend: str = "") -> Tensor:
@@ -174,7 +175,7 @@ def _fused_loss(*arguments: Any, sparse: bool = True, backend: str = "") -> tupl
     return _FusedLoss.apply(sparse, backend, *arguments)
 
 
-def _softmax_loss(*arguments: Any, backend: str = "") -> Tensor:
+def _softmax_loss(*arguments: Any, backend: str = "") -> tuple[Tensor, Tensor]:
     _refuse("softmax_loss", arguments)
     if _wanted(arguments):
         return _SoftmaxLoss.apply(backend, *arguments)
@@ -184,7 +185,7 @@ def _softmax_loss(*arguments: Any, backend: str = "") -> Tensor:
 for name, declared, run in (
     ("score", f"({schema(ScoreInputs)}, *, bool sparse=False, str backend='') -> Tensor", _score),
     ("distill_loss", f"({schema(DistillInputs)}, *, str backend='') -> Tensor", _distill_loss),
-    ("softmax_loss", f"({schema(SoftmaxInputs)}, *, str backend='') -> Tensor", _softmax_loss),
+    ("softmax_loss", f"({schema(SoftmaxInputs)}, *, str backend='') -> (Tensor, Tensor)", _softmax_loss),
     (
         "fused_loss",
         f"({schema(StepInputs)}, *, bool sparse=True, str backend='') -> (Tensor, Tensor, Tensor)",

@@ -28,9 +28,11 @@ class SoftmaxInputs(NamedTuple):
     factors: Factors  # [R, d], [N, d], [N] or None
     rows: Tensor  # [B], of the user factors
     positives: Tensor  # [B], items
+    weights: Tensor | None = None  # [B]; None: 1 / B each
 
 
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
+Losses = tuple[Tensor, Tensor]
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 def _check(s: SoftmaxInputs) -> None:
@@ -38,32 +40,35 @@ def _check(s: SoftmaxInputs) -> None:
     checks.factors(f, dtypes=(torch.float32, torch.float64))
     checks.tensor("rows", s.rows, ("B",), (torch.int64,), device)
     checks.tensor("positives", s.positives, (s.rows.shape[0],), (torch.int64,), device)
+    if s.weights is not None:
+        checks.tensor("weights", s.weights, (s.rows.shape[0],), (f.user_factors.dtype,), device)
 
 
-def _check_loss(s: SoftmaxInputs) -> Tensor:
+def _check_loss(s: SoftmaxInputs) -> Losses:
     _check(s)
-    return s.factors.user_factors.new_empty(())
+    users = s.factors.user_factors
+    return users.new_empty(()), users.new_empty(users.shape[0])
 
 
 def _check_gradient(s: SoftmaxInputs) -> Gradients:
     users, items, _ = s.factors
-    return _check_loss(s), torch.empty_like(users), torch.empty_like(items), items.new_empty(items.shape[0])
+    return *_check_loss(s), torch.empty_like(users), torch.empty_like(items), items.new_empty(items.shape[0])
 
 
-def _softmax_loss(s: SoftmaxInputs, backend: str) -> Tensor:
-    """The loss [] alone."""
+def _softmax_loss(s: SoftmaxInputs, backend: str) -> Losses:
+    """The loss [], and the logarithms of the sums of exponentials [R]."""
     return _run(s, backend, None)
 
 
 def _softmax_gradient(s: SoftmaxInputs, backend: str) -> Gradients:
-    """The loss [], and its gradients for the user factors [R, d], the item factors [N, d] and the biases [N]."""
+    """The same, and the gradients of the loss for the user factors [R, d], the item factors [N, d] and the biases [N]."""
     users, items, _ = s.factors
     gradients = torch.empty_like(users), torch.zeros_like(items), items.new_zeros(items.shape[0])
-    return _run(s, backend, gradients), *gradients
+    return *_run(s, backend, gradients), *gradients
 
 
-def _run(s: SoftmaxInputs, backend: str, gradients: tuple[Tensor, Tensor, Tensor] | None) -> Tensor:
-    """The loss, and the gradients written to what is given: 0 before, but for those of the users."""
+def _run(s: SoftmaxInputs, backend: str, gradients: tuple[Tensor, Tensor, Tensor] | None) -> Losses:
+    """The loss and the logarithms, and the gradients written to what is given: 0 before, but for those of the users."""
     users, items, bias = s.factors
     steps(users.device, backend, users.dtype)  # a backend that cannot be had is an error, as in the other operators
     mapped.trainable(users, items, bias)
@@ -74,9 +79,12 @@ def _run(s: SoftmaxInputs, backend: str, gradients: tuple[Tensor, Tensor, Tensor
     if not len(items):
         if gradients is not None:
             gradients[0].zero_()
-        return users.new_zeros(())
+        return users.new_zeros(()), users.new_full((users.shape[0],), -torch.inf)
     share = 1 / max(1, len(rows))  # of an interaction in the mean
-    weights = torch.bincount(rows, minlength=users.shape[0]).to(users.dtype).mul_(share)[:, None]  # [R, 1]
+    if s.weights is None:
+        weights = torch.bincount(rows, minlength=users.shape[0]).to(users.dtype).mul_(share)[:, None]  # [R, 1]
+    else:
+        weights = users.new_zeros(users.shape[0]).index_add_(0, rows, s.weights)[:, None]
     logs = torch.empty_like(weights)  # of the sums of exponentials
     step = max(1, SCORES.get(users.device.type, LEAST) // max(1, items.shape[0]))
     for u, weight, log, grad in zip(
@@ -100,15 +108,22 @@ def _run(s: SoftmaxInputs, backend: str, gradients: tuple[Tensor, Tensor, Tensor
     if bias is not None:
         scores += bias[positives]
     if gradients is not None:
-        gradients[0].index_add_(0, rows, other, alpha=-share)
-        gradients[1].index_add_(0, positives, own, alpha=-share)
-        gradients[2].index_add_(0, positives, torch.ones_like(scores), alpha=-share)
+        ones, alpha = torch.ones_like(scores), -share
+        if s.weights is not None:
+            own, other, ones, alpha = own * s.weights[:, None], other * s.weights[:, None], s.weights, -1.0
+        gradients[0].index_add_(0, rows, other, alpha=alpha)
+        gradients[1].index_add_(0, positives, own, alpha=alpha)
+        gradients[2].index_add_(0, positives, ones, alpha=alpha)
     ends = [end for t in s.factors if t is not None and t.numel() for end in torch.aminmax(t)]
     none_or_nan = sum(end - end for end in ends)  # a loss may be finite where a gradient is not
-    loss = (logs[rows, 0] - scores).sum(dtype=torch.float64).mul_(share).to(users.dtype) + none_or_nan
+    terms = logs[rows, 0] - scores
+    total = terms.sum(dtype=torch.float64).mul_(share) if s.weights is None else (terms.double() * s.weights).sum()
+    loss = total.to(users.dtype) + none_or_nan
     checks.finite_losses(loss, torch.zeros_like(loss))
-    return loss
+    return loss, logs[:, 0]
 
 
-define("softmax_loss_forward", SoftmaxInputs, "Tensor", _check_loss, _softmax_loss)
-define("softmax_gradient", SoftmaxInputs, "(Tensor, Tensor, Tensor, Tensor)", _check_gradient, _softmax_gradient)
+define("softmax_loss_forward", SoftmaxInputs, "(Tensor, Tensor)", _check_loss, _softmax_loss)
+define(
+    "softmax_gradient", SoftmaxInputs, "(Tensor, Tensor, Tensor, Tensor, Tensor)", _check_gradient, _softmax_gradient
+)

@@ -21,7 +21,8 @@ from bidistill.data_options import DataConfig
 from bidistill.errors import UserError
 from bidistill.eval_options import EvalConfig
 from bidistill.files.access import replacing
-from bidistill.losses import over_catalog
+from bidistill.losses import FULL_SOFTMAX
+from bidistill.losses.rules import check_losses
 from bidistill.metrics import names_of
 from bidistill.optimizers import check_optimizer, check_scheduler, wants_sparse
 from bidistill.options import Option, option, options_of
@@ -133,8 +134,13 @@ class DistillConfig:
     loss: str = option(
         "bce",
         "distillation loss: bce: binary cross-entropy of each drawn item; listwise: KL divergence of the shares that the scores"
-        " of a row's drawn items have, so it needs samples of 2 and more",
-        choices=ranges.DISTILL_LOSSES,
+        " of a row's drawn items have, so it needs samples of 2 and more; full_softmax: cross entropy over all items",
+        choices=(*ranges.DISTILL_LOSSES, FULL_SOFTMAX),
+    )
+    guide_scores: str = option(
+        "logits",
+        "what the guide's scores are: logits; shares: in proportion to chances, as of item_knn, so their logarithms are taken",
+        choices=("logits", "shares"),
     )
     tau_learner: float = option(1.0, "temperature of the model that learns", **TAU)
     tau_guide: float = option(1.0, "temperature of the model that is followed", **TAU)
@@ -275,18 +281,7 @@ class Config:
             raise UserError(
                 f"distill.negatives_from_samples is set, but train.negative_source is {self.train.negative_source}: unset one"
             )
-        if over_catalog(self.train.loss):
-            if self.distill.negatives_from_samples:
-                raise UserError(
-                    f"distill.negatives_from_samples is set, but train.loss {self.train.loss} takes no negatives: unset it"
-                )
-            for name in ("teacher", "student"):
-                if wants_sparse(self.model(name).optimizer):
-                    raise UserError(
-                        f"{name}.optimizer is {self.model(name).optimizer}, which changes the rows of a batch alone, but"
-                        f" train.loss {self.train.loss} touches every item in each step: set {name}.optimizer to adam, or"
-                        " train.loss to softmax"
-                    )
+        check_losses(self)
         if self.distill.method != "none":
             METHODS.settings(self.distill.method, self.distill.args, "distill.args")
         for name in ("teacher", "student"):

@@ -12,10 +12,12 @@ from torch import Tensor
 from bdkernels import Draws, Seen, distill_loss, occurrence
 from bdkernels.ranges import DISTILL_LOSSES
 from bidistill.config import DistillConfig
+from bidistill.distill.lists import of_shares
 from bidistill.distill.method import GUIDES, LEARNERS, Method, Request, make_method
 from bidistill.distributed.partition import Partition, Share
 from bidistill.errors import UserError
 from bidistill.files.tensors import below
+from bidistill.losses import FULL_SOFTMAX
 from bidistill.models import Recommender
 from bidistill.models.scoring import guide_scores, listed_scores
 from bidistill.runs.growth import Growth
@@ -50,6 +52,7 @@ class Distiller:
             at each step.
         ema: how much of that average each step keeps.
         kind, tau_learner, tau_guide: of `bdkernels.distill_loss`, unless the method has a loss of its own.
+        scores: what the guides' scores are: "logits", or "shares", in proportion to chances: see `lists.of_shares`.
         seed: of all draws.
         popularity: [n_items] int64, training interactions of each item; by default those of `seen`.
         partition: what of the users and items is here; everything by default.
@@ -75,6 +78,7 @@ class Distiller:
         kind: str = "bce",
         tau_learner: float = 1.0,
         tau_guide: float = 1.0,
+        scores: str = "logits",
         seed: int = 0,
         popularity: Tensor | None = None,
         partition: Partition | None = None,
@@ -98,8 +102,10 @@ class Distiller:
                 raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}")
         if samples == 0 and not method.list_size and not resample_every:
             raise ValueError("samples: expected at least 1 with resample_every 0, where there is no pool, got 0")
-        if kind not in DISTILL_LOSSES:
-            raise ValueError(f"kind: expected one of {list(DISTILL_LOSSES)}, got {kind!r}")
+        if kind not in (*DISTILL_LOSSES, FULL_SOFTMAX):
+            raise ValueError(f"kind: expected one of {[*DISTILL_LOSSES, FULL_SOFTMAX]}, got {kind!r}")
+        if scores not in ("logits", "shares"):
+            raise ValueError(f"scores: expected 'logits' or 'shares', got {scores!r}")
         self.method, self.seen, self.seed = method, seen, seed
         self.partition = partition or Partition.whole(len(seen.indptr) - 1, n_items)
         self.learners = tuple(name for name in LEARNERS if name in learners)
@@ -108,7 +114,7 @@ class Distiller:
             self.samples, self.most = 0, method.list_size
         self.gradual = resample == "gradual"
         self.guide, self.ema = guide, ema
-        self.kind, self.tau_learner, self.tau_guide = kind, tau_learner, tau_guide
+        self.kind, self.tau_learner, self.tau_guide, self.scores = kind, tau_learner, tau_guide, scores
         self.pool: Tensor | None = None
         self.step = 0
         self._copies: dict[str, Recommender] = {}  # of the guides
@@ -152,6 +158,7 @@ class Distiller:
             kind=config.loss,
             tau_learner=config.tau_learner,
             tau_guide=config.tau_guide,
+            scores=config.guide_scores,
             seed=seed,
             popularity=popularity,
             partition=partition,
@@ -178,13 +185,24 @@ class Distiller:
         losses = {}
         for name, draws in drawn.items():
             ids = draws.ids.clamp(min=0)
-            scores = listed_scores(models[name], queries, ids)
-            losses[name] = self.loss(name, scores, guide_scores(guides[name], queries, ids), draws)
+            scores, guide = listed_scores(models[name], queries, ids), guide_scores(guides[name], queries, ids)
+            if self.scores == "shares":
+                draws, guide = of_shares(draws, guide)
+            losses[name] = self.loss(name, scores, guide, draws)
         self.step += 1
         return losses
 
     def loss(self, learner: str, scores: Tensor, guide_scores: Tensor, draws: Draws) -> Tensor:
-        """The method's loss, or `bdkernels.distill_loss`: see `Method.loss`."""
+        """The method's loss, or `bdkernels.distill_loss`: see `Method.loss`.
+
+        Raises:
+            ValueError: the kind is full_softmax, which takes the scores of all items and is of the `Trainer` alone.
+        """
+        if self.kind == FULL_SOFTMAX:
+            raise ValueError(
+                "kind: 'full_softmax' needs more than the scores of a list: train by the Trainer, or give softmax_loss the drawn"
+                " items as positives with weights"
+            )
         if self.method.own_loss:
             return self.method.loss(learner, scores, guide_scores, draws)
         return distill_loss(scores, guide_scores, self.tau_learner, self.tau_guide, draws.mask, kind=self.kind)

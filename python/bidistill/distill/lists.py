@@ -96,3 +96,13 @@ def cross_entropy(scores: Tensor, guide_scores: Tensor, mask: Tensor) -> Tensor:
     row; 0 where there are none."""
     chances = guide_scores.masked_fill(~mask, NOTHING).softmax(1).where(mask, 0.0)
     return -(chances * scores.masked_fill(~mask, NOTHING).log_softmax(1).where(mask, 0.0)).sum(1)
+
+
+def of_shares(draws: Draws, scores: Tensor) -> tuple[Draws, Tensor]:
+    """Draws and logits [B, k] of a guide whose scores [B, k] are in proportion to chances: their logarithms.
+
+    A softmax at the temperature tau then gives chances in proportion to scores ** (1 / tau), whatever the scale of a user's
+    scores is. An item of a score that is not above 0 has no chance: it is masked.
+    """
+    live = draws.mask & (scores > 0)
+    return Draws(draws.ids, live), scores.where(live, 1.0).log()

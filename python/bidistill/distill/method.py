@@ -40,6 +40,7 @@ COMMON = (  # the options of [distill] that go for every method
     "lambda_teacher",
     "lambda_student",
     "guide",
+    "guide_scores",
     "ema",
     "samples",
     "resample_every",

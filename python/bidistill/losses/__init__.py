@@ -23,6 +23,7 @@ from bidistill.errors import UserError
 from bidistill.registry import LOSSES
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+FULL_SOFTMAX = "full_softmax"  # the loss over the catalog that may have soft targets too, as distill.loss
 
 
 @dataclass(frozen=True)

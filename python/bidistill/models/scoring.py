@@ -69,7 +69,19 @@ def guide_scores(model: Any, queries: Any, ids: Tensor) -> Tensor:
         user_table, item_table, item_bias = tables
         return score(Factors(mapped.take(user_table, queries), item_table, item_bias), ids)
     with evaluating(model):
+        if isinstance(queries, Tensor) and queries.dim() == 1:
+            distinct, rows, first = distinct_users(queries)
+            if len(distinct) < len(queries) and torch.equal(ids[first][rows], ids):  # a user's rows have the same list
+                return listed_scores(model, distinct, ids[first]).float()[rows]
         return listed_scores(model, queries, ids).float()
+
+
+def distinct_users(users: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The R different users [R] of users [B] int64, which of them each row has [B], and the first row of each [R]."""
+    distinct, rows = users.unique(return_inverse=True)
+    at = torch.arange(len(users), device=users.device)
+    first = torch.full_like(distinct, len(users)).scatter_reduce_(0, rows, at, "amin")
+    return distinct, rows, first
 
 
 class ModelScorer:

@@ -13,6 +13,7 @@ from torch import Tensor
 from bdkernels import Draws, Seen
 from bidistill.config import Config
 from bidistill.distill import Distiller
+from bidistill.distill.lists import of_shares
 from bidistill.distill.method import GUIDES
 from bidistill.distributed.partition import Partition
 from bidistill.models import Recommender
@@ -131,4 +132,11 @@ class Objective:
             distill = drawn.get(name, nothing)
             unscored = torch.empty(distill.ids.shape, device=users.device)
             batches[name] = Batch(users, positives, distill if own else negatives, distill, unscored)
-        return self.strategy.guided(self.models, guides, batches, share.everyone.shape[0], fuse=not self.unfused)
+        guided = dict(
+            self.strategy.guided(self.models, guides, batches, share.everyone.shape[0], fuse=not self.unfused)
+        )
+        if self.config.distill.guide_scores == "shares":
+            for name, batch in guided.items():
+                draws, logits = of_shares(batch.distill, batch.guide_scores)
+                guided[name] = batch._replace(distill=draws, guide_scores=logits)
+        return guided

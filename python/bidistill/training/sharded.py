@@ -65,6 +65,10 @@ class Sharded:
                 f"train.negative_source {config.train.negative_source} works on one process only, whose rows share items: set it"
                 " to row, or train without torchrun"
             )
+        if method is not None and config.distill.guide_scores != "logits":
+            raise UserError(
+                "distill.guide_scores shares works on one process only: set it to logits, or train without torchrun"
+            )
         if over_catalog(config.train.loss):
             raise UserError(
                 f"train.loss {config.train.loss} works on one process only: set it to softmax, or train without torchrun"

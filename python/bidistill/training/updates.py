@@ -17,6 +17,7 @@ from bidistill.models import Recommender
 from bidistill.models.base import FactorLearner, Tables
 from bidistill.optimizers import clip, load_state, make_fused, make_optimizer, state_of, wants_sparse
 from bidistill.registry import LOSSES
+from bidistill.training.soft_targets import learns_from_targets, soft_target_loss
 from bidistill.training.types import Batch, SharedNegatives, Terms
 
 
@@ -63,17 +64,25 @@ class EagerUpdate:
         self.optimizer = make_optimizer(config.optimizer, model.parameters(), *settings)
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        loss, scores = self._cf(batch)
-        losses = {"cf": loss.detach()}
-        if scores.shape[1]:
-            distill = self.terms.distill_loss(scores, batch.guide_scores, batch.distill)
-            loss, losses["distill"] = loss + self.terms.distill_weight * distill, distill.detach()
+        if learns_from_targets(batch, self.terms):
+            loss, losses = soft_target_loss(cast(FactorLearner, self.model), batch, self.terms)
+        else:
+            loss, losses = self._losses(batch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if self.clip_norm:
             clip(self.model.parameters(), self.clip_norm)
         self.optimizer.step()
         return losses
+
+    def _losses(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the step minimises, and its parts."""
+        loss, scores = self._cf(batch)
+        losses = {"cf": loss.detach()}
+        if scores.shape[1]:
+            distill = self.terms.distill_loss(scores, batch.guide_scores, batch.distill)
+            loss, losses["distill"] = loss + self.terms.distill_weight * distill, distill.detach()
+        return loss, losses
 
     def _cf(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The collaborative-filtering loss, and the scores [B, k] of the distilled items."""
