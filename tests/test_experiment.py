@@ -427,3 +427,44 @@ train = {pretrain_epochs = 9, batch_size = 128}
     ):
         assert main(["experiment", "tiny.toml", *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_source_of_data_is_checked_and_made(tmp_path):
+    made = {"users": 40, "items": 60, "interactions": 900}
+    for data, message in (
+        ({"generate": made | {"tastes": "strong"}}, r"\[data.x\]: generate.tastes must be a number, found 'strong'"),
+        ({"generate": made | {"users": 4.5}}, "generate.users must be a whole number, found 4.5"),
+        ({"generate": made | {"user": 4}}, "generate has no 'user': it takes users, items"),
+        ({"generate": {"users": 4, "items": 9}}, "generate needs interactions"),
+        ({"generate": made, "header": True}, "header does not apply to data that generate makes up"),
+        ({"fetch": "netflix"}, "fetch must be one of movielens-100k, found 'netflix'"),
+        ({"path": str(tmp_path / "absent.npz")}, "there is no such file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            runner.load_data(grid(tmp_path, data={"x": data}).data["x"], tmp_path)
+    data = {"generate": made | {"tastes": 1, "zipf": 0.5}, "split": "leave_one"}
+    found = runner.load_data(grid(tmp_path, data={"x": data}).data["x"], tmp_path)
+    wanted = split(generate(40, 60, 900, tastes=1, zipf=0.5)[0], "leave_one")
+    assert found.fingerprint() == wanted.fingerprint()
+
+
+def test_the_model_that_made_the_data_up_is_the_ceiling(tmp_path, monkeypatch, capsys):
+    """It is evaluated with the control, shown beside the baselines, and nobody is below it for that reason."""
+    monkeypatch.chdir(tmp_path)
+    sizes = ["--users", "50", "--items", "70", "--interactions", "1200"]
+    assert main(["data", "generate", *sizes, "--out", "made.csv"]) == 0
+    text = """control = "alone"
+[common]
+student.dim = 2
+train = {pretrain_epochs = 1, epochs = 1, patience = 0}
+[data.made]
+path = "made.csv"
+settings.eval.generator = "made.generator.safetensors"
+[runs.alone]
+distill.method = "none"
+[runs.both]
+"""
+    (tmp_path / "ceiling.toml").write_text(text)
+    assert main(["experiment", "ceiling.toml"]) == 0
+    out = capsys.readouterr().out
+    assert "(generator)" in out and "below generator" not in out

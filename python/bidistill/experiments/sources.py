@@ -12,6 +12,7 @@ from bidistill.errors import UserError
 from bidistill.experiments.grid import DataSet
 
 FETCHED: dict[str, Callable[[str | Path], Path]] = {"movielens-100k": movielens_100k}
+NUMBERS = ("zipf", "tastes")
 MADE = {
     "users": "n_users",
     "items": "n_items",
@@ -19,6 +20,7 @@ MADE = {
     "dim": "dim",
     "seed": "seed",
     "zipf": "zipf",
+    "tastes": "tastes",
 }
 
 
@@ -59,9 +61,9 @@ def _made(data: DataSet) -> Split:
     if missing := [name for name in ("users", "items", "interactions") if name not in data.generate]:
         raise UserError(f"generate needs {missing[0]}, a whole number")
     for name, value in data.generate.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float) if name == "zipf" else int):
+        if isinstance(value, bool) or not isinstance(value, (int, float) if name in NUMBERS else int):
             raise UserError(
-                f"generate.{name} must be a {'number' if name == 'zipf' else 'whole number'}, found {value!r}"
+                f"generate.{name} must be a {'number' if name in NUMBERS else 'whole number'}, found {value!r}"
             )
     config = Config().with_overrides({f"data.{name}": value for name, value in data.options.items()}).data
     made = generate(**{MADE[name]: value for name, value in data.generate.items()})[0]
