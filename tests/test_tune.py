@@ -63,6 +63,7 @@ def test_finds_better_settings_than_a_bad_start_and_says_what_each_is_worth(part
     assert found.trials[0].settings == {} and found.trials[0].value == found.untuned
     assert found.value == max(values(found)) > 1.2 * found.untuned
     assert found.config == bad.with_overrides(found.settings) and list(found.settings) == ["student.lr"]
+    assert found.at_edge == (() if 0.000126 < found.config.student.lr < 0.159 else ("student.lr",))
     # The values are those that the whole runs give, in which the teacher is a model of its own size.
     for settings, value in ((bad, found.untuned), (found.config, found.value)):
         rows = rows_of(Trainer(settings, parts).fit().history, "pretrain_student")
@@ -298,6 +299,13 @@ def test_the_first_draws_lie_evenly(seed):
     assert all(10 <= each["b"] <= 29 and isinstance(each["b"], int) for each in drawn)
     assert 3 <= sum(each["b"] < 20 for each in drawn) <= 5
     assert {each["c"] for each in drawn} == set(space[2].labels)
+
+
+def test_edges_of_a_range():
+    assert [Range("a", 1.0, 100.0, True, False).at_edge(value) for value in (1, 1.1, 2, 10, 80, 95)] == [
+        True, True, False, False, False, True,
+    ]  # fmt: skip
+    assert [Range("b", 1, 9, False, True).at_edge(value) for value in (1, 2, 8, 9)] == [True, False, False, True]
 
 
 def test_a_space_is_read_by_the_names_of_options(tmp_path):

@@ -50,7 +50,9 @@ def add(subparsers: Any) -> None:
         default="median",
         help="median: give up a trial that is below the median of the earlier ones at its epoch (default: median)",
     )
-    parser.add_argument("--out", metavar="FOLDER", help="folder of the search (default: runs/DATA-MODEL or -distill)")
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="folder of the search (default: runs/DATA-student, -teacher or -distill)"
+    )
     add_options(parser, {each.name for each in options()} - set(LEFT_OUT))
 
 
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Search as the arguments say."""
     optuna()  # before data are read
     if arguments.distill and arguments.model is not None:
-        raise UserError("--distill tunes both directions of what is distilled: leave out --model")
+        raise UserError("--distill goes by the metric of the student: leave out --model")
     config = Config.preset(arguments.preset or "default")
     if arguments.config is not None:
         config = Config.from_toml(arguments.config, arguments.preset or "default")
@@ -98,6 +100,8 @@ def print_result(found: Tuned, config: Config, model: str, out: Path) -> None:
         print(f"  {name:<24} {show(value)}{share}")
     if not found.settings:
         print("  the settings as they stood are the best")
+    for name in found.at_edge:
+        print(f"{name} is at the edge of its range: search a wider one, in another folder")
     counts = ", ".join(f"{found.count(state)} {state}" for state in (DONE, PRUNED, FAILED))
     print(f"{len(found.trials)} trials: {counts}; all are in {out / TABLE}")
     if found.stopped:

@@ -51,6 +51,7 @@ class Tuned:
         trials: all that came to an end.
         importance: how much each entry of the space mattered, in shares of 1; empty where too few trials tell.
         stopped: why the search ended before its last trial, or "".
+        at_edge: options whose best value lies at an end of its range, so that a wider one may have a better value.
     """
 
     config: Config
@@ -61,6 +62,7 @@ class Tuned:
     trials: list[Trial] = field(repr=False)
     importance: dict[str, float] = field(default_factory=dict)
     stopped: str = ""
+    at_edge: tuple[str, ...] = ()
 
     def count(self, state: str) -> int:
         """How many trials were "done", "pruned" or "failed"."""
@@ -294,7 +296,9 @@ class _Search:
         by_kind = {trial.kind: trial.value for trial in trials if trial.kind != "drawn"}
         config = self._with(best)
         untuned, control = by_kind.get("as_is"), by_kind.get("control")
-        return Tuned(config, best.value, untuned, control, best.settings, trials, importance, stopped)
+        ranges = [each for each in self.space if isinstance(each, Range) and each.name in best.settings]
+        at_edge = tuple(each.name for each in ranges if each.at_edge(best.settings[each.name]))
+        return Tuned(config, best.value, untuned, control, best.settings, trials, importance, stopped, at_edge)
 
 
 def best_of(trials: Iterable[Trial]) -> Trial | None:

@@ -21,6 +21,7 @@ from bidistill.seeds import seed_of
 
 MODEL = "model."  # stands for the model that is tuned, in the names of a space
 OWN = Path(__file__).parent  # where the spaces of this package are
+EDGE = 0.03  # of a range
 SpaceLike = str | os.PathLike[str] | Mapping[str, Any]
 
 
@@ -48,6 +49,11 @@ class Range:
         """The value at a share, from 0 to below 1, of the range."""
         value = self.lo * (self.hi / self.lo) ** share if self.log else self.lo + (self.hi - self.lo) * share
         return min(max(round(value) if self.whole else value, self.lo), self.hi)
+
+    def at_edge(self, value: float) -> bool:
+        """Whether a value lies in the first or the last EDGE of the range."""
+        ends = self.at(EDGE), self.at(1 - EDGE)
+        return not ends[0] < value < ends[1]
 
     def standing(self, config: Config) -> Any:
         """The value that the settings have, if it is in the range; else None."""
