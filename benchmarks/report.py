@@ -29,7 +29,8 @@ TABLES = {  # result file: heading, and what the reader must know
     "loss": ("Training step", "one model, 4 negatives and 8 distilled items a row; loss, gradients, SparseAdam."),
     "softmax": (
         "Softmax of many negatives",
-        "one model, batch 4,096, fused_step with SparseAdam, nothing distilled: softmax of 64 negatives, and BCE of 4 and 64.",
+        "one model, batch 4,096, fused_step with SparseAdam, nothing distilled: softmax of 64 negatives, and BCE of 4 and 64."
+        " shared, batch: softmax of 64 negatives of that train.negative_source; these and drawn bce draw in that time.",
     ),
     "epoch": (
         "Epoch",

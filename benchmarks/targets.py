@@ -83,6 +83,13 @@ TARGETS = [
                lambda rows, case=f"softmax/{n}-{d}": rows[case, "bdkernels"]["median_s"] / rows[case, "bce_4"]["median_s"])
         for n in ("25k", "1m") for d in (50, 5)
     ),
+    *(
+        Target(f"the same, train.negative_source {source}, draws included, the most of these", 2.5, True, "x its time",
+               lambda rows, who=f"{source}_64": max(
+                   rows[f"softmax/{size}", who]["median_s"] / rows[f"softmax/{size}", "drawn_bce_4"]["median_s"]
+                   for size in ("25k-50", "25k-5", "1m-50", "1m-5")))
+        for source in ("shared", "batch")
+    ),
     Target("epoch (f) with fresh draws, against published, ranks of every tenth epoch", 10, False, "x faster",
            faster("epoch/f", "published_every_tenth_epoch")),
     Target("epoch (f) with fresh draws, against published, ranks of every epoch", 40, False, "x faster",

@@ -101,7 +101,7 @@ class Seen(NamedTuple):
         torch.cumsum(counts, 0, out=indptr[1:])
         shift = torch.repeat_interleave(self.indptr[user_ids] - indptr[:-1], counts, output_size=nnz)
         positions = torch.arange(shift.shape[0], device=self.indptr.device) + shift
-        return Seen(indptr, self.indices[positions])
+        return Seen(indptr, self.indices.index_select(0, positions))
 
     def between(self, first: int, stop: int) -> "Seen":
         """What of the items first .. stop - 1 has been seen, numbered from 0."""

@@ -12,7 +12,7 @@ def softmax(positive: Tensor, negatives: Tensor, mask: Tensor) -> Tensor:
     There is no correction for the probabilities by which negatives are drawn: of uniform ones it is one constant. Arguments and
     result as in `bce`.
     """
-    margins = (negatives - positive[:, None]).masked_fill(~mask, -torch.inf)
+    margins = torch.where(mask, negatives - positive[:, None], -torch.inf)
     return torch.cat([torch.zeros_like(positive[:, None]), margins], 1).logsumexp(1).mean()
 
 

@@ -12,6 +12,8 @@ from bdkernels.types.seen import Unseen
 from bidistill.distributed.partition import Share
 from bidistill.training.types import SharedNegatives
 
+MARKS = 1 << 18  # a power of two, far more than items that a batch lists, and less than a cache
+
 
 class NegativeSampler:
     """Draws unseen items, all equally likely: a random number r below the count of unseen items, then the r-th of them.
@@ -89,18 +91,25 @@ class SharedSampler:
 
     def drawn_and_seen(self, users: Tensor, ids: Tensor, size: int) -> Tensor:
         """[B, M] bool: which items of its group ids [G, M] each row's user has seen; groups have `size` rows."""
-        groups, width = ids.shape
+        (groups, width), device = ids.shape, users.device
+        keys, places = (torch.arange(groups, device=device)[:, None] * self.n_items + ids).flatten().sort()
+        listed = torch.zeros(MARKS, dtype=torch.bool, device=device)
+        listed[_mark(keys)] = True
         seen = self.seen.rows(users)
-        listed = torch.zeros(self.n_items, dtype=torch.bool, device=users.device)
-        listed[ids] = True
-        some = listed[seen.indices].nonzero().flatten()
-        row, item = seen.row_of_each()[some], seen.indices[some]
-        keys, places = (torch.arange(groups, device=users.device)[:, None] * self.n_items + ids).flatten().sort()
-        wanted = row.div(size, rounding_mode="floor") * self.n_items + item
-        first, stop = (torch.searchsorted(keys, wanted, right=right) for right in (False, True))
+        rows = torch.arange(len(users), device=device)
+        starts = rows.div(size, rounding_mode="floor") * self.n_items
+        had = starts.repeat_interleave(seen.counts(), output_size=len(seen.indices)) + seen.indices
+        some = listed.index_select(0, _mark(had)).nonzero().flatten()  # which may be listed: nearly all of these are
+        row, had = torch.searchsorted(seen.indptr, some, right=True) - 1, had.index_select(0, some)
+        first, stop = (torch.searchsorted(keys, had, right=right) for right in (False, True))
         times = stop - first  # an item may be listed several times
         before = times.cumsum(0) - times
-        at = torch.arange(int(times.sum()), device=users.device) + (first - before).repeat_interleave(times)
-        found = torch.zeros(len(users), width, dtype=torch.bool, device=users.device)
+        at = torch.arange(int(times.sum()), device=device) + (first - before).repeat_interleave(times)
+        found = torch.zeros(len(users), width, dtype=torch.bool, device=device)
         found[row.repeat_interleave(times), places[at] % width] = True
         return found
+
+
+def _mark(keys: Tensor) -> Tensor:
+    """[n] numbers below MARKS of int64 keys: the middle bits of a product (Knuth's multiplicative hashing)."""
+    return (keys * 0x9E3779B1 >> 20) & (MARKS - 1)
