@@ -327,6 +327,21 @@ def test_who_is_below_a_baseline_is_said_to_be_so(folder):
         assert bool(told) == there
 
 
+def test_other_numbers_of_epochs_than_the_control_are_told(folder):
+    assert not any(
+        "in the joint phase, that of its control" in note for note in experiment_results(ExperimentFolder(folder)).notes
+    )
+    for seed in (0, 1):
+        path = folder / f"cells/first/both/{seed}.json"
+        record = read_record(path, CellRecord)
+        record.epochs["student"]["joint"][0] = 2 + seed
+        write_record(path, record)
+    told = (
+        "first: the student of both had 2.5 epochs in the joint phase, that of its control 3: set train.patience to 0"
+    )
+    assert any(note.startswith(told) for note in experiment_results(ExperimentFolder(folder)).notes)
+
+
 def test_the_report_shows_all_of_it(folder, capsys):
     assert main(["report", str(folder)]) == 0
     shown = capsys.readouterr().out

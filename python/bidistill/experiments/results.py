@@ -326,8 +326,8 @@ def _notes(found: Found, rows: Mapping[str, list[Row]], versions: Sequence[str])
                 own, base = (each.models["student"].epochs.get("joint") for each in (row, control))
                 if own != base:
                     notes.append(
-                        f"{data}: the joint phase of {row.variant} had {_count(own)} epochs, that of its control {_count(base)}:"
-                        " set train.patience to 0 for the same number"
+                        f"{data}: the student of {row.variant} had {_count(own)} epochs in the joint phase, that of its control"
+                        f" {_count(base)}{': set train.patience to 0 for the same number' if own and base else ''}"
                     )
             for seed, error in row.failed.items():
                 notes.append(f"{data}/{row.variant}/{seed} failed: {error}")
