@@ -103,6 +103,7 @@ def outside(monkeypatch):
         registries.METHODS,
         registries.LOSSES,
         registries.METRICS,
+        registries.CATALOG_METRICS,
         registries.OPTIMIZERS,
         registries.SCHEDULERS,
     ):

@@ -283,6 +283,8 @@ def what_differs_is_named(c: Check) -> None:
     register_model("whole", lambda n_users, n_items, seed: MF(n_users, n_items, 4, sparse=True))
     with raises(UserError, "eval.baselines has ease, which works on one process only", "leave it out"):
         Trainer(settings("usual", run__out=out, eval__baselines=("popularity", "ease")), data())
+    with raises(UserError, "eval.metrics has coverage, which is counted over all users on one process only", "ask"):
+        Trainer(settings("usual", run__out=out, eval__metrics=("coverage",)), data())
     with raises(UserError, "the teacher Popularity is fitted on one process only"):
         Trainer(settings("usual", run__out=out, teacher__kind="popularity", distill__lambda_teacher=0.0), data())
     with raises(UserError, "the student has the kind 'whole'", "cannot be divided among several processes"):

@@ -238,6 +238,16 @@ def test_split_once_train_on_it(run, work):
     assert json.loads(run("data", "describe", "made.csv"))["interactions"] == 1500
 
 
+def test_times_are_advised_to_be_used(work, capsys, monkeypatch):
+    monkeypatch.chdir(work)
+    assert main(["data", "describe", "made.csv"]) == 0
+    assert "the rows have times: split them by time, as --data-split leave_last does" in capsys.readouterr().err
+    assert main(["data", "split", "made.csv", "--data-split", "ratio", "--out", "advised.npz"]) == 0
+    assert "the rows have times, but --data-split ratio holds out at random" in capsys.readouterr().err
+    assert main(["data", "split", "made.csv", "--out", "by_time.npz", "--data-test", "2"]) == 0
+    assert "at random" not in capsys.readouterr().err
+
+
 def test_split_into_a_folder(run, work):
     run("data", "split", "made.csv", "--data-split", "ratio", "--data-test", "0.2", "--out", "parts")
     assert sorted(p.name for p in (work / "parts").iterdir()) == ["test.csv", "train.csv", "val.csv"]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from bidistill.data import Interactions, Split, given_split, read, split
+from bidistill.data import Interactions, Split, generate, given_split, read, split
 from bidistill.errors import UserError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -316,3 +316,17 @@ def test_a_million_rows_split_quickly() -> None:
     start = time.process_time()
     split(data, "leave_last")
     assert time.process_time() - start < 10  # a Python loop over users or rows takes longer by far
+
+
+@pytest.mark.parametrize("method", ["leave_last", "leave_one", "ratio"])
+def test_a_random_split_of_rows_with_times_is_advised_against(method: str) -> None:
+    made = generate(30, 40, 300, dim=2)[0]
+    without = Interactions(made.users, made.items, None, made.user_ids, made.item_ids)
+    for data, times in ((made, True), (without, False)):
+        if method == "leave_last" and not times:
+            continue
+        origin = split(data, method).origin
+        assert origin is not None
+        advice = [each for each in origin.sentences() if "leave_last, which splits by time" in each]
+        assert len(advice) == (times and method != "leave_last")
+        assert all(f"the rows have times, but `method` {method} holds out at random" in each for each in advice)

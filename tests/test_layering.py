@@ -49,6 +49,7 @@ ORDER = {  # rooms and files from the ground up: each imports from its own line 
             "models",
             "losses",
             "metrics",
+            "catalog_metrics",
             "optimizers",
             "data_options",
             "train_options",

@@ -6,13 +6,19 @@ from dataclasses import dataclass
 
 from bidistill.metrics import cut_off, heading
 from bidistill.options import option
-from bidistill.registry import MODELS
+from bidistill.registry import CATALOG_METRICS, MODELS
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     ks: tuple[int, ...] = option((10, 50), lambda: f"list lengths of {', '.join(map(heading, cut_off()))}", least=1)
     batch_size: int = option(256, "users ranked at a time", least=1)
+    metrics: tuple[str, ...] | None = option(
+        None,
+        "metrics of the catalog, besides those of ranks, which are always there; they take the K best items of every evaluated"
+        " user",
+        choices=CATALOG_METRICS,
+    )
     baselines: tuple[str, ...] = option(
         ("popularity",),
         "kinds of models that are fitted when the run ends, for the tables of results: popularity, which is always there, als,"

@@ -178,7 +178,8 @@ def options_of(config: type) -> tuple[Option, ...]:
                 continue
             kind, optional = _kind(hints[f.name])
             limits = {name: f.metadata[name] for name in LIMITS}
-            part = get_args(hints[f.name])[0] if kind is tuple else kind
+            hint = get_args(hints[f.name])[0] if optional else hints[f.name]
+            part = get_args(hint)[0] if kind is tuple else kind
             if part is int and limits["most"] is None:
                 limits["most"] = INT64
             value = getattr(default(), f.name)

@@ -182,6 +182,7 @@ MODELS: Registry[Any] = Registry("model", "models", "bidistill.models")
 METHODS: Registry[Any] = Registry("distillation method", "methods", "bidistill.distill")
 LOSSES: Registry[Any] = Registry("loss", "losses", "bidistill.losses")
 METRICS: Registry[Any] = Registry("metric", "metrics", "bidistill.metrics")
+CATALOG_METRICS: Registry[Any] = Registry("metric of the catalog", "catalog_metrics", "bidistill.catalog_metrics")
 OPTIMIZERS = ClassRegistry("optimizer", "optimizers", "bidistill.optimizers", "torch.optim", "Optimizer", "AdamW")
 SCHEDULERS = ClassRegistry(
     "schedule of the learning rate",

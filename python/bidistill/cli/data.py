@@ -106,7 +106,10 @@ def describe(arguments: argparse.Namespace) -> None:
         tell(parts, sys.stderr)
         return
     columns: dict[str, Any] = {name.removeprefix("data."): config[name] for name in READING}
-    print(json.dumps(read(arguments.file, **columns).describe(), indent=2))
+    found = read(arguments.file, **columns)
+    print(json.dumps(found.describe(), indent=2))
+    if found.times is not None:
+        print("  the rows have times: split them by time, as --data-split leave_last does", file=sys.stderr)
 
 
 def split(arguments: argparse.Namespace) -> None:

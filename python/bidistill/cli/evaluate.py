@@ -8,11 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from bidistill.cli.parser import add_command, add_mapped
+from bidistill.config import Config
 from bidistill.errors import UserError
 from bidistill.evaluation.evaluate import compare
 from bidistill.evaluation.intervals import LEVEL
 from bidistill.evaluation.ranks import MAPPED_USERS
 from bidistill.metrics import listed, means, metrics_of, names_of
+from bidistill.registry import CATALOG_METRICS
 from bidistill.report import open_run, table
 from bidistill.report.comparison import MODELS, shared_ceiling, shares, tabulated
 
@@ -21,6 +23,7 @@ print {metrics}, each with a 95 % interval over users, and how often the
 student ranks better."""
 EXAMPLES = """  bidistill evaluate runs/ml
   bidistill evaluate runs/ml --part val --ks 5 20 100
+  bidistill evaluate runs/ml --metrics coverage popularity     what everybody together gets, beside accuracy
   bidistill evaluate runs/ml --json | jq .student"""
 
 
@@ -35,6 +38,13 @@ def add(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--ks", nargs="+", action="extend", metavar="K", help="list lengths (default: those of the run)"
+    )
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help=f"metrics of the catalog too: {', '.join(CATALOG_METRICS)}; none: without (default: those of the run)",
     )
     parser.add_argument("--users", type=int, metavar="N", help="rank for N users only; 0: all (default: as in the run)")
     add_mapped(parser)
@@ -51,19 +61,27 @@ def run(arguments: argparse.Namespace) -> None:
     teacher, student = (finished.model(name, mapped=arguments.mapped) for name in MODELS)
     batch = max(finished.config.eval.batch_size, MAPPED_USERS if arguments.mapped else 0)
     most = finished.config.eval.users if arguments.users is None else arguments.users
-    pair = compare(teacher, student, finished.split, part, batch_size=batch, max_users=most)
+    metrics = (
+        finished.config.eval.metrics if arguments.metrics is None else _metrics(finished.config, arguments.metrics)
+    )
+    pair = compare(teacher, student, finished.split, part, batch_size=batch, max_users=most, ks=ks, metrics=metrics)
     found = tabulated({"best epoch": pair}, part, n_items, ks)
-    if most == finished.config.eval.users and {*ks} <= {*finished.config.eval.ks}:
+    known = {*ks} <= {*finished.config.eval.ks} and {*(metrics or ())} <= {*(finished.config.eval.metrics or ())}
+    if most == finished.config.eval.users and known:
         kept = {name: parts[part] for name, parts in finished.baselines.items()}
-        asked = [*names_of(ks), "users"]
+        asked = [*names_of(ks), *pair.teacher_catalog, "users"]
         found = replace(found, baselines={name: {key: each[key] for key in asked} for name, each in kept.items()})
         monitor = finished.config.train.monitor
         found = replace(found, notes=shared_ceiling(found, monitor if monitor in asked else asked[0]))
     better = {"student_better": pair.student_better, "teacher_better": pair.teacher_better}
     if arguments.json:
         of_users = [metrics_of(pair.users, ranks, ks) for ranks in (pair.teacher_ranks, pair.student_ranks)]
-        plain = {model: means(each) for model, each in zip(MODELS, of_users, strict=True)}
-        ends = {model: {line.metric: line.ends[0] for line in found.models[model]} for model in MODELS}
+        catalogs = pair.teacher_catalog, pair.student_catalog
+        plain = {model: means(each) | catalog for model, each, catalog in zip(MODELS, of_users, catalogs, strict=True)}
+        ends = {
+            model: {line.metric: line.ends[0] for line in found.models[model] if line.metric not in catalogs[0]}
+            for model in MODELS
+        }
         about = {"part": part, "users": found.users, "items": n_items}
         compared = {"baselines": found.baselines} if found.baselines else {}
         compared |= {"share_of_generator": of_ceiling} if (of_ceiling := shares(found)) else {}
@@ -75,6 +93,13 @@ def run(arguments: argparse.Namespace) -> None:
         f"\nThe student ranks {pair.student_better:.1%} of the {len(pair.users):,} held-out interactions better than the"
         f" teacher, the teacher {pair.teacher_better:.1%} better than the student."
     )
+
+
+def _metrics(config: Config, texts: list[str]) -> tuple[str, ...] | None:
+    """--metrics coverage popularity or --metrics coverage,popularity; none."""
+    names = tuple(dict.fromkeys(part for text in texts for part in text.split(",")))
+    checked: tuple[str, ...] | None = config.checked("eval.metrics", None if names == ("none",) else names)
+    return checked
 
 
 def _numbers(texts: list[str]) -> tuple[int, ...]:

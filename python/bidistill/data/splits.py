@@ -196,7 +196,13 @@ def split(
         at_cut = [evaluated & (size > 0) & tied[np.maximum(ends - size - 1, 0)] for size in (n_test, n_held)]
         ties = Ties(int((at_cut[0] | at_cut[1]).sum()), int(evaluated.sum()), seed)
     dropped = dropped_rows(interactions)
-    origin = Origin(len(rows) + sum(dropped.values()), dropped, ties, reading_notes(interactions))
+    notes = reading_notes(interactions)
+    if method != "leave_last" and interactions.times is not None:
+        notes += (
+            f"the rows have times, but `method` {method} holds out at random, so that models learn from what users took later:"
+            " leave_last, which splits by time, tells better what to expect of them",
+        )
+    origin = Origin(len(rows) + sum(dropped.values()), dropped, ties, notes)
     return Split.of(parts, interactions.user_ids, interactions.item_ids, origin)
 
 

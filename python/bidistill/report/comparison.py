@@ -14,6 +14,7 @@ from bidistill.evaluation.evaluate import Comparison, compare
 from bidistill.evaluation.intervals import Interval, decimals, intervals
 from bidistill.metrics import heading, means, metrics_of, names_of
 from bidistill.models.kinds import takes
+from bidistill.registry import METRICS
 from bidistill.training.baselines import CEILING, baselines
 from bidistill.training.finished import FinishedRun
 from bidistill.training.phases import PHASES, Epochs, epochs_of, problems
@@ -22,6 +23,7 @@ MODELS = ("teacher", "student")
 SEPARATE, CONTROL, DISTILLED = "trained separately", "more epochs, no distillation", "bidirectional distillation"
 SHORT = {SEPARATE: "separate", CONTROL: "control", DISTILLED: "distilled"}  # headings of the columns
 WIDTH = 80
+UNKNOWN = Interval(np.nan, np.nan)  # of a number that is not a mean over users
 PARTS = {"val": "validation", "test": "test"}
 
 
@@ -31,7 +33,7 @@ class Line:
 
     Attributes:
         metric: "ndcg@10".
-        values, ends: of each training: the mean over users, and its interval.
+        values, ends: of each training: the mean over users, and its interval; of a metric of the catalog its number, and NaN.
         change, change_ends: what distillation changed, user by user, against the control or what there is; None: unknown.
     """
 
@@ -113,8 +115,16 @@ def comparisons(run: FinishedRun) -> dict[str, Comparison]:
 def compare_models(run: FinishedRun, *, pretrained: bool = False) -> Comparison:
     """Ranks under the run's models, of the users that its settings evaluate on."""
     teacher, student = (run.model(name, pretrained=pretrained) for name in MODELS)
+    asked = run.config.eval
     return compare(
-        teacher, student, run.split, run.part, batch_size=run.config.eval.batch_size, max_users=run.config.eval.users
+        teacher,
+        student,
+        run.split,
+        run.part,
+        batch_size=asked.batch_size,
+        max_users=asked.users,
+        ks=asked.ks,
+        metrics=asked.metrics,
     )
 
 
@@ -162,19 +172,15 @@ def beaten(config: Config, found: Results) -> list[str]:
 
 
 def shares(found: Results) -> dict[str, dict[str, float]]:
-    """{"teacher": {"ndcg@50": 0.6, ...}, "student": ..., "popularity": ...}: each mean as a share of that of the model which
-    made the data up; empty where that is not known."""
+    """{"teacher": {"ndcg@50": 0.6, ...}, "student": ..., "popularity": ...}: each mean over users as a share of that of the model
+    which made the data up; empty where that is not known."""
     ceiling = found.baselines.get(CEILING)
     if ceiling is None:
         return {}
     values = {model: {line.metric: line.values[-1] for line in found.models[model]} for model in MODELS}
     values |= {name: each for name, each in found.baselines.items() if name != CEILING}
-    return {
-        name: {
-            metric: value / ceiling[metric] for metric, value in each.items() if metric != "users" and ceiling[metric]
-        }
-        for name, each in values.items()
-    }
+    ranked = [metric for metric in ceiling if metric.partition("@")[0] in METRICS and ceiling[metric]]
+    return {name: {metric: each[metric] / ceiling[metric] for metric in ranked} for name, each in values.items()}
 
 
 def shared_ceiling(found: Results, metric: str) -> list[str]:
@@ -211,11 +217,13 @@ def tabulated(
             tables.append(tables[-1] - tables[-2])
         ends = intervals(np.concatenate(tables, axis=1))
         rows = [[means(each)[name] for each in of_users] for name in names]
+        catalogs = [getattr(each, f"{model}_catalog") for each in compared.values()]
+        rows += [[each[name] for each in catalogs] for name in catalogs[0]]
+        ends_of = [ends[at :: len(names)] for at in range(len(names))]
+        ends_of += [[UNKNOWN] * (len(labels) + changed)] * len(catalogs[0])
         models[model] = [
-            Line(name, row, ends[at :: len(names)][: len(labels)])
-            if not changed
-            else Line(name, row, ends[at :: len(names)][:-1], row[-1] - row[-2], ends[at :: len(names)][-1])
-            for at, (name, row) in enumerate(zip(names, rows, strict=True))
+            Line(name, row, own[: len(labels)], *((row[-1] - row[-2], own[-1]) if changed else ()))
+            for name, row, own in zip([*names, *catalogs[0]], rows, ends_of, strict=True)
         ]
     unknown: dict[str, list[Epochs | None]] = {model: [None] * len(labels) for model in MODELS}
     known = {**(epochs or unknown)}

@@ -16,6 +16,7 @@ from bidistill.data.generator import check_generator
 from bidistill.data.sizes import Sizes
 from bidistill.distributed.partition import Partition
 from bidistill.errors import UserError
+from bidistill.evaluation.catalog import check_catalog_metrics
 from bidistill.logs import log
 from bidistill.losses import check_loss, over_catalog
 from bidistill.models.checks import check_model, require_trained_factors
@@ -49,6 +50,9 @@ def resolve_config(
     config.check_catalog(split.n_items)
     for name, model in models.items():
         check_model(name, model, split.n_users, split.n_items)
+    if config.eval.metrics:
+        parts = ["val", "test"] if len(split.test_users) else ["val"]
+        check_catalog_metrics(config.eval.metrics, split, parts, config.eval.ks, config.eval.users)
     if config.eval.generator is not None:
         check_generator(config.eval.generator, split)
     config = settled(config, model_sizes(config, Sizes.of_split(split, config), models))

@@ -87,6 +87,11 @@ class Sharded:
                     f"{name}.{setting} works on one process only ({reason}): {REMEDIES[setting]}, or train without torchrun"
                 )
 
+        if config.eval.metrics:
+            raise UserError(
+                f"eval.metrics has {config.eval.metrics[0]}, which is counted over all users on one process only: unset it, and"
+                " ask `bidistill evaluate RUN --metrics` when the run is done, or train without torchrun"
+            )
         for kind in config.eval.baselines:
             if not may_lie_in_parts(kind):
                 raise UserError(

@@ -422,6 +422,7 @@ class Trainer(Resumed):
             seen=seen,
             max_users=config.users,
             partition=self.partition,
+            metrics=config.metrics,
         )
         model.train(True)
         return found
