@@ -301,6 +301,19 @@ def test_the_first_draws_lie_evenly(seed):
     assert {each["c"] for each in drawn} == set(space[2].labels)
 
 
+def test_what_a_loss_over_the_catalog_has_no_use_for_is_not_drawn(parts):
+    whole = config(train__loss="full_softmax", train__order="users", train__pretrain_epochs=1, train__epochs=1)
+    found = tune(whole, parts, distill=True, trials=10, prune="none")
+    assert found.count("done") == 10
+    by_loss = {each.settings["distill.loss"]: each.settings for each in found.trials[2:]}
+    assert "distill.tau_learner" not in by_loss["full_softmax"] and "distill.tau_learner" in by_loss["listwise"]
+    found = tune(whole, parts, trials=9, prune="none", keep=["student.lr"])
+    assert found.count("done") == 9
+    drawn = [each.settings for each in found.trials[1:]]
+    assert all(("train.negatives" in each) == (each["train.loss"] != "full_softmax") for each in drawn)
+    assert {each["train.loss"] for each in drawn} == {"bce", "softmax", "full_softmax"}
+
+
 def test_edges_of_a_range():
     assert [Range("a", 1.0, 100.0, True, False).at_edge(value) for value in (1, 1.1, 2, 10, 80, 95)] == [
         True, True, False, False, False, True,

@@ -22,7 +22,7 @@ from bidistill.eval_options import COMPARED
 from bidistill.files.access import present, replacing
 from bidistill.files.records import read_record, write_record
 from bidistill.logs import log
-from bidistill.losses import over_catalog
+from bidistill.losses import FULL_SOFTMAX, over_catalog
 from bidistill.models.checks import require_trained_factors
 from bidistill.registry import MODELS
 from bidistill.runs.folder import RunFolder, recorded_settings, versions
@@ -200,14 +200,19 @@ class _Search:
         return self.config.values() | trial.settings
 
     def _draw(self, asked: Any, kind: str, standing: Mapping[str, Any]) -> dict[str, Any]:
-        """The values of a trial, choices first, since a loss without negatives makes their number idle."""
+        """The values of a trial, choices first, since they make some ranges idle."""
         settings: dict[str, Any] = {}
         for each in sorted(self.space, key=lambda each: isinstance(each, Range)):
-            loss = settings.get("train.loss", self.config.train.loss)
-            idle = each.name == "train.negatives" and over_catalog(loss)
+            idle = isinstance(each, Range) and self._idle(each.name, settings)
             if not idle and (kind == "drawn" or each.name in standing):
                 settings |= each.draw(asked)
         return settings if kind == "drawn" else {}
+
+    def _idle(self, name: str, settings: Mapping[str, Any]) -> bool:
+        """Whether a loss over the whole catalog has no use for an option."""
+        if name == "train.negatives":
+            return over_catalog(settings.get("train.loss", self.config.train.loss))
+        return name == "distill.tau_learner" and settings.get("distill.loss", self.config.distill.loss) == FULL_SOFTMAX
 
     def _check_same(self) -> None:
         """Raise UserError where the folder holds another search than this one."""
