@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bdkernels import checks
-from bdkernels.backends import native
+from bdkernels.backends import native, reference
 from bdkernels.backends.backend import Backend, Steps
 from bdkernels.backends.reference import distill_loss, distill_loss_backward
 from bdkernels.types.factors import Factors
@@ -147,7 +147,11 @@ def fused_step(s: StepInputs, state: list[Tensor], rule: Rule) -> tuple[Tensor, 
 
 
 def update_rows(table: Tensor, state: list[Tensor], ids: Tensor, grads: Tensor, rule: Rule) -> None:
-    torch.ops.bdkernels_cpu.update_rows(table, state, ids.contiguous(), grads.contiguous(), *native.rule(rule))
+    if any(t.is_neg() for t in (table, *state)):  # in memory stand other numbers than it has
+        reference.update_rows(table, state, ids, grads, rule)
+    else:
+        rows = ids.contiguous().resolve_neg(), grads.contiguous().resolve_neg()
+        torch.ops.bdkernels_cpu.update_rows(table, state, *rows, *native.rule(rule))
 
 
 STEPS = Steps(
