@@ -100,6 +100,25 @@ def test_shares():
     assert chances[0].tolist() == pytest.approx([0.9, 0.1, 0, 0])  # 6 ** 2 : 2 ** 2
 
 
+def test_the_preset_is_what_is_tested_here(parts):
+    """And it trains as it stands, on few epochs."""
+    preset, own = Config.preset("neighbours"), config()
+    others = {
+        "student.dim",
+        "student.lr",
+        "train.batch_size",
+        "distill.lambda_student",
+        "distill.tau_guide",
+        "distill.pool_top",
+    }
+    for name in own.differences(Config()):
+        if name.startswith(("distill.", "teacher.", "train.joint", "train.loss", "train.order")) and name not in others:
+            assert preset[name] == own[name], name
+    few = {"train.pretrain_epochs": 1, "train.epochs": 1, "distill.pool_top": 20, "run.progress": False}
+    history = Trainer(preset.with_overrides(few), parts).fit().history
+    assert any("student/loss_distill" in row for row in history)
+
+
 def test_a_users_list_is_scored_once(parts, monkeypatch):
     """The same scores as of each row by itself, for as many rows as there are users."""
     model = ItemKNN(parts.n_users, parts.n_items)

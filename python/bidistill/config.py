@@ -324,7 +324,8 @@ class Config:
 
     @classmethod
     def preset(cls, name: str = "default") -> Config:
-        """One of PRESETS: "default", "paper" (the published settings) or "large" (many users and items)."""
+        """One of PRESETS: "default", "paper" (the published settings), "neighbours" (a student that follows `item_knn`, for
+        catalogs of up to some 100,000 items) or "large" (many users and items)."""
         if name not in PRESETS:
             raise UserError(f"there is no preset {name!r}: choose one of {', '.join(PRESETS)}")
         return cls().with_overrides(PRESETS[name])
