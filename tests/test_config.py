@@ -16,7 +16,7 @@ BESIDE = {
 def other_value(option):
     """An allowed value that is not the default."""
     if option.part is str and option.type is tuple:
-        return ("ease", "popularity")
+        return tuple(option.choices)[-2:]
     if option.choices:
         return next((c for c in option.choices if c != option.default), option.default)
     if option.type is dict:

@@ -86,6 +86,8 @@ GROUPS = {
     },
     "whole catalog": {
         **COLUMNS, "data.split": "leave_one", "train.loss": "full_softmax", "train.order": "users",
+        "distill.loss": "full_softmax", "distill.guide_scores": "shares", "distill.samples": 0, "distill.pool": 3,
+        "distill.pool_top": 6,
     },
     "none, and auto": {
         **COLUMNS, "data.split": "leave_one", "distill.method": "none", "distill.subset": "auto",
