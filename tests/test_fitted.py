@@ -1,6 +1,7 @@
 """Models that are fitted in one call: their numbers against dense formulas, and the door of the Trainer that they come in by."""
 
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -112,9 +113,10 @@ def test_ease_says_what_to_do_where_it_has_no_inverse():
         model.fit(both, 0)
 
 
+@pytest.mark.parametrize("of", ["scored", "taken"])
 @pytest.mark.parametrize(("k", "shrink"), [(1, 0.0), (4, 2.5), (N_ITEMS, 0.0)])
-def test_item_knn_is_the_cosine_of_the_nearest(taken, k, shrink):
-    model = ItemKNN(N_USERS, N_ITEMS, k=k, shrink=shrink)
+def test_item_knn_is_the_cosine_of_the_nearest(taken, k, shrink, of):
+    model = ItemKNN(N_USERS, N_ITEMS, k=k, shrink=shrink, of=of)
     assert not scored(model).any()
     model.fit(rows(taken), 0)
     norms = np.sqrt(taken.sum(0))
@@ -123,7 +125,10 @@ def test_item_knn_is_the_cosine_of_the_nearest(taken, k, shrink):
     weights = np.zeros_like(alike)
     for item in range(N_ITEMS):
         near = np.lexsort((np.arange(N_ITEMS), -alike[:, item].astype(np.float32)))[:k]
-        weights[near, item] = alike[near, item]
+        if of == "scored":
+            weights[near, item] = alike[near, item]
+        else:
+            weights[item, near] = alike[item, near]
     assert np.abs(scored(model).numpy() - taken @ weights).max() < 1e-6
 
 
@@ -137,7 +142,7 @@ def test_items_taken_together_are_counted_in_any_blocks(taken, monkeypatch, cell
 
 
 @pytest.mark.parametrize("cells", [1, 100, 1 << 22])
-@pytest.mark.parametrize("kind", [EASE, ItemKNN])
+@pytest.mark.parametrize("kind", [EASE, ItemKNN, partial(ItemKNN, k=4), partial(ItemKNN, k=4, of="taken")])
 def test_a_score_has_the_same_bits_in_any_block(taken, monkeypatch, kind, cells):
     model = kind(N_USERS, N_ITEMS)
     model.fit(rows(taken), 0)
@@ -182,6 +187,7 @@ def test_a_saved_model_scores_by_itself(taken, tmp_path, kind):
         ("ease", {"precision": "half"}, "precision must be float32 or float64, found 'half'"),
         ("item_knn", {"k": 0}, "k must be a whole number above 0, found 0"),
         ("item_knn", {"shrink": -1.0}, "shrink must be at least 0, found -1.0"),
+        ("item_knn", {"of": "users"}, "of must be scored or taken, found 'users'"),
         ("als", {"alpha": float("nan")}, "alpha must be above 0, found nan"),
         ("als", {"iterations": 1.5}, "iterations must be a whole number above 0, found 1.5"),
         ("als", {"continued": 1}, "continued must be true or false, found 1"),

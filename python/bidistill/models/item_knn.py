@@ -20,34 +20,44 @@ NONE = torch.iinfo(torch.int64).max  # the place of a neighbour that is not ther
 
 @dataclass(frozen=True)
 class ItemKNNSettings:
-    """k: neighbours of each item. shrink: makes items that few users have less similar; 0: the plain cosine."""
+    """k: neighbours of each item. shrink: makes items that few users have less similar; 0: the plain cosine. of: whose neighbours
+    count: "scored": those of the item that is scored (Sarwar et al.); "taken": those of the user's items (Deshpande, Karypis).
+    """
 
     k: int = 100
     shrink: float = 50.0
+    of: str = "scored"
 
     def __post_init__(self) -> None:
         if isinstance(self.k, bool) or not isinstance(self.k, int) or self.k < 1:
             raise UserError(f"k must be a whole number above 0, found {self.k!r}")
         if not 0 <= self.shrink < float("inf"):
             raise UserError(f"shrink must be at least 0, found {self.shrink!r}")
+        if self.of not in ("scored", "taken"):
+            raise UserError(f"of must be scored or taken, found {self.of!r}")
 
 
 class ItemKNN(HistoryModel):
-    """W[h, i] = both(h, i) / (sqrt(users(h) users(i)) + shrink) if h is one of the k items for which that is largest, else 0.
+    """W[h, i] = both(h, i) / (sqrt(users(h) users(i)) + shrink) if h is one of the k items for which that is largest, else 0;
+    with of "taken", if i is one of the k for which it is largest.
 
-    Here users(i) is the number of users who have item i, and both(h, i) of those who have both. Ties go to the smaller id.
+    Here users(i) is the number of users who have item i, and both(h, i) of those who have both. Ties go to the smaller id. With
+    "scored" each item can be reached from k others; with "taken" each of a user's items names k, so that items that are like
+    many others are reached from more of them.
 
     Args:
         n_users, n_items: sizes of the data. The weights take 12 k n_items bytes.
-        k, shrink: see `ItemKNNSettings`.
+        k, shrink, of: see `ItemKNNSettings`.
     """
 
     places: Tensor
     values: Tensor
 
-    def __init__(self, n_users: int, n_items: int, *, k: int = 100, shrink: float = 50.0, seed: int = 0) -> None:
+    def __init__(
+        self, n_users: int, n_items: int, *, k: int = 100, shrink: float = 50.0, of: str = "scored", seed: int = 0
+    ) -> None:
         super().__init__(n_users, n_items)
-        self.k, self.shrink = min(k, n_items), shrink
+        self.k, self.shrink, self.of = min(k, n_items), shrink, of
         n = n_items * self.k
         # Entry (h, i) has the place h * n_items + i. Places rise; those that are left over are NONE.
         self.register_buffer("places", torch.full((n,), NONE))
@@ -71,7 +81,9 @@ class ItemKNN(HistoryModel):
             counts = torch.bincount(rows, minlength=len(both))
             nth = torch.arange(len(rows), device=rows.device) - (torch.cumsum(counts, 0) - counts)[rows[order]]
             near = order[nth < self.k]
-            places.append(others[near] * self.n_items + rows[near] + first)
+            item, neighbour = rows[near] + first, others[near]
+            taken, scored = (neighbour, item) if self.of == "scored" else (item, neighbour)
+            places.append(taken * self.n_items + scored)
             values.append(alike[near])
         every = torch.cat(places)
         order = every.argsort()
