@@ -156,6 +156,21 @@ def test_a_score_has_the_same_bits_in_any_block(taken, monkeypatch, kind, cells)
     assert model.score_block(users[:0], 2, 9).shape == (0, 7) and model.score(users[:0], items[:0]).shape == (0, 12)
 
 
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize("kind", [EASE, ItemKNN])
+def test_nothing_is_listed(taken, kind, threads):
+    """As in the steps of a student's pretraining, whose teacher is not asked for a score."""
+    model, users = kind(N_USERS, N_ITEMS), torch.arange(N_USERS).repeat(20)
+    model.fit(rows(taken), 0)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert model.score(users, users[:, None][:, :0]).shape == (20 * N_USERS, 0)
+        assert torch.equal(model.score(users, torch.ones(20 * N_USERS, 1).long())[:, 0], scored(model)[users, 1])
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("kind", [EASE, ItemKNN])
 def test_operators_take_its_blocks(taken, kind):
     """Ranks, lists and draws are those of the table of its scores."""

@@ -134,6 +134,8 @@ def test_a_users_list_is_scored_once(parts, monkeypatch):
     other[2] = other[2].flip(0)  # not the list of the user's first row
     assert torch.equal(guide_scores(model, users, other), listed_scores(model, users, other))
     assert asked[1:] == [5, 5]
+    assert guide_scores(model, users, other[:, :0]).shape == (5, 0)
+    assert len(asked) == 3  # nobody is asked for nothing
 
 
 def test_students_learn_from_neighbours(parts):

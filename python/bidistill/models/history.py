@@ -64,7 +64,7 @@ class HistoryModel(nn.Module):
 
 def sums(values: Tensor, indptr: Tensor) -> Tensor:
     """[B, C]: the sums of rows indptr[b] to indptr[b + 1] - 1 of values [n, C], added one after the other."""
-    if not len(values):  # which embedding_bag refuses
+    if not values.numel():  # embedding_bag refuses no rows, and on several threads no columns
         return values.new_zeros(len(indptr) - 1, values.shape[1])
     order = torch.arange(len(values), device=values.device)
     return embedding_bag(order, values, indptr, mode="sum", include_last_offset=True)

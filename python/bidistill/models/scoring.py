@@ -65,6 +65,8 @@ def listed_scores(model: Any, queries: Any, ids: Tensor) -> Tensor:
 
 def guide_scores(model: Any, queries: Any, ids: Tensor) -> Tensor:
     """[B, C] float32: the same without gradient, in evaluation mode; of a model with tables the bits that `rank` counts."""
+    if not ids.shape[1]:  # nothing is distilled: the model is not asked
+        return torch.empty(ids.shape, device=ids.device)
     if (tables := tables_of(model)) is not None:
         user_table, item_table, item_bias = tables
         return score(Factors(mapped.take(user_table, queries), item_table, item_bias), ids)
