@@ -166,6 +166,7 @@ def test_nothing_is_listed(taken, kind, threads):
     try:
         torch.set_num_threads(threads)
         assert model.score(users, users[:, None][:, :0]).shape == (20 * N_USERS, 0)
+        assert model.score_block(users, 3, 3).shape == (20 * N_USERS, 0)
         assert torch.equal(model.score(users, torch.ones(20 * N_USERS, 1).long())[:, 0], scored(model)[users, 1])
     finally:
         torch.set_num_threads(before)

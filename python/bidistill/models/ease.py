@@ -85,7 +85,7 @@ class EASE(HistoryModel):
     def score_block(self, users: Tensor, first: int, stop: int) -> Tensor:
         """Scores [B, stop - first] float32 of a range of items for users [B] int64, with the bits of `score`."""
         has = Seen(self.indptr, self.items).rows(users)
-        if not len(has.indices):
+        if not len(has.indices) or first == stop:  # embedding_bag refuses no rows, and on several threads no columns
             return self.weights.new_zeros(len(users), stop - first)
         table = self.weights[:, first:stop]
         return embedding_bag(has.indices, table, has.indptr, mode="sum", include_last_offset=True)
